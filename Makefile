@@ -1,0 +1,101 @@
+# make            build build/factorllm
+# make demo       install what is missing, build, run the main job on the model that ships with the repository
+# make test       the same set-up and all tests; ends in one line "N passed, M failed"
+# make check      layers, headers, formatting, warnings under gcc and clang
+# make sanitize   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make fuzz       every parser for SECONDS (default 60) each, with clang's libFuzzer
+# make install    PREFIX=/usr/local
+
+PREFIX  ?= /usr/local
+SECONDS ?= 60
+BUILD   ?= build$(if $(SAN),/sanitize)
+CC      := $(if $(filter default,$(origin CC)),gcc,$(CC))
+CXX     := $(if $(filter default,$(origin CXX)),g++,$(CXX))
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+
+LAYERS ?= $(shell sed -n 's/^\([a-z]*\):.*/\1/p' src/LAYERS)
+PKGS   := jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c openblas ompi-c sentencepiece libcrypto
+
+OPT      ?= -O3 -g
+WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
+CWARN    := $(WARN) -Wmissing-prototypes -Wstrict-prototypes -Wvla
+SANFLAGS := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+comma    := ,
+INCLUDE  := -Isrc -I$(BUILD)/proto $(patsubst -I%,-isystem %,$(shell pkg-config --cflags-only-I $(PKGS)))
+CPPFLAGS += -D_GNU_SOURCE -MMD -MP $(INCLUDE)
+CFLAGS   += -std=gnu11 $(OPT) -fno-math-errno $(CWARN) $(SANFLAGS)
+CXXFLAGS += -std=c++17 $(OPT) $(WARN) $(SANFLAGS)
+LDLIBS   := $(shell pkg-config --libs $(PKGS)) -lpthread -lm
+
+PROTO   := $(BUILD)/proto/job.pb-c
+SOURCES := $(filter-out src/cli/main.c,$(foreach d,$(LAYERS),$(wildcard src/$d/*.c)))
+SHIMS   := $(foreach d,$(LAYERS),$(wildcard src/$d/*.cc))
+OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o) $(SHIMS:%.cc=$(BUILD)/%.o) $(if $(filter data,$(LAYERS)),$(PROTO).o)
+LIBRARY := $(BUILD)/libfactorllm.a
+UNIT    := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/*.c))
+MPI     := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/mpi/*.c))
+FUZZERS := $(patsubst %.c,%,$(notdir $(wildcard tests/fuzz/*.c)))
+
+.PHONY: all demo test check sanitize fuzz install clean bootstrap format
+all: $(BUILD)/factorllm
+
+$(BUILD)/factorllm: $(BUILD)/src/cli/main.o $(LIBRARY)
+	$(CXX) $(CXXFLAGS) $^ -o $@ $(LDLIBS)
+
+$(LIBRARY): $(OBJECTS)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/%.o: %.c | $(PROTO).h
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
+$(BUILD)/%.o: %.cc
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c $< -o $@
+$(BUILD)/src/cli/main.o: CPPFLAGS += -DVERSION='"$(VERSION)"'
+
+# protoc-c's output is not ours to warn about
+$(PROTO).c $(PROTO).h &: proto/job.proto
+	@mkdir -p $(@D)
+	protoc-c --c_out=$(@D) --proto_path=proto $<
+$(PROTO).o: $(PROTO).c
+	$(CC) $(CPPFLAGS) -std=gnu11 $(OPT) $(SANFLAGS) -c $< -o $@
+
+$(UNIT) $(MPI): $(BUILD)/%: $(BUILD)/%.o $(LIBRARY)
+	$(CXX) $(CXXFLAGS) $^ -o $@ $(LDLIBS) -lcmocka
+
+bootstrap:
+	@scripts/bootstrap.sh
+
+demo: bootstrap
+	@$(MAKE) --no-print-directory all
+	@scripts/demo.sh
+
+test: bootstrap
+	@$(MAKE) --no-print-directory -k all $(UNIT) $(MPI)
+	@$(MAKE) --no-print-directory -k SAN=1 all $(subst $(BUILD)/,$(BUILD)/sanitize/,$(UNIT) $(MPI))
+	@scripts/run_tests.sh $(BUILD) $(BUILD)/sanitize
+
+sanitize:
+	@$(MAKE) --no-print-directory SAN=1 all unit-and-mpi
+	@scripts/run_tests.sh build/sanitize
+
+.PHONY: unit-and-mpi
+unit-and-mpi: $(UNIT) $(MPI)
+
+check:
+	@scripts/check.sh
+
+format:
+	clang-format-14 -i $(wildcard src/*/*.[ch] src/*/*.cc tests/*/*.[ch])
+
+fuzz:
+	@scripts/fuzz.sh $(SECONDS) $(FUZZERS)
+
+install: all
+	install -D -m 755 $(BUILD)/factorllm $(DESTDIR)$(PREFIX)/bin/factorllm
+
+clean:
+	rm -rf build
+
+-include $(OBJECTS:.o=.d) $(UNIT:=.d) $(MPI:=.d) $(BUILD)/src/cli/main.d

@@ -1,0 +1,36 @@
+/* Memory with a planned size: one reservation, handed out front to back, given back as a whole.
+ *
+ * Lifetimes are arenas: what lives as long as the model, as long as a job, as long as a step.  A step arena is rewound with
+ * arena_mark()/arena_rewind(); nothing is freed alone.  After arena_freeze() an allocation is a bug.
+ * Memory  the limit is reserved as address space at once; pages cost nothing until they are touched, and come zeroed.
+ * Threads one thread per arena.
+ */
+#ifndef BASE_ARENA_H
+#define BASE_ARENA_H
+
+#include <stddef.h>
+
+#include "base/err.h"
+
+struct arena;
+
+/* Reserves `limit` bytes (rounded up to pages).  ERR_LIMIT with the numbers if the system refuses. */
+status arena_open(struct arena **out, const char *name, size_t limit, struct err *e);
+void arena_close(struct arena *a); /* NULL is fine */
+
+/* n * size zeroed bytes, aligned to 64; n * size may be 0 (the pointer is then valid but not to be followed).
+ * NULL with ERR_LIMIT in `e`, naming the arena, its limit and what was asked for, if they do not fit. */
+void *arena_alloc(struct arena *a, size_t n, size_t size, struct err *e);
+
+/* What arena_alloc(n, size) takes, for the functions that plan memory before it is taken. */
+size_t arena_cost(size_t n, size_t size);
+
+size_t arena_mark(const struct arena *a);
+void arena_rewind(struct arena *a, size_t mark); /* memory handed out after the mark is reused, and then not zeroed again */
+
+void arena_freeze(struct arena *a);
+size_t arena_used(const struct arena *a);
+size_t arena_peak(const struct arena *a);
+size_t arena_limit(const struct arena *a);
+
+#endif

@@ -1,0 +1,32 @@
+/* Files: read whole with a limit, written under a temporary name and renamed. */
+#ifndef BASE_FILE_H
+#define BASE_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+
+#include "base/err.h"
+
+/* The whole file, with a 0 behind it (not counted).  The caller frees *out.  ERR_IO, or ERR_LIMIT if it is longer than limit. */
+status file_read(char **out, size_t *length, const char *path, size_t limit, struct err *e);
+
+/* `bytes` under path.tmp-PID, fsync, rename to path, fsync of the directory: after a crash the file is the old or the new one, whole. */
+status file_write(const char *path, const void *bytes, size_t length, struct err *e);
+
+/* The same in pieces: file_begin() opens the temporary file, the caller writes to it, file_commit() makes it durable and renames,
+ * file_abandon() removes it (also after a failed commit; a second call does nothing). */
+struct file_writer {
+    FILE *f;
+    char *path, *temporary;
+};
+status file_begin(struct file_writer *w, const char *path, struct err *e);
+status file_commit(struct file_writer *w, struct err *e);
+void file_abandon(struct file_writer *w);
+
+status file_copy(const char *from, const char *to, struct err *e); /* through file_write's way */
+bool file_exists(const char *path);
+bool file_is_directory(const char *path);
+status file_make_directory(const char *path, struct err *e); /* with parents; fine if it is there */
+
+#endif

@@ -1,0 +1,78 @@
+/* Requests from the coordinator to its followers and their answers: addressed point-to-point messages with a sequence number and a
+ * deadline.  Knows bytes and rows, nothing of models.
+ *
+ * Coordinator, per slot (micro-batch): exchange_post() to any number of ranks, then exchange_wait() for all their answers; two slots may be
+ * in flight at once.  Follower: exchange_next(), exchange_answer(), in a loop.
+ * Deadline: the coordinator gives a rank up that has not answered for `deadline` seconds, or whose process is gone; a follower gives
+ *     the coordinator up that has sent nothing, not even a ping, for `deadline` seconds, or whose process is gone.  ERR_RANK: one line that
+ *     names rank, host, what it was doing (the request's `what`, its layer) and how long it was waited for.
+ * Pings: exchange_ping() must be called now and then by a coordinator that works long alone; it sends at most one ping per deadline / 8.
+ *     Followers swallow pings in exchange_next().  While a follower computes long it need not do anything: the coordinator's
+ *     deadline counts from the post.
+ * Waiting: polls with a growing sleep (up to 1 ms), so that an idle rank does not burn a core.
+ * Memory: a follower's receive buffer and the coordinator's answer buffers are taken at open, from `limits`; nothing later.
+ * Signals: STOP_NOW ends a wait with STOPPED, unless a peer on this host is gone: then ERR_RANK, because then the signal is mpirun cleaning up.
+ */
+#ifndef COMM_EXCHANGE_H
+#define COMM_EXCHANGE_H
+
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "comm/comm.h"
+
+enum { EXCHANGE_SLOTS = 2 };
+
+struct exchange;
+
+struct exchange_limits {
+    size_t request_bytes; /* largest payload of a request */
+    size_t answer_bytes;  /* largest payload of an answer */
+    double deadline;      /* seconds */
+};
+
+struct request {   /* travels in front of the payload, as it is: ranks are one architecture */
+    int32_t kind;  /* meaning is the caller's; >= 0 */
+    int32_t layer; /* for messages: -1 none */
+    int32_t rows;
+    int32_t flags;
+    double number[2];  /* small arguments */
+    uint64_t sequence; /* filled by post */
+    uint64_t bytes;    /* of payload, filled by post */
+    char what[24];     /* phase in words, for messages: "experts", "scores", "open model" */
+};
+
+struct answer {
+    int32_t code; /* a status: not OK means the payload is the error text */
+    int32_t rows;
+    uint64_t sequence, bytes;
+};
+
+struct exchange_stats {
+    uint64_t messages, bytes_out, bytes_back;
+    double wait_seconds; /* the coordinator's time inside exchange_wait */
+};
+
+/* Bytes exchange_open() takes from the arena on a coordinator / a follower of `size` ranks. */
+size_t exchange_cost(bool coordinator, int size, struct exchange_limits limits);
+/* Local.  May be closed and opened again with other limits between jobs: the sequence goes on in `comm`. */
+status exchange_open(struct exchange **out, struct comm *c, struct exchange_limits limits, struct arena *a, struct err *e);
+void exchange_close(struct exchange *x);
+
+/* Coordinator.  `payload` (up to two parts) must stay unchanged until exchange_wait() of the slot returns. */
+void exchange_post(struct exchange *x, int slot, int rank, const struct request *r, const void *part0, size_t bytes0,
+                   const void *part1, size_t bytes1);
+/* Waits for the answers to everything posted in the slot.  ERR_RANK; or the first failed answer's status and text. */
+status exchange_wait(struct exchange *x, int slot, struct err *e);
+/* After a wait: the answer of `rank`, valid until the next post to it in this slot.  NULL if nothing was posted to it. */
+const struct answer *exchange_answer_of(const struct exchange *x, int slot, int rank, const void **payload);
+/* Lets pending messages move (MPI has no progress thread): call it between pieces of local work.  Cheap. */
+void exchange_progress(struct exchange *x);
+void exchange_ping(struct exchange *x);
+const struct exchange_stats *exchange_stats(const struct exchange *x);
+
+/* Follower.  The request's payload is valid until the next call of exchange_next(). */
+status exchange_next(struct exchange *x, struct request *r, const void **payload, struct err *e);
+void exchange_answer(struct exchange *x, const struct request *r, status code, int rows, const void *payload, size_t bytes);
+
+#endif

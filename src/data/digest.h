@@ -1,0 +1,15 @@
+/* SHA-256 (FIPS 180-4) of files and bytes, to say which model and which text a result belongs to.  Through libcrypto, if that is the
+ * well-kept library at hand, behind this door. */
+#ifndef DATA_DIGEST_H
+#define DATA_DIGEST_H
+
+#include <stddef.h>
+
+#include "base/err.h"
+
+void digest_bytes(char hex[65], const void *bytes, size_t length);
+status digest_file(char hex[65], const char *path, struct err *e);
+/* Of several files in the order given: digest of their digests.  What model_digest uses for sharded weights. */
+status digest_files(char hex[65], const char *const *paths, int n, struct err *e);
+
+#endif

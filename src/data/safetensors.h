@@ -1,0 +1,63 @@
+/* Safetensors: single files and sharded models with an index, mapped read-only; and writing them.
+ *
+ * Format: u64 little-endian header length, JSON header {name: {dtype, shape, data_offsets}}, raw little-endian data.
+ * Only F32, F16 and BF16 tensors can be bound; others may be present and are refused when asked for.
+ * The header is checked against the file size before anything is believed: overlapping or out-of-range offsets, offsets that do
+ * not match shape and dtype, duplicate names, sizes that overflow are ERR_FORMAT naming file and tensor.
+ */
+#ifndef DATA_SAFETENSORS_H
+#define DATA_SAFETENSORS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/mat.h"
+
+struct safetensors;
+
+struct tensor_info {
+    const char *name;  /* owned by the reader */
+    const char *file;  /* the shard's path */
+    const char *dtype; /* as written in the file */
+    int dims;
+    int64_t shape[4];
+    size_t bytes;
+};
+
+/* Opens a directory (model.safetensors, or model.safetensors.index.json with its shards) or one .safetensors file.  Reads headers
+ * only; maps nothing.  ERR_IO, ERR_FORMAT. */
+status safetensors_open(struct safetensors **out, const char *path, struct err *e);
+void safetensors_close(struct safetensors *s); /* unmaps; NULL is fine */
+
+size_t safetensors_count(const struct safetensors *s);
+const struct tensor_info *safetensors_info(const struct safetensors *s, size_t i);         /* i-th in name order */
+const struct tensor_info *safetensors_find(const struct safetensors *s, const char *name); /* NULL if there is none */
+
+/* A view of tensor `name` as rows x cols (rows = 1 for vectors): its bytes are mapped (shared with neighbours that were mapped
+ * before), never copied.  With shape (rows, cols) not as in the file: ERR_FORMAT naming the tensor, what was expected and found.
+ * Tensors asked for are remembered until close. */
+status safetensors_mat(struct mat *out, struct safetensors *s, const char *name, int rows, int cols, struct err *e);
+/* The same for rows first .. first + rows - 1 of a tensor of `of_rows` rows: only their pages are mapped. */
+status safetensors_rows(struct mat *out, struct safetensors *s, const char *name, int of_rows, int cols, int first, int rows,
+                        struct err *e);
+size_t safetensors_mapped_bytes(const struct safetensors *s);
+
+/* ERR_FORMAT naming tensor, row and column if an element is NaN or infinite. */
+status mat_check_finite(const struct mat *m, const char *name, struct err *e);
+
+/* Writing.  Declare every tensor in order, then give their data in the same order, in any number of pieces; the file appears under
+ * its name at commit only.  Splits into shards of at most shard_bytes with an index when the total is larger (0: never). */
+struct safetensors_writer;
+status safetensors_create(struct safetensors_writer **out, const char *directory, size_t shard_bytes,
+                          struct err *e);                                                         /* model.safetensors in it */
+status safetensors_create_file(struct safetensors_writer **out, const char *path, struct err *e); /* one file of any name */
+void safetensors_declare(struct safetensors_writer *w, const char *name, enum dtype t, int dims, const int64_t *shape);
+void safetensors_metadata(struct safetensors_writer *w, const char *key,
+                          const char *value); /* __metadata__, before the first data */
+status safetensors_write(struct safetensors_writer *w, const void *data, size_t bytes, struct err *e);
+status safetensors_commit(struct safetensors_writer *w, struct err *e); /* frees w, also on error */
+void safetensors_abandon(struct safetensors_writer *w);                 /* removes what was begun; NULL is fine */
+
+#endif

@@ -1,0 +1,132 @@
+/* Job specs: YAML in, one validated struct out.
+ *
+ * Every key is one row of the table in spec_table.c: name, kinds of job it belongs to, type, default, least, most, choices, help.  From it
+ * come parsing, validation, "did you mean", --set, the resolved spec.yaml, the message that is broadcast, and `factorllm help KIND`.
+ * Errors are ERR_SPEC: "FILE:LINE: KEY: expected ..., found ..."; an unknown key names the nearest known one.
+ */
+#ifndef DATA_SPEC_H
+#define DATA_SPEC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/err.h"
+#include "base/str.h"
+
+enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_EVAL, JOB_INFER, JOB_PIPELINE, JOB_KINDS };
+
+/* Enumerations: the order of names in spec_table.c is the order here. */
+enum spec_placement { PLACE_BLOCK, PLACE_ROUND_ROBIN, PLACE_FILE };
+enum spec_method { METHOD_DEFAULT, METHOD_FACTORLLM };
+enum spec_grouping { GROUP_CONTIGUOUS, GROUP_RANDOM, GROUP_COACTIVATION };
+enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
+enum spec_compensation { COMPENSATE_NONE, COMPENSATE_MEAN };
+enum spec_labels { LABELS_PAPER, LABELS_GRAM };
+enum spec_loss { LOSS_PAPER /* KL(softmax(0/1 label) || router) */, LOSS_BCE };
+enum spec_select { SELECT_TOP_K, SELECT_THRESHOLD };
+enum spec_variant { VARIANT_DENSE, VARIANT_STATIC, VARIANT_RANDOM, VARIANT_ROUTER, VARIANT_ORACLE, VARIANTS };
+
+struct spec_list {
+    char **items;
+    int n;
+};
+
+/* Where text comes from: a file, or (file NULL) `sample_tokens` tokens sampled from the dense model itself at temperature 1. */
+struct spec_text {
+    char *file;
+    int64_t bytes;         /* of the file, 0 = all */
+    int64_t sample_tokens; /* 0 = none */
+    int64_t sample_seed;
+};
+
+struct spec {
+    enum job_kind kind;
+    char *source; /* path of the YAML file, for messages */
+    char *name;   /* of a pipeline's step: unique in it, default the kind; result.json is keyed by it */
+    char *output; /* directory; a step's default is OUTPUT/NAME */
+    char *model;  /* directory; a pipeline's steps work on the pipeline's model until a factorize step made one, then on that */
+    int64_t seed;
+    bool verify_weights; /* look for NaN and infinity while loading */
+
+    struct {
+        int64_t placement;
+        char *placement_file;
+        bool coordinator_experts; /* the coordinator rank holds experts too (always so with one rank) */
+        double deadline_seconds;  /* silence of a rank for longer is its loss */
+        int64_t threads;          /* per rank */
+        int64_t micro_batches;    /* 1 or 2: attention of one overlaps the experts of the other */
+    } cluster;
+    struct {
+        int64_t memory_mib; /* per rank; 0: what the machine has */
+        int64_t batch_rows; /* most token rows in one step */
+        int64_t sessions;   /* most sequences in flight */
+        int64_t positions;  /* most positions of one sequence; 0: the model's */
+    } limits;
+
+    struct {
+        int64_t method, experts, active, grouping, scale, compensation;
+        double shared; /* share of all neurons that is always active, 0 .. 1 */
+        struct spec_text calibration;
+        int64_t shard_mib;
+    } factorize;
+    struct {
+        int64_t labels, loss, select;
+        struct spec_text text;
+        int64_t tokens;       /* budget, counted over all passes */
+        int64_t sequence;     /* tokens of one window; 0: the model's positions */
+        int64_t batch_tokens; /* per optimizer step */
+        double learning_rate, final_learning_rate_ratio, weight_decay, beta1, beta2, clip;
+        double warmup; /* share of the steps */
+        int64_t checkpoint_tokens;
+        double checkpoint_seconds;
+        char *version; /* name of the router version; default v1, v2, ... the next free */
+    } finetune;
+    struct {
+        struct spec_text text;
+        int64_t window;                 /* 0: the model's positions */
+        struct spec_list variants;      /* names of enum spec_variant */
+        struct spec_list minimal_pairs; /* JSONL files */
+        struct spec_list multiple_choice;
+        int64_t items;        /* first items of each set; 0: all */
+        char *compare_model;  /* another directory: side by side with `model` */
+        char *compare_router; /* or another router version of the same one */
+        int64_t bootstrap;    /* resamples */
+        double max_drop;      /* gate: largest relative loss of next-token accuracy of `router` against `dense`; < 0: no gate */
+    } eval;
+    struct {
+        char *input;  /* JSONL */
+        char *result; /* JSONL, default OUTPUT/responses.jsonl */
+        int64_t max_tokens;
+        double temperature, top_p, min_p;
+        int64_t top_k;
+        struct spec_list stop;
+        int64_t variant; /* enum spec_variant: how to route, default router */
+        bool ignore_eos;
+    } infer;
+
+    struct spec *steps; /* pipeline only: fully resolved, in order */
+    int n_steps;
+};
+
+/* Reads and validates; overrides are "key=value" in the order given (for a pipeline "NAME.key=value" reaches a step).  Relative
+ * paths stay relative to the working directory.  The caller frees with spec_free(). */
+status spec_load(struct spec **out, const char *path, const char *const *overrides, int n_overrides, struct err *e);
+status spec_parse(struct spec **out, const char *text, size_t length, const char *source, const char *const *overrides,
+                  int n_overrides, struct err *e);
+void spec_free(struct spec *s);
+
+/* The resolved spec as YAML that spec_load() reads back to the same spec. */
+void spec_dump(struct str *out, const struct spec *s);
+
+/* The protobuf message of proto/job.proto: what the coordinator broadcasts. *bytes is malloc'ed. */
+void spec_pack(uint8_t **bytes, size_t *n, const struct spec *s);
+status spec_unpack(struct spec **out, const uint8_t *bytes, size_t n, struct err *e);
+
+const char *spec_kind_name(enum job_kind k);
+int spec_kind_find(const char *name); /* -1 */
+const char *spec_variant_name(enum spec_variant v);
+void spec_help(FILE *to, enum job_kind k); /* the keys of a kind, with defaults and help, as an aligned table */
+
+#endif

@@ -1,0 +1,36 @@
+/* The ranks at work: the coordinator opens a model on all of them and drives it, the followers answer until they are told to stop.
+ *
+ * Jobs live on the coordinator alone; a follower knows four things: open this model, answer for its experts, close, stop.
+ */
+#ifndef ENGINE_CLUSTER_H
+#define ENGINE_CLUSTER_H
+
+#include "base/log.h"
+#include "comm/comm.h"
+#include "data/spec.h"
+#include "model/model.h"
+
+struct cluster;
+
+/* Local.  Threads, deadline, placement and limits come from the spec. */
+status cluster_open(struct cluster **out, struct comm *c, const struct spec *s, struct err *e);
+void cluster_close(struct cluster *c);
+
+/* Coordinator.  Opens the model on every rank with the placement of the spec, in place of the one that was open; an error of any rank comes back as
+ * "rank R (HOST): ...".  The model belongs to the cluster. */
+status cluster_model(struct cluster *c, const char *directory, struct model_limits limits, struct model **out, struct err *e);
+void cluster_release(struct cluster *c); /* closes the model on every rank */
+/* Now and then during long local work, so that the followers know that the coordinator lives. */
+void cluster_alive(struct cluster *c);
+/* Tells the followers to end; their cluster_follow() returns `verdict`. */
+void cluster_stop(struct cluster *c, status verdict);
+
+/* Follower: serves until it is told to stop (OK or the verdict) or the coordinator is lost (ERR_RANK). */
+status cluster_follow(struct cluster *c, struct err *e);
+
+struct comm *cluster_comm(struct cluster *c);
+struct gemm *cluster_gemm(struct cluster *c);
+const struct exchange_stats *cluster_exchange(struct cluster *c); /* of the open model; zeros with one rank */
+const struct placement *cluster_placement(struct cluster *c);
+
+#endif

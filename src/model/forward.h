@@ -1,0 +1,32 @@
+/* The forward pass.  Coordinator only.
+ *
+ * A batch is rows of (token, position, session), rows of one session together and in order of position.  Attention writes keys and values of
+ * every row into the session's cache first and then reads positions 0 .. pos, so a prompt may come in one or several passes.
+ * Row-invariant and exact over ranks: a row's output depends on its session's tokens alone.
+ * Shapes: T rows, D width, V vocabulary.
+ */
+#ifndef MODEL_FORWARD_H
+#define MODEL_FORWARD_H
+
+#include "model/model.h"
+
+struct batch {
+    int rows;
+    const int32_t *token, *position, *session;
+    const uint64_t *key; /* for ROUTE_RANDOM, or NULL */
+};
+
+/* hidden: [T, D] after the final norm.  micro_batches 1 or 2: the batch is cut between sessions near the middle.
+ * ERR_RANK and STOPPED from the exchange. */
+status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
+               struct err *e);
+/* logits: [n, V] of n rows of hidden. */
+void forward_logits(struct model *m, const float *hidden, int n, float *logits);
+
+/* The pieces, for the trainer, which takes the loop over layers into its own hands. */
+void forward_embed(struct model *m, const struct batch *b, float *x); /* x: [T, D] */
+void forward_attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x,
+                       float *h); /* rows of b; x, h: those rows.  x += attention; h = FFN input */
+void forward_norm(struct model *m, const float *x, int rows, float *hidden);
+
+#endif

@@ -1,0 +1,41 @@
+/* What a model directory says about itself: dimensions and conventions from config.json, checked. */
+#ifndef MODEL_SHAPE_H
+#define MODEL_SHAPE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "num/ops.h"
+
+enum { MODEL_LAYERS_MAX = 512, MODEL_EXPERTS_MAX = 4096 };
+
+struct shape {
+    char architecture[64]; /* LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM */
+    int layers, width, neurons, heads, kv_heads, head_dim, vocab, positions;
+    float eps;
+    struct rope rope;
+    bool tied, qkv_bias;
+    int32_t bos, eos[8]; /* bos -1: the model has none, then windows begin with eos[0] */
+    int n_eos;
+    int window; /* sliding window of attention, 0: none (positions are then limited to it) */
+
+    /* the `factorization` object; experts == 0: a dense model */
+    int experts;                  /* N routed */
+    int active;                   /* k */
+    int shared[MODEL_LAYERS_MAX]; /* shared neurons per layer */
+    float scale;                  /* of active experts */
+    bool compensate;              /* has mlp.compensation */
+    bool calibrated;              /* has calibration.safetensors: neuron means and importances, for the static control */
+    char method[32], grouping[32];
+    char source_digest[65];
+};
+
+/* Reads DIRECTORY/config.json.  ERR_IO, ERR_FORMAT; an architecture or a feature we do not know is refused by name. */
+status shape_read(struct shape *s, const char *directory, struct err *e);
+int64_t shape_parameters(const struct shape *s); /* all, tied head counted once; routers not counted */
+int64_t shape_ffn_parameters(const struct shape *s);
+double shape_active_share(const struct shape *s); /* f by design: (shared + k * m) / F, mean over layers; 1 when dense */
+int shape_expert_neurons(const struct shape *s, int layer, int expert);
+
+#endif

@@ -1,0 +1,103 @@
+/* The factorized FFNs of a model over the ranks: route, dispatch, compute, combine.
+ *
+ *   yhat(h) = e_s(h) + sum_{i in A} scale * e_i(h) + sum_{i not in A} mu_i
+ *
+ * The coordinator routes and holds the shared experts; every rank (the coordinator too, if the placement says so) holds the experts its placement gives it.  A token costs one row out and one row
+ * back per rank that holds an active expert of it: the rank sums there, in double on a grid (expert.h), so all placements give the same bits.
+ * A dense model is the case of no routed expert: the whole FFN is the shared expert.
+ * Split phase: moe_begin() routes and posts, moe_end() computes what is local, waits and adds; two slots may be in flight, which is how attention
+ * of one micro-batch overlaps the experts of the other.
+ * Memory: everything is taken from the arena at open, from the limits.
+ */
+#ifndef MOE_MOE_H
+#define MOE_MOE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "base/mat.h"
+#include "comm/exchange.h"
+#include "moe/expert.h"
+#include "moe/placement.h"
+#include "num/gemm.h"
+
+/* One layer as a rank sees it.  Arrays are owned by whoever bound the weights (model/weights), and live longer than the moe. */
+struct moe_layer {
+    int experts;           /* N routed, over all ranks; 0: dense */
+    int active;            /* k of top-k; for a threshold the intended mean */
+    struct expert *expert; /* [experts]; not held here: down.data == NULL */
+    const float *mu;       /* [experts][D] mean outputs, rows of held experts filled; NULL: no compensation in this model */
+    /* coordinator only */
+    struct expert shared;   /* down.data == NULL: none */
+    const double *mu_total; /* [D] sum over i of grid(mu_i), or NULL */
+    int64_t neurons_active; /* of a token in the mean by design: shared + k * m, for reports */
+};
+
+/* A router: linear with bias; z = W h + b; [N, D] and [N] per layer. */
+struct router {
+    int layers, experts, width;
+    float *weight; /* [layers][experts][width] */
+    float *bias;   /* [layers][experts] */
+    bool by_threshold;
+    float *threshold; /* [layers]: active are all z > threshold */
+};
+
+enum route { ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC };
+
+/* How a forward pass routes.  `paper` and `gram` are oracles: they look at the experts' outputs for the state that arrives. */
+struct routing {
+    enum route route;
+    const struct router *router; /* for ROUTE_ROUTER */
+    float scale;                 /* of active experts; ignored by ROUTE_ALL and ROUTE_STATIC */
+    bool compensate;             /* add mu_i of inactive experts; ignored by ROUTE_ALL and ROUTE_STATIC */
+    uint64_t seed;               /* for ROUTE_RANDOM: the set of a row depends on (seed, layer, key of the row) alone */
+};
+
+struct moe_limits {
+    int rows;    /* most rows of one slot */
+    bool oracle; /* room for scores and expert rows too (finetune, eval) */
+};
+
+struct moe_stats {
+    uint64_t tokens;   /* rows that passed a layer, summed over layers */
+    uint64_t rows_out; /* rows sent to other ranks (as many come back) */
+    uint64_t neurons;  /* active neurons, summed over rows and layers: neurons / (tokens * F) is the realised f */
+    uint64_t *load;    /* [layers][experts]: tokens that activated the expert */
+    double seconds_local, seconds_wait;
+};
+
+struct moe;
+
+/* Bytes of the arena for this rank. */
+size_t moe_cost(const struct placement *p, int rank, int layers, int experts, int width, int neurons, struct moe_limits limits);
+/* Largest request and answer of these limits, for exchange_open(). */
+void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int width, struct moe_limits limits);
+
+/* Local.  `layers`, `p`, `g`, `x` (NULL with one rank) are borrowed.  ERR_LIMIT. */
+status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int width, int neurons, const struct placement *p,
+                int rank, struct moe_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e);
+void moe_close(struct moe *m);
+
+/* Coordinator.  h: [rows, D], unchanged until the end; key: [rows] for ROUTE_RANDOM, or NULL (0 .. rows-1). */
+status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint64_t *key, int rows, const struct routing *how,
+                 struct err *e);
+/* x[t] += yhat(h_t).  active, if not NULL, gets the sets: [rows][bits_words(N)]. */
+status moe_end(struct moe *m, int slot, float *x, uint64_t *active, struct err *e);
+
+/* Coordinator: what the teacher knows; needs limits.oracle.
+ * y: [rows, D] the dense FFN's output. */
+status moe_dense(struct moe *m, int layer, const float *h, int rows, float *y, struct err *e);
+/* score: [rows][N] = paper_score of every expert, computed where the expert lives; y as from moe_dense(). */
+status moe_paper_scores(struct moe *m, int layer, const float *h, const float *y, int rows, int k, float *score, struct err *e);
+/* set: [rows][bits_words(N)], the Gram set of every row; centred rows come back from the ranks in pieces that fit the limits. */
+status moe_gram_sets(struct moe *m, int layer, const float *h, int rows, int k, bool compensate, uint64_t *set, struct err *e);
+
+const struct moe_stats *moe_stats(const struct moe *m);
+void moe_stats_clear(struct moe *m);
+
+/* Follower: answers one request of this moe's kinds (exchange_next() gave it).  Kinds are MOE_KIND_FIRST .. MOE_KIND_LAST. */
+enum { MOE_KIND_FIRST = 100, MOE_KIND_SUM = 100, MOE_KIND_STATIC, MOE_KIND_SCORES, MOE_KIND_ROWS, MOE_KIND_LAST = MOE_KIND_ROWS };
+void moe_answer(struct moe *m, const struct request *r, const void *payload);
+
+#endif
