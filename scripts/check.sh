@@ -1,0 +1,55 @@
+#!/bin/bash
+# What `make check` checks: layers, one door per library, headers that compile alone, formatting, and warnings under gcc 12 and clang 14.
+set -u
+cd "$(dirname "$0")/.."
+bad=0
+say() { echo "check: $*"; bad=1; }
+
+# layers
+while IFS=: read -r dir allowed; do
+    case $dir in '' | \#*) continue ;; esac
+    for used in $(grep -hoE '#include "[a-z]+/' "src/$dir"/*.[ch] "src/$dir"/*.cc 2>/dev/null | sed 's/.*"//; s/\///' | sort -u); do
+        case " $dir $allowed " in *" $used "*) ;; *) say "src/$dir includes $used/, src/LAYERS does not allow it" ;; esac
+    done
+done <src/LAYERS
+for dir in src/*/; do grep -q "^$(basename "$dir"):" src/LAYERS || say "$dir is not in src/LAYERS"; done
+
+# one door per library
+door() { # PATTERN PLACES...: only these files may match
+    local pattern=$1 places
+    shift
+    places=$(printf '|^%s' "$@")
+    grep -nE "$pattern" src/*/*.[ch] src/*/*.cc 2>/dev/null | grep -vE "${places#|}" && say "the lines above go round the one door: $*"
+}
+door '#include <mpi' src/comm/
+door '#include <(cblas|openblas)' src/num/gemm
+door '#include <jansson' src/data/json
+door '#include <yaml' src/data/spec
+door '#include "job.pb-c' src/data/spec
+door '#include <pcre2' src/data/
+door '#include <utf8proc' src/data/
+door '#include <sentencepiece' src/data/sentencepiece
+door '#include <openssl' src/data/digest
+
+protoc-c --c_out="$(mktemp -d)" --proto_path=proto proto/job.proto || say "proto/job.proto"
+make --no-print-directory build/proto/job.pb-c.h >/dev/null
+include="-Isrc -Ibuild/proto $(pkg-config --cflags-only-I jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c openblas ompi-c sentencepiece libcrypto | sed 's/-I/-isystem /g')"
+warn="-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wmissing-prototypes -Wstrict-prototypes -Wvla -Werror"
+
+for cc in gcc clang-14; do
+    command -v $cc >/dev/null || { echo "check: $cc is not installed, its warnings were not looked at"; continue; }
+    for h in src/*/*.h; do
+        $cc -std=gnu11 -D_GNU_SOURCE $warn $include -fsyntax-only -x c "$h" || say "$h does not compile alone under $cc"
+    done
+    for c in src/*/*.c; do
+        $cc -std=gnu11 -D_GNU_SOURCE -O1 -DVERSION='""' $warn $include -c "$c" -o /dev/null || say "$c under $cc"
+    done
+done
+
+if command -v clang-format-14 >/dev/null; then
+    clang-format-14 --dry-run -Werror src/*/*.[ch] src/*/*.cc tests/*/*.[ch] || say "formatting; make format mends it"
+else
+    echo "check: clang-format-14 is not installed, formatting was not looked at"
+fi
+[ $bad = 0 ] && echo "check: all good"
+exit $bad

@@ -1,0 +1,67 @@
+#!/bin/bash
+# Runs every test and ends in one line "N passed, M failed[, K skipped]".
+#
+#   scripts/run_tests.sh BUILD [SANITIZER_BUILD]
+#
+# Unit tests run once, MPI tests at np = 1, 2, 3, 5; with a second build directory both also run under its sanitizers.  The command-line
+# tests (bats) use BUILD.  A test program that does not exist (did not compile) or prints no result is a failure.
+set -u
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+export CMOCKA_MESSAGE_OUTPUT=TAP
+export FACTORLLM_SHARED=${FACTORLLM_SHARED:-../shared}
+export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+export LSAN_OPTIONS=suppressions=$PWD/tests/mpi/lsan.supp:print_suppressions=0
+passed=0 failed=0 skipped=0
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+
+if [ -d "$FACTORLLM_SHARED/models" ]; then
+    echo "real models: $FACTORLLM_SHARED is there, they are tested too"
+else
+    echo "real models: $FACTORLLM_SHARED is not there; the toy models of tests/golden are tested, real ones are skipped"
+fi
+
+# run NAME COMMAND...: counts its TAP lines
+run() {
+    local name=$1 status ok bad skip
+    shift
+    timeout 300 "$@" >"$out" 2>&1 </dev/null
+    status=$?
+    skip=$(grep -ciE '^ok .*# *skip' "$out")
+    ok=$(($(grep -cE '^ok ' "$out") - skip))
+    bad=$(grep -cE '^not ok ' "$out")
+    if [ "$bad" = 0 ] && { [ "$status" != 0 ] || [ $((ok + skip)) = 0 ]; }; then bad=1; fi
+    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+    if [ "$bad" != 0 ]; then
+        printf 'FAIL %-52s exit %d\n' "$name" "$status"
+        grep -vE '^ok |^1\.\.' "$out" | tail -n 40 | sed 's/^/     | /'
+    else
+        printf 'ok   %-52s %4d\n' "$name" "$ok"
+    fi
+}
+
+first=$1
+for build in "$@"; do
+    label=
+    [ "$build" = "$first" ] || label=" (sanitizers)"
+    for source in tests/unit/test_*.c; do
+        name=$(basename "$source" .c)
+        run "$name$label" "$build/tests/unit/$name"
+    done
+    for source in tests/mpi/test_*.c; do
+        name=$(basename "$source" .c)
+        for np in 1 2 3 5; do
+            # every rank prints the same results: rank 0's are counted, any rank's failure shows in the exit status
+            run "$name np=$np$label" mpirun -n 1 "$build/tests/mpi/$name" $([ $np = 1 ] || echo : -n $((np - 1)) env CMOCKA_MESSAGE_OUTPUT=STDOUT "$build/tests/mpi/$name")
+        done
+    done
+done
+export FACTORLLM=$PWD/$first/factorllm
+export LOST_RANK=$PWD/$first/tests/mpi/lost_rank
+for file in tests/cli/*.bats; do
+    run "$(basename "$file")" bats --tap "$file"
+done
+
+if [ $skipped = 0 ]; then echo "$passed passed, $failed failed"; else echo "$passed passed, $failed failed, $skipped skipped"; fi
+[ $failed = 0 ]
