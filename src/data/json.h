@@ -13,7 +13,9 @@
 #include "base/err.h"
 #include "base/str.h"
 
-struct json_t; /* Jansson's value */
+/* Jansson's value.  Names here stay clear of the symbols that libjansson exports (json_real, json_copy, ...): one of ours would take the
+ * place of one of its own inside the library. */
+struct json_t;
 
 /* `source` names the text in errors (a path, "FILE line 7").  The caller owns *out: json_free().  ERR_FORMAT, ERR_IO, ERR_LIMIT. */
 status json_parse(struct json_t **out, const char *text, size_t length, const char *source, struct err *e);
@@ -50,7 +52,7 @@ bool json_is_null(const struct json_t *v); /* also NULL */
 const char *json_text(const struct json_t *v);
 size_t json_text_length(const struct json_t *v);
 int64_t json_int(const struct json_t *v);
-double json_real(const struct json_t *v);
+double json_number(const struct json_t *v); /* any number */
 bool json_bool(const struct json_t *v);
 /* Members in file order: for (void *i = json_first(o); i; i = json_next(o, i)) */
 void *json_first(const struct json_t *object);
@@ -65,7 +67,7 @@ struct json_t *json_text_new(const char *text, size_t length); /* bytes that are
 struct json_t *json_real_new(double x);                        /* not finite: null */
 struct json_t *json_int_new(int64_t x);
 struct json_t *json_bool_new(bool x);
-struct json_t *json_copy(const struct json_t *v);                             /* deep */
+struct json_t *json_clone(const struct json_t *v);                            /* deep */
 void json_put(struct json_t *object, const char *key, struct json_t *value);  /* takes value */
 void json_put_text(struct json_t *object, const char *key, const char *text); /* NULL: null */
 void json_put_real(struct json_t *object, const char *key, double x);
