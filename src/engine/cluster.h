@@ -28,9 +28,13 @@ void cluster_stop(struct cluster *c, status verdict);
 /* Follower: serves until it is told to stop (OK or the verdict) or the coordinator is lost (ERR_RANK). */
 status cluster_follow(struct cluster *c, struct err *e);
 
+/* Moves what a person should know of the last model opened (ranks without experts) to `out`, a line each. */
+struct str;
+void cluster_notes(struct cluster *c, struct str *out);
+
 struct comm *cluster_comm(struct cluster *c);
 struct gemm *cluster_gemm(struct cluster *c);
-const struct exchange_stats *cluster_exchange(struct cluster *c); /* of the open model; zeros with one rank */
+const struct exchange_stats *cluster_exchange(struct cluster *c); /* all traffic since cluster_open() */
 const struct placement *cluster_placement(struct cluster *c);
 
 #endif

@@ -1,0 +1,367 @@
+#include "engine/cluster.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/str.h"
+#include "data/placement_file.h"
+
+/* Requests that are not the moe's.  While no model is open the ranks talk through a small exchange; an open model brings one of its own,
+ * sized for its rows.  Both sides change over at the same message: OPEN is answered in the small one, CLOSE in the model's. */
+enum { KIND_OPEN = 1, KIND_CLOSE, KIND_STOP };
+
+struct open_request {
+    struct model_limits limits;
+    char directory[4096];
+};
+
+struct cluster {
+    struct comm *comm;
+    const struct spec *spec;
+    struct gemm *gemm;
+    struct exchange *exchange; /* the small one or the model's; NULL with one rank */
+    struct arena *control, *arena;
+    struct placement placement;
+    struct model *model;
+    bool asked; /* the followers were asked to open this model */
+    struct exchange_stats before, total; /* of exchanges closed; and with the open one, as last asked for */
+    struct str notes;
+};
+
+static bool alone(const struct cluster *c)
+{
+    return comm_size(c->comm) == 1;
+}
+
+static bool is_coordinator(const struct cluster *c)
+{
+    return comm_rank(c->comm) == 0;
+}
+
+static status open_control(struct cluster *c, struct err *e)
+{
+    struct exchange_limits limits = {.request_bytes = sizeof(struct open_request), .answer_bytes = sizeof(struct err)};
+
+    if (alone(c)) return OK;
+    limits.deadline = c->spec->cluster.deadline_seconds;
+    size_t cost = exchange_cost(is_coordinator(c), comm_size(c->comm), limits);
+    if (arena_open(&c->control, "control", cost + 4096, e)) return e->code;
+    return exchange_open(&c->exchange, c->comm, limits, c->control, e);
+}
+
+static void add_traffic(struct exchange_stats *to, const struct exchange_stats *s)
+{
+    to->messages += s->messages;
+    to->bytes_out += s->bytes_out;
+    to->bytes_back += s->bytes_back;
+    to->wait_seconds += s->wait_seconds;
+}
+
+static void close_exchange(struct cluster *c)
+{
+    if (c->exchange) add_traffic(&c->before, exchange_stats(c->exchange));
+    exchange_close(c->exchange);
+    c->exchange = NULL;
+    arena_close(c->control);
+    c->control = NULL;
+}
+
+/* The exchange of an open model lives in the model's arena: it goes first. */
+static void close_model(struct cluster *c)
+{
+    model_close(c->model);
+    c->model = NULL;
+    if (!c->control) close_exchange(c);
+    placement_free(&c->placement);
+    c->placement = (struct placement){0};
+    arena_close(c->arena);
+    c->arena = NULL;
+}
+
+status cluster_open(struct cluster **out, struct comm *comm, const struct spec *s, struct err *e)
+{
+    struct cluster *c = calloc(1, sizeof(*c));
+
+    *out = NULL;
+    BUG_ON(!c);
+    *c = (struct cluster){.comm = comm, .spec = s};
+    if (gemm_open(&c->gemm, (int)s->cluster.threads, e) || open_control(c, e)) {
+        cluster_close(c);
+        return e->code;
+    }
+    *out = c;
+    return OK;
+}
+
+void cluster_close(struct cluster *c)
+{
+    if (!c) return;
+    close_model(c);
+    close_exchange(c);
+    gemm_close(c->gemm);
+    str_free(&c->notes);
+    free(c);
+}
+
+static status place(struct cluster *c, const struct shape *s, struct err *e)
+{
+    int ranks = comm_size(c->comm);
+    bool coordinator_too = c->spec->cluster.coordinator_experts;
+
+    if (c->spec->cluster.placement == PLACE_FILE && s->experts) {
+        const char *path = c->spec->cluster.placement_file;
+        int *table = NULL;
+        status st = placement_file_read(&table, path, s->layers, s->experts, ranks, e);
+
+        if (st == OK) st = placement_set(&c->placement, table, s->layers, s->experts, ranks, path, e);
+        free(table);
+        return st;
+    }
+    enum placement_kind kind = c->spec->cluster.placement == PLACE_ROUND_ROBIN ? PLACEMENT_ROUND_ROBIN : PLACEMENT_BLOCK;
+    return placement_make(&c->placement, kind, s->layers, s->experts, ranks, coordinator_too, e);
+}
+
+/* Every rank's need against what its host has, and the share of each host that all its ranks take together; on the coordinator,
+ * before anything is taken. */
+static status check_memory(struct cluster *c, const struct shape *s, size_t element_bytes, struct model_limits limits, struct err *e)
+{
+    int ranks = comm_size(c->comm);
+    size_t allowed = (size_t)c->spec->limits.memory_mib << 20;
+
+    for (int r = 0; r < ranks; r++) {
+        const struct comm_peer *peer = comm_peer(c->comm, r);
+        size_t need = 0, host = 0;
+
+        for (int q = 0; q < ranks; q++) {
+            struct model_cost cost;
+
+            if (strcmp(comm_peer(c->comm, q)->host, peer->host) != 0) continue;
+            model_cost(&cost, s, &c->placement, q, ranks, element_bytes, limits);
+            size_t all = cost.weights + cost.kv + cost.work + cost.exchange;
+            host += all;
+            if (q == r) need = all;
+        }
+        if (allowed && need > allowed)
+            return err_set(e, ERR_LIMIT, "rank %d (%s) needs %zu MiB, limits.memory_mib allows %zu", r, peer->host, need >> 20, allowed >> 20);
+        if (!allowed && peer->memory_bytes > 0 && host > (size_t)peer->memory_bytes)
+            return err_set(e, ERR_LIMIT, "the ranks on %s need %zu MiB together, %lld MiB are available (rank %d: %zu MiB)", peer->host, host >> 20, (long long)(peer->memory_bytes >> 20), r, need >> 20);
+    }
+    return OK;
+}
+
+static void note_idle_ranks(struct cluster *c, const struct shape *s)
+{
+    if (!s->experts) return;
+    for (int r = 1; r < comm_size(c->comm); r++)
+        if (placement_count(&c->placement, -1, r) == 0)
+            str_addf(&c->notes, "rank %d (%s) holds no experts: %d experts a layer, %d ranks\n", r, comm_peer(c->comm, r)->host, s->experts, comm_size(c->comm));
+}
+
+static size_t element_bytes(const char *directory, struct err *e)
+{
+    struct safetensors *t;
+
+    if (safetensors_open(&t, directory, e)) return 0;
+    const struct tensor_info *embed = safetensors_find(t, "model.embed_tokens.weight");
+    size_t bytes = embed && embed->dims == 2 && embed->shape[0] > 0 && embed->shape[1] > 0 ? embed->bytes / (size_t)(embed->shape[0] * embed->shape[1]) : 0;
+    if (!bytes) err_set(e, ERR_FORMAT, "%s: model.embed_tokens.weight is missing", directory);
+    safetensors_close(t);
+    return bytes;
+}
+
+/* Local on every rank.  The exchange of the model is opened by the caller, after both sides have come this far. */
+static status open_part(struct cluster *c, const struct open_request *q, struct exchange_limits *limits, struct err *e)
+{
+    struct shape *s = malloc(sizeof(*s));
+    struct model_cost cost;
+    status st;
+
+    BUG_ON(!s);
+    *limits = (struct exchange_limits){.deadline = c->spec->cluster.deadline_seconds};
+    st = shape_read(s, q->directory, e);
+    if (!st) st = place(c, s, e);
+    size_t element = st ? 0 : element_bytes(q->directory, e);
+    if (!st && !element) st = e->code;
+    if (!st && is_coordinator(c)) {
+        note_idle_ranks(c, s);
+        st = check_memory(c, s, element, q->limits, e);
+    }
+    if (!st) {
+        struct moe_limits rows = {.rows = q->limits.rows, .oracle = q->limits.oracle};
+
+        moe_exchange_limits(limits, s->layers, s->experts, s->width, rows);
+        if (limits->request_bytes < sizeof(struct open_request)) limits->request_bytes = sizeof(struct open_request);
+        if (limits->answer_bytes < sizeof(struct err)) limits->answer_bytes = sizeof(struct err);
+        model_cost(&cost, s, &c->placement, comm_rank(c->comm), comm_size(c->comm), element, q->limits);
+        size_t talk = alone(c) ? 0 : exchange_cost(is_coordinator(c), comm_size(c->comm), *limits);
+        st = arena_open(&c->arena, "model", cost.kv + cost.work + talk + ((size_t)1 << 20), e);
+    }
+    free(s);
+    return st;
+}
+
+/* `x` is the model's exchange; the small one is closed by then. */
+static status open_model(struct cluster *c, const struct open_request *q, struct exchange *x, struct err *e)
+{
+    struct shape s;
+
+    if (shape_read(&s, q->directory, e)) return e->code;
+    return model_open(&c->model, q->directory, &s, &c->placement, comm_rank(c->comm), q->limits, c->gemm, x, c->arena, e);
+}
+
+static status switch_exchange(struct cluster *c, struct exchange_limits limits, struct err *e)
+{
+    if (alone(c)) return OK;
+    close_exchange(c);
+    return exchange_open(&c->exchange, c->comm, limits, c->arena, e);
+}
+
+/* The same small request to every follower; first failed answer, or ERR_RANK. */
+static status ask_all(struct cluster *c, int kind, const char *what, const void *payload, size_t bytes, struct err *e)
+{
+    struct request r = {.kind = kind, .layer = -1};
+
+    if (alone(c)) return OK;
+    strncpy(r.what, what, sizeof(r.what) - 1);
+    for (int rank = 1; rank < comm_size(c->comm); rank++) exchange_post(c->exchange, 0, rank, &r, payload, bytes, NULL, 0);
+    return exchange_wait(c->exchange, 0, e);
+}
+
+status cluster_model(struct cluster *c, const char *directory, struct model_limits limits, struct model **out, struct err *e)
+{
+    struct open_request *q = calloc(1, sizeof(*q));
+    struct exchange_limits talk;
+    status st;
+
+    *out = NULL;
+    BUG_ON(!q);
+    cluster_release(c);
+    if (strlen(directory) >= sizeof(q->directory)) {
+        free(q);
+        return err_set(e, ERR_SPEC, "%s: path is longer than %zu bytes", directory, sizeof(q->directory) - 1);
+    }
+    strcpy(q->directory, directory);
+    q->limits = limits;
+
+    /* What is wrong with the files shows on the coordinator first, and only then are the others asked. */
+    st = open_part(c, q, &talk, e);
+    if (!st) {
+        c->asked = !alone(c);
+        st = ask_all(c, KIND_OPEN, "open model", q, sizeof(*q), e);
+    }
+    if (!st) st = switch_exchange(c, talk, e);
+    if (!st) st = open_model(c, q, c->exchange, e);
+    if (!st) st = ask_all(c, KIND_OPEN, "load experts", NULL, 0, e);
+    if (st == OK) *out = c->model;
+    else if (st != ERR_RANK) cluster_release(c);
+    free(q);
+    return st;
+}
+
+void cluster_release(struct cluster *c)
+{
+    struct err ignored = {0};
+
+    /* A rank that does not answer shows at the next request. */
+    if (c->asked) ask_all(c, KIND_CLOSE, "close model", NULL, 0, &ignored);
+    close_model(c);
+    if (c->asked && !c->exchange) open_control(c, &ignored);
+    c->asked = false;
+}
+
+void cluster_alive(struct cluster *c)
+{
+    if (c->exchange) exchange_ping(c->exchange);
+}
+
+void cluster_stop(struct cluster *c, status verdict)
+{
+    struct err ignored = {0};
+    int32_t code = verdict;
+
+    ask_all(c, KIND_STOP, "stop", &code, sizeof(code), &ignored);
+}
+
+static void answer(struct cluster *c, const struct request *r, status st, const struct err *e)
+{
+    exchange_answer(c->exchange, r, st, 0, e->text, st ? strlen(e->text) + 1 : 0);
+}
+
+status cluster_follow(struct cluster *c, struct err *e)
+{
+    struct open_request *q = calloc(1, sizeof(*q));
+    struct exchange_limits talk = {0};
+    const void *payload;
+    struct request r;
+    status verdict = OK;
+    bool control = true; /* which exchange is in use */
+
+    BUG_ON(!q);
+    for (;;) {
+        struct err mine = {0};
+        status st = exchange_next(c->exchange, &r, &payload, e);
+
+        if (st) {
+            verdict = st;
+            break;
+        }
+        if (r.kind == KIND_STOP) {
+            int32_t code = 0;
+
+            if (r.bytes == sizeof(code)) memcpy(&code, payload, sizeof(code));
+            answer(c, &r, OK, &mine);
+            verdict = (status)code;
+            break;
+        }
+        if (r.kind == KIND_OPEN && control) {
+            BUG_ON(r.bytes != sizeof(*q));
+            memcpy(q, payload, sizeof(*q));
+            st = open_part(c, q, &talk, &mine);
+            answer(c, &r, st, &mine);
+            if (st) continue; /* the coordinator closes */
+            if ((verdict = switch_exchange(c, talk, e))) break;
+            control = false;
+        } else if (r.kind == KIND_OPEN) {
+            st = open_model(c, q, c->exchange, &mine);
+            answer(c, &r, st, &mine);
+        } else if (r.kind == KIND_CLOSE) {
+            answer(c, &r, OK, &mine);
+            close_model(c);
+            if ((verdict = open_control(c, e))) break;
+            control = true;
+        } else {
+            BUG_ON(r.kind < MOE_KIND_FIRST || r.kind > MOE_KIND_LAST || !c->model);
+            moe_answer(model_moe(c->model), &r, payload);
+        }
+    }
+    free(q);
+    return verdict;
+}
+
+struct comm *cluster_comm(struct cluster *c)
+{
+    return c->comm;
+}
+
+struct gemm *cluster_gemm(struct cluster *c)
+{
+    return c->gemm;
+}
+
+const struct exchange_stats *cluster_exchange(struct cluster *c)
+{
+    c->total = c->before;
+    if (c->exchange) add_traffic(&c->total, exchange_stats(c->exchange));
+    return &c->total;
+}
+
+const struct placement *cluster_placement(struct cluster *c)
+{
+    return &c->placement;
+}
+
+void cluster_notes(struct cluster *c, struct str *out)
+{
+    if (c->notes.length) str_add(out, c->notes.text, c->notes.length);
+    str_clear(&c->notes);
+}

@@ -1,0 +1,221 @@
+#include "jobs/job.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/str.h"
+#include "jobs/summary.h"
+
+/* A kind is a row: its file in src/jobs, its keys in src/data/spec_table.c, an example in configs/. */
+static const struct {
+    status (*run)(struct job *j, struct err *e);
+    const char *does;
+} kinds[JOB_KINDS] = {
+    [JOB_FACTORIZE] = {job_factorize, "cut the FFNs into experts"},
+    [JOB_FINETUNE] = {job_finetune, "train the routers"},
+    [JOB_EVAL] = {job_eval, "measure what was kept, beside the controls"},
+    [JOB_INFER] = {job_infer, "answer prompts"},
+};
+
+void job_event(struct job *j, const char *event, struct json_t *o)
+{
+    struct str line = {0};
+    char date[32];
+
+    if (!o) o = json_object_new();
+    clock_date(date);
+    json_put_text(o, "time", date);
+    json_put_text(o, "event", event);
+    if (j->events) {
+        json_dump(&line, o, false);
+        str_addz(&line, "\n");
+        fwrite(line.text, 1, line.length, j->events);
+        fflush(j->events);
+        str_free(&line);
+    }
+    json_free(o);
+}
+
+static struct json_t *traffic(struct cluster *c, const struct exchange_stats *before)
+{
+    const struct exchange_stats *now = cluster_exchange(c);
+    struct json_t *o = json_object_new();
+
+    json_put_int(o, "messages", (int64_t)(now->messages - before->messages));
+    json_put_int(o, "bytes_out", (int64_t)(now->bytes_out - before->bytes_out));
+    json_put_int(o, "bytes_back", (int64_t)(now->bytes_back - before->bytes_back));
+    json_put_real(o, "wait_seconds", now->wait_seconds - before->wait_seconds);
+    return o;
+}
+
+static void print_notes(struct cluster *c, struct log *l)
+{
+    struct str notes = {0};
+
+    cluster_notes(c, &notes);
+    for (char *save = NULL, *line = notes.text ? strtok_r(notes.text, "\n", &save) : NULL; line; line = strtok_r(NULL, "\n", &save)) log_warn(l, "%s", line);
+    str_free(&notes);
+}
+
+/* A step that ended well before, with the same spec, is not done again: that is how a pipeline goes on after exit 75. */
+static struct json_t *finished_before(const struct spec *s, const char *spec_path, const char *result_path, const struct str *yaml)
+{
+    struct json_t *result = NULL, *mine = NULL;
+    struct err ignored;
+    char *old;
+    size_t n;
+
+    if (file_read(&old, &n, spec_path, 1 << 20, &ignored)) return NULL;
+    bool same = n == yaml->length && memcmp(old, yaml->text, n) == 0;
+    free(old);
+    if (!same || json_read(&result, result_path, 64 << 20, &ignored)) return NULL;
+    const struct json_t *done = json_at(result, "status"), *o = json_at(result, s->name);
+    if (done && json_is_text(done) && strcmp(json_text(done), "ok") == 0 && o) mine = json_clone(o);
+    json_free(result);
+    return mine;
+}
+
+static void describe(struct json_t *to, const struct spec *s, struct cluster *c)
+{
+    char date[32];
+
+    clock_date(date);
+    json_put_int(to, "schema", 1);
+    json_put_text(to, "kind", spec_kind_name(s->kind));
+    json_put_text(to, "spec", s->source);
+    json_put_text(to, "started", date);
+    json_put_int(to, "ranks", comm_size(cluster_comm(c)));
+    json_put_int(to, "threads", s->cluster.threads);
+    json_put_text(to, "blas", gemm_describe(cluster_gemm(c)));
+}
+
+static const char *verdict_name(status st)
+{
+    switch (st) {
+    case OK: return "ok";
+    case STOPPED: return "stopped";
+    case ERR_GATE: return "gate";
+    default: return "failed";
+    }
+}
+
+/* One job that is not a pipeline.  *mine gets a copy of its result object (NULL when it failed), whatever was written. */
+static status run_one(const struct spec *s, struct cluster *c, struct log *l, bool resume, struct json_t **mine, struct err *e)
+{
+    char *spec_path = str_join(s->output, "spec.yaml"), *events_path = str_join(s->output, "log.jsonl"), *result_path = str_join(s->output, "result.json");
+    struct job j = {.spec = s, .cluster = c, .log = l, .result = json_object_new()};
+    struct json_t *file = json_object_new();
+    struct exchange_stats before = *cluster_exchange(c);
+    struct str yaml = {0};
+    double start = clock_now();
+    status st;
+
+    *mine = NULL;
+    spec_dump(&yaml, s);
+    st = file_make_directory(s->output, e);
+    if (!st && resume && (*mine = finished_before(s, spec_path, result_path, &yaml))) {
+        log_line(l, "%s: done before, see %s", s->name, result_path);
+        goto out;
+    }
+    if (!st) st = file_write(spec_path, yaml.text, yaml.length, e);
+    if (!st && !(j.events = fopen(events_path, "ae"))) st = err_set(e, ERR_IO, "%s: %s", events_path, strerror(errno));
+    if (st) goto out;
+
+    log_line(l, "%s: %s -> %s", s->name, kinds[s->kind].does, s->output);
+    describe(file, s, c);
+    job_event(&j, "start", NULL);
+    st = kinds[s->kind].run(&j, e);
+    log_progress_end(l);
+    print_notes(c, l);
+    if (st != ERR_RANK) cluster_release(c);
+    double seconds = clock_now() - start;
+    struct json_t *end = json_object_new();
+    json_put_text(end, "status", verdict_name(st));
+    json_put_real(end, "seconds", seconds);
+    job_event(&j, "end", end);
+
+    json_put_real(j.result, "seconds", seconds);
+    json_put(j.result, "exchange", traffic(c, &before));
+    json_put_text(file, "status", verdict_name(st));
+    if (st) json_put_text(file, "error", e->text);
+    json_put_real(file, "seconds", seconds);
+    json_put(file, s->name, json_clone(j.result));
+    struct err late;
+    status written = json_write(result_path, file, &late);
+    if (!st && written) {
+        *e = late;
+        st = written;
+    }
+    *mine = json_clone(j.result);
+
+out:
+    if (j.events) fclose(j.events);
+    json_free(j.result);
+    json_free(file);
+    str_free(&yaml);
+    free(spec_path);
+    free(events_path);
+    free(result_path);
+    return st;
+}
+
+static status run_pipeline(const struct spec *s, struct cluster *c, struct log *l, struct err *e)
+{
+    char *spec_path = str_join(s->output, "spec.yaml"), *result_path = str_join(s->output, "result.json");
+    struct json_t *file = json_object_new();
+    struct str yaml = {0};
+    double start = clock_now();
+    struct err gate = {0};
+    status st;
+
+    spec_dump(&yaml, s);
+    st = file_make_directory(s->output, e);
+    if (!st) st = file_write(spec_path, yaml.text, yaml.length, e);
+    describe(file, s, c);
+    /* A gate that is not passed does not stop the steps behind it; it decides the exit code. */
+    for (int i = 0; i < s->n_steps && !st; i++) {
+        struct json_t *mine;
+
+        st = run_one(&s->steps[i], c, l, true, &mine, e);
+        if (mine) json_put(file, s->steps[i].name, mine);
+        if (st == ERR_GATE) {
+            gate = *e;
+            st = OK;
+        }
+    }
+    if (!st && gate.code) {
+        *e = gate;
+        st = gate.code;
+    }
+    json_put_text(file, "status", verdict_name(st));
+    if (st) json_put_text(file, "error", e->text);
+    json_put_real(file, "seconds", clock_now() - start);
+    struct err late;
+    status written = json_write(result_path, file, &late);
+    if (st == OK && written) {
+        *e = late;
+        st = written;
+    }
+    if (st == OK || st == ERR_GATE) {
+        summary_print(l, s, file);
+        log_line(l, "\nresults: %s", result_path);
+    }
+    json_free(file);
+    str_free(&yaml);
+    free(spec_path);
+    free(result_path);
+    return st;
+}
+
+status job_run(const struct spec *s, struct cluster *c, struct log *l, struct err *e)
+{
+    struct json_t *mine;
+
+    if (s->kind == JOB_PIPELINE) return run_pipeline(s, c, l, e);
+    status st = run_one(s, c, l, false, &mine, e);
+    json_free(mine);
+    return st;
+}
