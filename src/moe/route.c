@@ -1,0 +1,85 @@
+#include "moe/route.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/bits.h"
+#include "base/rng.h"
+#include "num/ops.h"
+
+void route_select(uint64_t *set, const float *z, int rows, int experts, int k, const struct router *r, int layer)
+{
+    size_t words = (size_t)bits_words(experts);
+
+    BUG_ON(k < 0 || k > experts);
+    for (int t = 0; t < rows; t++, set += words, z += experts) {
+        if (r->by_threshold) above(set, z, experts, r->threshold[layer]);
+        else top_k(set, z, experts, k);
+    }
+}
+
+void route_random(uint64_t *set, const uint64_t *key, int rows, int experts, int k, uint64_t seed, int layer)
+{
+    size_t words = (size_t)bits_words(experts);
+
+    BUG_ON(k < 0 || k > experts);
+    for (int t = 0; t < rows; t++, set += words) {
+        memset(set, 0, words * sizeof(*set));
+        /* Floyd's sampling: every k-subset equally likely, from k numbers (Bentley and Floyd 1987). */
+        for (int j = experts - k; j < experts; j++) {
+            uint64_t u = rng_hash(seed, (uint64_t)layer, key[t], (uint64_t)j);
+            int i = (int)((unsigned __int128)u * (unsigned)(j + 1) >> 64);
+
+            bits_set(set, bits_has(set, i) ? j : i);
+        }
+    }
+}
+
+static void swap(float *z, int64_t a, int64_t b)
+{
+    float t = z[a];
+
+    z[a] = z[b];
+    z[b] = t;
+}
+
+static float middle(float a, float b, float c)
+{
+    if (a > b) return b > c ? b : a > c ? c : a;
+    return a > c ? a : b > c ? c : b;
+}
+
+/* The element that stands at `rank` (0: the largest) when z is in falling order.  Cuts in three, so equal scores cost nothing. */
+static float nth_largest(float *z, int64_t n, int64_t rank)
+{
+    int64_t from = 0, to = n;
+
+    while (to - from > 1) {
+        float pivot = middle(z[from], z[from + (to - from) / 2], z[to - 1]);
+        int64_t larger = from, i = from, smaller = to; /* z[from..larger) > pivot, z[larger..i) equal, z[smaller..to) < pivot */
+
+        while (i < smaller) {
+            if (z[i] > pivot) swap(z, larger++, i++);
+            else if (z[i] < pivot) swap(z, i, --smaller);
+            else i++;
+        }
+        if (rank < larger) to = larger;
+        else if (rank < smaller) return pivot;
+        else from = smaller;
+    }
+    return z[from];
+}
+
+float route_threshold(float *z, int64_t rows, int experts, double mean)
+{
+    int64_t n = rows * experts, wanted;
+
+    BUG_ON(rows < 0 || experts < 0 || !(mean >= 0));
+    /* NaN is never above a threshold: it counts as the smallest. */
+    for (int64_t i = 0; i < n; i++) {
+        if (isnan(z[i])) z[i] = -INFINITY;
+    }
+    if (mean * (double)rows >= (double)n) return -INFINITY;
+    wanted = (int64_t)llround(mean * (double)rows);
+    return wanted < n ? nth_largest(z, n, wanted) : -INFINITY;
+}
