@@ -56,12 +56,15 @@ static void print_notes(struct cluster *c, struct log *l)
     struct str notes = {0};
 
     cluster_notes(c, &notes);
-    for (char *save = NULL, *line = notes.text ? strtok_r(notes.text, "\n", &save) : NULL; line; line = strtok_r(NULL, "\n", &save)) log_warn(l, "%s", line);
+    for (char *save = NULL, *line = notes.text ? strtok_r(notes.text, "\n", &save) : NULL; line;
+         line = strtok_r(NULL, "\n", &save))
+        log_warn(l, "%s", line);
     str_free(&notes);
 }
 
 /* A step that ended well before, with the same spec, is not done again: that is how a pipeline goes on after exit 75. */
-static struct json_t *finished_before(const struct spec *s, const char *spec_path, const char *result_path, const struct str *yaml)
+static struct json_t *finished_before(const struct spec *s, const char *spec_path, const char *result_path,
+                                      const struct str *yaml)
 {
     struct json_t *result = NULL, *mine = NULL;
     struct err ignored;
@@ -95,17 +98,22 @@ static void describe(struct json_t *to, const struct spec *s, struct cluster *c)
 static const char *verdict_name(status st)
 {
     switch (st) {
-    case OK: return "ok";
-    case STOPPED: return "stopped";
-    case ERR_GATE: return "gate";
-    default: return "failed";
+    case OK:
+        return "ok";
+    case STOPPED:
+        return "stopped";
+    case ERR_GATE:
+        return "gate";
+    default:
+        return "failed";
     }
 }
 
 /* One job that is not a pipeline.  *mine gets a copy of its result object (NULL when it failed), whatever was written. */
 static status run_one(const struct spec *s, struct cluster *c, struct log *l, bool resume, struct json_t **mine, struct err *e)
 {
-    char *spec_path = str_join(s->output, "spec.yaml"), *events_path = str_join(s->output, "log.jsonl"), *result_path = str_join(s->output, "result.json");
+    char *spec_path = str_join(s->output, "spec.yaml"), *events_path = str_join(s->output, "log.jsonl"),
+         *result_path = str_join(s->output, "result.json");
     struct job j = {.spec = s, .cluster = c, .log = l, .result = json_object_new()};
     struct json_t *file = json_object_new();
     struct exchange_stats before = *cluster_exchange(c);

@@ -1,0 +1,130 @@
+#include "jobs/summary.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/str.h"
+
+static double number(const struct json_t *o, const char *key)
+{
+    const struct json_t *v = o ? json_at(o, key) : NULL;
+
+    return v && json_is_real(v) ? json_number(v) : NAN;
+}
+
+/* The result of the last step of a kind, or NULL. */
+static const struct json_t *result_of(const struct spec *s, const struct json_t *result, enum job_kind kind)
+{
+    const struct json_t *found = NULL;
+
+    for (int i = 0; i < s->n_steps; i++)
+        if (s->steps[i].kind == kind && json_at(result, s->steps[i].name)) found = json_at(result, s->steps[i].name);
+    return found;
+}
+
+static void human(char out[32], double n, const char *unit)
+{
+    static const char *const prefix[] = {"", "k", "M", "G", "T"};
+    int i = 0;
+
+    while (fabs(n) >= 1000 && i < 4) {
+        n /= 1000;
+        i++;
+    }
+    snprintf(out, 32, i ? "%.2f %s%s" : "%.0f %s%s", n, prefix[i], unit);
+}
+
+static void print_model(struct log *l, const struct json_t *factorize, const struct json_t *finetune)
+{
+    char all[32], ffn[32];
+
+    if (!factorize) return;
+    human(all, number(factorize, "parameters"), "");
+    human(ffn, number(factorize, "ffn_parameters"), "");
+    log_line(l, "  parameters       %s, of them %s in the FFNs; none changed", all, ffn);
+    log_line(l, "  experts          %.0f a layer, %.0f active for a token: %.1f %% of the FFN's neurons",
+             number(factorize, "experts"), number(factorize, "active"), 100 * number(factorize, "active_share"));
+    if (finetune)
+        log_line(l, "  router           trained on %.0f tokens in %.1f s", number(finetune, "tokens"),
+                 number(finetune, "seconds"));
+}
+
+static void print_variants(struct log *l, const struct json_t *eval)
+{
+    static const char *const says[VARIANTS] = {
+        [VARIANT_DENSE] = "the model as it came",
+        [VARIANT_STATIC] = "the same neurons for every token",
+        [VARIANT_RANDOM] = "experts drawn by lot",
+        [VARIANT_ROUTER] = "experts chosen by the trained router",
+        [VARIANT_ORACLE] = "the best experts, seen in hindsight",
+    };
+    const struct json_t *perplexity = json_at(eval, "perplexity"), *accuracy = json_at(eval, "accuracy");
+    const struct json_t *share = json_at(eval, "active_share"), *speed = json_at(eval, "tokens_per_second");
+    double dense_ppl = number(perplexity, "dense"), dense_acc = number(accuracy, "dense");
+
+    if (!perplexity) return;
+    log_line(l, "\n  %-8s %10s %11s %8s %9s %7s %9s   %s", "variant", "FFN active", "perplexity", "x dense", "accuracy", "kept",
+             "tokens/s", "what it is");
+    for (int v = 0; v < VARIANTS; v++) {
+        const char *name = spec_variant_name((enum spec_variant)v);
+        double ppl = number(perplexity, name), acc = number(accuracy, name);
+
+        if (isnan(ppl)) continue;
+        log_line(l, "  %-8s %8.1f %% %11.2f %8.2f %9.4f %5.1f %% %9.0f   %s", name, 100 * number(share, name), ppl,
+                 ppl / dense_ppl, acc, 100 * acc / dense_acc, number(speed, name), says[v]);
+    }
+}
+
+static void print_load(struct log *l, const struct json_t *eval)
+{
+    const struct json_t *load = json_at(eval, "load");
+
+    if (!load || !json_length(load)) return;
+    log_line(l, "\n  tokens per expert, %% of the layer's (router)");
+    for (size_t i = 0; i < json_length(load); i++) {
+        const struct json_t *layer = json_item(load, i);
+        size_t n = json_length(layer), shown = n < 16 ? n : 16;
+        double sum = 0;
+        struct str line = {0};
+
+        for (size_t e = 0; e < n; e++) sum += json_number(json_item(layer, e));
+        for (size_t e = 0; e < shown; e++)
+            str_addf(&line, " %5.1f", sum > 0 ? 100 * json_number(json_item(layer, e)) / sum : 0.0);
+        log_line(l, "    layer %2zu %s%s", i, line.text ? line.text : "", shown < n ? " ..." : "");
+        str_free(&line);
+    }
+}
+
+static void print_traffic(struct log *l, const struct spec *s, const struct json_t *result)
+{
+    double out = 0, back = 0;
+    char a[32], b[32];
+
+    for (int i = 0; i < s->n_steps; i++) {
+        const struct json_t *step = json_at(result, s->steps[i].name), *x = step ? json_at(step, "exchange") : NULL;
+
+        if (!x) continue;
+        out += number(x, "bytes_out");
+        back += number(x, "bytes_back");
+    }
+    human(a, out, "B");
+    human(b, back, "B");
+    log_line(l, "\n  exchanged        %s out to the experts, %s back, between %.0f ranks", a, b, number(result, "ranks"));
+}
+
+void summary_print(struct log *l, const struct spec *s, const struct json_t *result)
+{
+    const struct json_t *eval = result_of(s, result, JOB_EVAL), *infer = result_of(s, result, JOB_INFER);
+
+    log_line(l, "\n%s", s->model);
+    print_model(l, result_of(s, result, JOB_FACTORIZE), result_of(s, result, JOB_FINETUNE));
+    if (eval) {
+        print_variants(l, eval);
+        print_load(l, eval);
+    }
+    print_traffic(l, s, result);
+    if (infer)
+        log_line(l, "  answered         %.0f prompts, %.0f tokens, %.0f tokens/s", number(infer, "rows"),
+                 number(infer, "generated_tokens"), number(infer, "tokens_per_second"));
+    log_line(l, "  time             %.1f s", number(result, "seconds"));
+}
