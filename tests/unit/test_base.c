@@ -1,9 +1,5 @@
 /* base: what everything stands on. */
-#include <cmocka.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "../check.h"
 
 #include <math.h>
 #include <stdlib.h>
