@@ -3,7 +3,7 @@
 # make test       the same set-up and all tests; ends in one line "N passed, M failed"
 # make check      layers, headers, formatting, warnings under gcc and clang
 # make sanitize   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
-# make fuzz       every parser for SECONDS (default 60) each, with clang's libFuzzer
+# make fuzz       every parser for SECONDS=60 each, with clang's libFuzzer
 # make install    PREFIX=/usr/local
 
 PREFIX  ?= /usr/local
@@ -25,7 +25,11 @@ INCLUDE  := -Isrc -I$(BUILD)/proto $(patsubst -I%,-isystem %,$(shell pkg-config 
 CPPFLAGS += -D_GNU_SOURCE -MMD -MP $(INCLUDE)
 CFLAGS   += -std=gnu11 $(OPT) -fno-math-errno $(CWARN) $(SANFLAGS)
 CXXFLAGS += -std=c++17 $(OPT) $(WARN) $(SANFLAGS)
-LDLIBS   := $(shell pkg-config --libs $(PKGS)) -lpthread -lm
+LDLIBS   := $(filter-out -lsentencepiece_train,$(shell pkg-config --libs $(PKGS))) -lpthread -lm
+
+# make V=1 shows the commands
+Q   := $(if $(V),,@)
+say := @printf '  %-5s %s\n'
 
 PROTO   := $(BUILD)/proto/job.pb-c
 SOURCES := $(filter-out src/cli/main.c,$(foreach d,$(LAYERS),$(wildcard src/$d/*.c)))
@@ -40,29 +44,33 @@ FUZZERS := $(patsubst %.c,%,$(notdir $(wildcard tests/fuzz/*.c)))
 all: $(BUILD)/factorllm
 
 $(BUILD)/factorllm: $(BUILD)/src/cli/main.o $(LIBRARY)
-	$(CXX) $(CXXFLAGS) $^ -o $@ $(LDLIBS)
+	$(say) LINK $@
+	$(Q)$(CXX) $(CXXFLAGS) $^ -o $@ $(LDLIBS)
 
 $(LIBRARY): $(OBJECTS)
-	@rm -f $@
-	ar rcs $@ $^
+	$(Q)rm -f $@
+	$(Q)ar rcs $@ $^
 
 $(BUILD)/%.o: %.c | $(PROTO).h
-	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
+	$(say) CC $<
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
 $(BUILD)/%.o: %.cc
-	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c $< -o $@
+	$(say) CXX $<
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c $< -o $@
 $(BUILD)/src/cli/main.o: CPPFLAGS += -DVERSION='"$(VERSION)"'
 
 # protoc-c's output is not ours to warn about
 $(PROTO).c $(PROTO).h &: proto/job.proto
-	@mkdir -p $(@D)
-	protoc-c --c_out=$(@D) --proto_path=proto $<
+	$(Q)mkdir -p $(@D)
+	$(Q)protoc-c --c_out=$(@D) --proto_path=proto $<
 $(PROTO).o: $(PROTO).c
-	$(CC) $(CPPFLAGS) -std=gnu11 $(OPT) $(SANFLAGS) -c $< -o $@
+	$(Q)$(CC) $(CPPFLAGS) -std=gnu11 $(OPT) $(SANFLAGS) -c $< -o $@
 
 $(UNIT) $(MPI): $(BUILD)/%: $(BUILD)/%.o $(LIBRARY)
-	$(CXX) $(CXXFLAGS) $^ -o $@ $(LDLIBS) -lcmocka
+	$(say) LINK $@
+	$(Q)$(CXX) $(CXXFLAGS) $^ -o $@ $(LDLIBS) -lcmocka
 
 bootstrap:
 	@scripts/bootstrap.sh
@@ -72,8 +80,8 @@ demo: bootstrap
 	@scripts/demo.sh
 
 test: bootstrap
-	@$(MAKE) --no-print-directory -k all $(UNIT) $(MPI)
-	@$(MAKE) --no-print-directory -k SAN=1 all $(subst $(BUILD)/,$(BUILD)/sanitize/,$(UNIT) $(MPI))
+	@$(MAKE) --no-print-directory all unit-and-mpi
+	@$(MAKE) --no-print-directory SAN=1 unit-and-mpi
 	@scripts/run_tests.sh $(BUILD) $(BUILD)/sanitize
 
 sanitize:
