@@ -1,0 +1,191 @@
+#include "train/checkpoint.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/str.h"
+#include "data/digest.h"
+
+static const char MAGIC[] = "factorllm-checkpoint-01\n";
+enum { MAGIC_BYTES = sizeof(MAGIC) - 1, DIGEST_BYTES = 64, COUNTS = 16, JSON_MAX = 1 << 24 };
+static const size_t FILE_MAX = (size_t)1 << 33;
+
+static size_t total_floats(const struct checkpoint_array *arrays, int n_arrays)
+{
+    size_t n = 0;
+
+    for (int i = 0; i < n_arrays; i++) n += arrays[i].n;
+    return n;
+}
+
+status checkpoint_encode(char **bytes, size_t *length, const struct json_t *identity, const struct json_t *progress,
+                         const struct checkpoint_array *arrays, int n_arrays, struct err *e)
+{
+    struct json_t *top = json_object_new(), *list = json_array_new();
+    size_t floats = total_floats(arrays, n_arrays);
+    struct str text = {0};
+    char hex[65];
+
+    for (int i = 0; i < n_arrays; i++) {
+        struct json_t *entry = json_array_new();
+
+        json_append(entry, json_text_new(arrays[i].name, strlen(arrays[i].name)));
+        json_append(entry, json_int_new((int64_t)arrays[i].n));
+        json_append(list, entry);
+    }
+    json_put(top, "identity", json_clone(identity));
+    json_put(top, "progress", json_clone(progress));
+    json_put(top, "arrays", list);
+    json_dump(&text, top, false);
+    json_free(top);
+    BUG_ON(text.length > JSON_MAX);
+
+    *length = CHECKPOINT_BODY + COUNTS + text.length + floats * sizeof(float);
+    *bytes = malloc(*length);
+    if (!*bytes) {
+        str_free(&text);
+        return err_set(e, ERR_LIMIT, "out of memory for a checkpoint of %zu bytes", *length);
+    }
+    uint64_t counts[2] = {text.length, floats};
+    char *at = *bytes + CHECKPOINT_BODY;
+
+    memcpy(at, counts, COUNTS);
+    memcpy(at + COUNTS, text.text, text.length);
+    at += COUNTS + text.length;
+    for (int i = 0; i < n_arrays; at += arrays[i].n * sizeof(float), i++) memcpy(at, arrays[i].data, arrays[i].n * sizeof(float));
+    digest_bytes(hex, *bytes + CHECKPOINT_BODY, *length - CHECKPOINT_BODY);
+    memcpy(*bytes, MAGIC, MAGIC_BYTES);
+    memcpy(*bytes + MAGIC_BYTES, hex, DIGEST_BYTES);
+    str_free(&text);
+    return OK;
+}
+
+status checkpoint_write(const char *path, const struct json_t *identity, const struct json_t *progress,
+                        const struct checkpoint_array *arrays, int n_arrays, struct err *e)
+{
+    char *bytes;
+    size_t length;
+
+    if (checkpoint_encode(&bytes, &length, identity, progress, arrays, n_arrays, e)) return e->code;
+    status s = file_write(path, bytes, length, e);
+    free(bytes);
+    return s;
+}
+
+/* Is this file of the run that wants it?  Both are flat, so members are compared by their text. */
+static status same_identity(const struct json_t *found, const struct json_t *wanted, const char *source, struct err *e)
+{
+    struct str was = {0}, is = {0};
+    status s = OK;
+
+    for (void *i = json_first(wanted); i && !s; i = json_next(wanted, i)) {
+        const struct json_t *other = json_at(found, json_key(i));
+
+        str_clear(&was);
+        str_clear(&is);
+        json_dump(&is, json_member(i), false);
+        if (other) json_dump(&was, other, false);
+        else str_addz(&was, "nothing");
+        if (strcmp(was.text, is.text))
+            s = err_set(
+                e, ERR_SPEC,
+                "%s: belongs to another run: %s was %.200s and is %.200s; remove the file to start over, or use another output",
+                source, json_key(i), was.text, is.text);
+    }
+    if (!s && json_length(found) != json_length(wanted))
+        s = err_set(e, ERR_SPEC, "%s: belongs to another run: %zu settings, this one has %zu; remove the file to start over",
+                    source, json_length(found), json_length(wanted));
+    str_free(&was);
+    str_free(&is);
+    return s;
+}
+
+static status same_arrays(const struct json_t *list, const struct checkpoint_array *arrays, int n_arrays, const char *source,
+                          struct err *e)
+{
+    if (json_length(list) != (size_t)n_arrays)
+        return err_set(e, ERR_FORMAT, "%s: %zu arrays, expected %d", source, json_length(list), n_arrays);
+    for (int i = 0; i < n_arrays; i++) {
+        const struct json_t *entry = json_item(list, (size_t)i);
+        const char *name = json_text(json_item(entry, 0));
+
+        if (!name || strcmp(name, arrays[i].name) || !json_is_int(json_item(entry, 1)) ||
+            (uint64_t)json_int(json_item(entry, 1)) != arrays[i].n)
+            return err_set(e, ERR_FORMAT, "%s: array %d is not %s of %zu floats", source, i, arrays[i].name, arrays[i].n);
+    }
+    return OK;
+}
+
+status checkpoint_decode(struct json_t **progress, const char *bytes, size_t length, const char *source,
+                         const struct json_t *identity, const struct checkpoint_array *arrays, int n_arrays, struct err *e)
+{
+    struct json_t *top = NULL;
+    const struct json_t *found, *list, *own;
+    uint64_t counts[2];
+    char hex[65];
+
+    *progress = NULL;
+    if (length < CHECKPOINT_BODY + COUNTS || memcmp(bytes, MAGIC, MAGIC_BYTES))
+        return err_set(e, ERR_FORMAT, "%s: is not a checkpoint of this program", source);
+    const char *body = bytes + CHECKPOINT_BODY;
+    size_t left = length - CHECKPOINT_BODY - COUNTS;
+
+    memcpy(counts, body, COUNTS);
+    if (counts[0] > left || counts[0] > JSON_MAX || counts[1] != (left - counts[0]) / sizeof(float) ||
+        (left - counts[0]) % sizeof(float))
+        return err_set(e, ERR_FORMAT, "%s: %zu bytes do not hold what its header says (%llu of JSON, %llu floats)", source,
+                       length, (unsigned long long)counts[0], (unsigned long long)counts[1]);
+    digest_bytes(hex, body, length - CHECKPOINT_BODY);
+    if (memcmp(hex, bytes + MAGIC_BYTES, DIGEST_BYTES))
+        return err_set(e, ERR_FORMAT, "%s: is damaged: its digest does not match", source);
+
+    if (json_parse(&top, body + COUNTS, counts[0], source, e)) return e->code;
+    if (!json_is_object(top)) {
+        err_set(e, ERR_FORMAT, "%s: expected an object", source);
+        goto fail;
+    }
+    if (json_get_object(&found, top, "identity", JSON_REQUIRED, source, e) || same_identity(found, identity, source, e))
+        goto fail;
+    if (json_get_array(&list, top, "arrays", JSON_REQUIRED, source, e) || same_arrays(list, arrays, n_arrays, source, e))
+        goto fail;
+    if (json_get_object(&own, top, "progress", JSON_REQUIRED, source, e)) goto fail;
+    if (counts[1] != total_floats(arrays, n_arrays)) {
+        err_set(e, ERR_FORMAT, "%s: %llu floats, its arrays have %zu", source, (unsigned long long)counts[1],
+                total_floats(arrays, n_arrays));
+        goto fail;
+    }
+    const char *at = body + COUNTS + counts[0];
+
+    for (size_t i = 0; i < counts[1]; i++) {
+        float x;
+
+        memcpy(&x, at + i * sizeof(float), sizeof(x));
+        if (!isfinite(x)) {
+            err_set(e, ERR_FORMAT, "%s: number %zu is not finite", source, i);
+            goto fail;
+        }
+    }
+    for (int i = 0; i < n_arrays; at += arrays[i].n * sizeof(float), i++) memcpy(arrays[i].data, at, arrays[i].n * sizeof(float));
+    *progress = json_clone(own);
+    json_free(top);
+    return OK;
+
+fail:
+    json_free(top);
+    return e->code;
+}
+
+status checkpoint_read(struct json_t **progress, const char *path, const struct json_t *identity,
+                       const struct checkpoint_array *arrays, int n_arrays, struct err *e)
+{
+    char *bytes;
+    size_t length;
+
+    *progress = NULL;
+    if (file_read(&bytes, &length, path, FILE_MAX, e)) return e->code;
+    status s = checkpoint_decode(progress, bytes, length, path, identity, arrays, n_arrays, e);
+    free(bytes);
+    return s;
+}

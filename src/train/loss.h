@@ -1,0 +1,21 @@
+/* Losses of router scores against pseudo-labels, with their gradients.  Pure; in double inside.
+ *
+ *   paper   KL(softmax(l) || softmax(z)), l = the label as a vector of 0 and 1 (FactorLLM, arXiv 2408.11855)
+ *   bce     sum over experts of the binary cross-entropy of sigmoid(z_i) against l_i
+ *
+ * Both return weight * sum over rows of the row's loss, and dz = weight * d(row's loss)/dz; weight = 1 / rows gives the mean, and a batch
+ * that comes in several passes uses 1 / (rows of the batch) in each of them.
+ * Shapes: z, dz [rows][n]; label [rows][bits_words(n)].
+ */
+#ifndef TRAIN_LOSS_H
+#define TRAIN_LOSS_H
+
+#include <stdint.h>
+
+double loss_paper(float *dz, const float *z, const uint64_t *label, int rows, int n, double weight);
+double loss_bce(float *dz, const float *z, const uint64_t *label, int rows, int n, double weight);
+
+/* Sum over rows of |a & b|: what two choices of experts have in common. */
+int64_t sets_common(const uint64_t *a, const uint64_t *b, int rows, int n);
+
+#endif
