@@ -1,0 +1,266 @@
+/* Writing safetensors.  All shards are temporary files until the commit; an index, if there is one, is written last, because a
+ * reader believes the index. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "data/json.h"
+#include "data/safetensors.h"
+
+enum { ALIGN = 64 }; /* of the first data byte in the file */
+
+struct declared {
+    char *name;
+    enum dtype dtype;
+    int dims;
+    int64_t shape[4];
+    size_t bytes;
+    int shard;
+    size_t offset; /* in the shard's data */
+};
+
+struct part {
+    struct file_writer file;
+    char *name; /* beside the index */
+    size_t data;
+};
+
+struct safetensors_writer {
+    char *directory, *path; /* path: of a single file of any name */
+    size_t shard_bytes;
+    struct declared *tensors;
+    size_t n, room;
+    struct json_t *metadata;
+
+    struct part *parts; /* from the first data on */
+    int n_parts;
+    size_t at, given; /* the tensor that is being written, bytes of it that are there */
+};
+
+static struct safetensors_writer *writer_new(void)
+{
+    struct safetensors_writer *w = calloc(1, sizeof(*w));
+
+    BUG_ON(!w);
+    w->metadata = json_object_new();
+    json_put_text(w->metadata, "format", "pt"); /* Hugging Face's loader insists on it */
+    return w;
+}
+
+status safetensors_create(struct safetensors_writer **out, const char *directory, size_t shard_bytes, struct err *e)
+{
+    *out = NULL;
+    if (!file_is_directory(directory)) return err_set(e, ERR_IO, "%s: is not a directory", directory);
+    *out = writer_new();
+    (*out)->directory = str_dup(directory);
+    (*out)->shard_bytes = shard_bytes;
+    return OK;
+}
+
+status safetensors_create_file(struct safetensors_writer **out, const char *path, struct err *e)
+{
+    (void)e; /* the file is opened when the first data comes */
+    *out = writer_new();
+    (*out)->path = str_dup(path);
+    return OK;
+}
+
+void safetensors_declare(struct safetensors_writer *w, const char *name, enum dtype t, int dims, const int64_t *shape)
+{
+    struct declared d = {.name = str_dup(name), .dtype = t, .dims = dims, .bytes = dtype_bytes(t)};
+
+    BUG_ON(w->parts || dims < 0 || dims > 4);
+    for (int i = 0; i < dims; i++) {
+        BUG_ON(shape[i] < 0 || __builtin_mul_overflow(d.bytes, (size_t)shape[i], &d.bytes));
+        d.shape[i] = shape[i];
+    }
+    if (w->n == w->room) {
+        w->room = w->room ? 2 * w->room : 64;
+        w->tensors = realloc(w->tensors, w->room * sizeof(*w->tensors));
+        BUG_ON(!w->tensors);
+    }
+    w->tensors[w->n++] = d;
+}
+
+void safetensors_metadata(struct safetensors_writer *w, const char *key, const char *value)
+{
+    BUG_ON(w->parts);
+    json_put_text(w->metadata, key, value);
+}
+
+/* Gives every tensor its shard and its place.  Inside a shard the wider elements come first, so that every tensor is aligned to its
+ * elements whatever the sizes are; otherwise the order is that of declaration. */
+static void plan(struct safetensors_writer *w)
+{
+    size_t total = 0, filled = 0;
+    int shard = 0;
+
+    for (size_t i = 0; i < w->n; i++) total += w->tensors[i].bytes;
+    bool split = w->shard_bytes && total > w->shard_bytes;
+    for (size_t i = 0; i < w->n; i++) {
+        struct declared *t = &w->tensors[i];
+
+        if (split && filled && filled + t->bytes > w->shard_bytes) {
+            shard++;
+            filled = 0;
+        }
+        t->shard = shard;
+        filled += t->bytes;
+    }
+    w->n_parts = shard + 1;
+    w->parts = calloc((size_t)w->n_parts, sizeof(*w->parts));
+    BUG_ON(!w->parts);
+    for (size_t width = 4; width >= 2; width -= 2)
+        for (size_t i = 0; i < w->n; i++) {
+            struct declared *t = &w->tensors[i];
+
+            if (dtype_bytes(t->dtype) != width) continue;
+            t->offset = w->parts[t->shard].data; /* counts the data for now */
+            w->parts[t->shard].data += t->bytes;
+        }
+    for (int p = 0; p < w->n_parts; p++) {
+        struct str name = {0};
+
+        if (w->n_parts == 1) str_addz(&name, "model.safetensors");
+        else str_addf(&name, "model-%05d-of-%05d.safetensors", p + 1, w->n_parts);
+        w->parts[p].name = name.text;
+    }
+}
+
+static void header(struct str *out, const struct safetensors_writer *w, int part)
+{
+    struct json_t *h = json_object_new();
+
+    json_put(h, "__metadata__", json_clone(w->metadata));
+    for (size_t i = 0; i < w->n; i++) {
+        const struct declared *t = &w->tensors[i];
+
+        if (t->shard != part) continue;
+        BUG_ON(json_at(h, t->name)); /* declared twice */
+        struct json_t *entry = json_object_new(), *shape = json_array_new(), *offsets = json_array_new();
+
+        for (int d = 0; d < t->dims; d++) json_append(shape, json_int_new(t->shape[d]));
+        json_append(offsets, json_int_new((int64_t)t->offset));
+        json_append(offsets, json_int_new((int64_t)(t->offset + t->bytes)));
+        json_put_text(entry, "dtype", dtype_name(t->dtype));
+        json_put(entry, "shape", shape);
+        json_put(entry, "data_offsets", offsets);
+        json_put(h, t->name, entry);
+    }
+    json_dump(out, h, false);
+    while ((out->length + 8) % ALIGN) str_addz(out, " ");
+    json_free(h);
+}
+
+static status begin_parts(struct safetensors_writer *w, struct err *e)
+{
+    plan(w);
+    for (int p = 0; p < w->n_parts; p++) {
+        struct part *part = &w->parts[p];
+        struct str text = {0};
+        unsigned char prefix[8];
+        char *path = w->path ? str_dup(w->path) : str_join(w->directory, part->name);
+        status s = file_begin(&part->file, path, e);
+
+        free(path);
+        if (s) return s;
+        header(&text, w, p);
+        for (int i = 0; i < 8; i++) prefix[i] = (unsigned char)(text.length >> (8 * i) & 0xff);
+        size_t done = fwrite(prefix, 1, 8, part->file.f) + fwrite(text.text, 1, text.length, part->file.f);
+        part->data = 8 + text.length;
+        str_free(&text);
+        if (done != part->data) return err_set(e, ERR_IO, "%s: cannot be written: %s", part->file.path, strerror(errno));
+    }
+    return OK;
+}
+
+/* Past tensors that are complete, and to the place of the next one. */
+static status seek_tensor(struct safetensors_writer *w, struct err *e)
+{
+    while (w->at < w->n && w->given == w->tensors[w->at].bytes) {
+        w->at++;
+        w->given = 0;
+    }
+    if (w->at == w->n || w->given) return OK;
+    struct part *p = &w->parts[w->tensors[w->at].shard];
+    if (fseeko(p->file.f, (off_t)(p->data + w->tensors[w->at].offset), SEEK_SET))
+        return err_set(e, ERR_IO, "%s: cannot be written: %s", p->file.path, strerror(errno));
+    return OK;
+}
+
+status safetensors_write(struct safetensors_writer *w, const void *data, size_t bytes, struct err *e)
+{
+    if (!w->parts && begin_parts(w, e)) return e->code;
+    while (bytes) {
+        if (seek_tensor(w, e)) return e->code;
+        BUG_ON(w->at == w->n); /* more than was declared */
+        const struct declared *t = &w->tensors[w->at];
+        struct part *p = &w->parts[t->shard];
+        size_t n = bytes < t->bytes - w->given ? bytes : t->bytes - w->given;
+
+        if (fwrite(data, 1, n, p->file.f) != n)
+            return err_set(e, ERR_IO, "%s: cannot be written: %s", p->file.path, strerror(errno));
+        data = (const char *)data + n;
+        bytes -= n;
+        w->given += n;
+    }
+    return OK;
+}
+
+static status write_index(const struct safetensors_writer *w, struct err *e)
+{
+    struct json_t *index = json_object_new(), *metadata = json_object_new(), *map = json_object_new();
+    char *path = str_join(w->directory, "model.safetensors.index.json");
+    size_t total = 0;
+
+    for (size_t i = 0; i < w->n; i++) {
+        json_put_text(map, w->tensors[i].name, w->parts[w->tensors[i].shard].name);
+        total += w->tensors[i].bytes;
+    }
+    json_put_int(metadata, "total_size", (int64_t)total);
+    json_put(index, "metadata", metadata);
+    json_put(index, "weight_map", map);
+    status s = json_write(path, index, e);
+    json_free(index);
+    free(path);
+    return s;
+}
+
+status safetensors_commit(struct safetensors_writer *w, struct err *e)
+{
+    status s = OK;
+
+    if (!w->parts) s = begin_parts(w, e); /* nothing but empty tensors */
+    if (!s) s = seek_tensor(w, e);
+    BUG_ON(!s && w->at != w->n); /* less than was declared */
+    for (int p = 0; !s && p < w->n_parts; p++) s = file_commit(&w->parts[p].file, e);
+    if (!s && w->directory) {
+        const char *stale_name = w->n_parts > 1 ? "model.safetensors" : "model.safetensors.index.json";
+        char *stale = str_join(w->directory, stale_name);
+
+        if (w->n_parts > 1) s = write_index(w, e);
+        if (!s) unlink(stale); /* of an earlier model here; a reader would take it for this one */
+        free(stale);
+    }
+    safetensors_abandon(w);
+    return s;
+}
+
+void safetensors_abandon(struct safetensors_writer *w)
+{
+    if (!w) return;
+    for (int p = 0; w->parts && p < w->n_parts; p++) {
+        file_abandon(&w->parts[p].file);
+        free(w->parts[p].name);
+    }
+    for (size_t i = 0; i < w->n; i++) free(w->tensors[i].name);
+    json_free(w->metadata);
+    free(w->parts);
+    free(w->tensors);
+    free(w->directory);
+    free(w->path);
+    free(w);
+}
