@@ -1,11 +1,11 @@
-#include "train/schedule.h"
+#include "train/pace.h"
 
 #include <math.h>
 #include <stdlib.h>
 
 #include "base/rng.h"
 
-double schedule_factor(int64_t step, int64_t steps, double warmup, double ratio)
+double pace_factor(int64_t step, int64_t steps, double warmup, double ratio)
 {
     int64_t rising = llround(warmup * (double)steps);
 

@@ -1,6 +1,6 @@
 /* The learning rate over a run, and which windows of the text it visits in which order.  Pure. */
-#ifndef TRAIN_SCHEDULE_H
-#define TRAIN_SCHEDULE_H
+#ifndef TRAIN_PACE_H
+#define TRAIN_PACE_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -9,7 +9,7 @@
 
 /* The factor on the learning rate in step 0 .. steps-1: linear from 1/W to 1 over the first W = round(warmup * steps) steps, then half a
  * cosine from 1 down to `ratio`, which the last step has. */
-double schedule_factor(int64_t step, int64_t steps, double warmup, double ratio);
+double pace_factor(int64_t step, int64_t steps, double warmup, double ratio);
 
 /* Every pass over the text visits all windows once, each pass in another order, from (seed, pass) alone: a place in the sequence is two
  * numbers, so a checkpoint needs no generator's state. */
