@@ -1,0 +1,70 @@
+#include "base/directory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/str.h"
+
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *where)
+{
+    (void)st;
+    (void)kind;
+    (void)where;
+    return remove(path);
+}
+
+status directory_remove(const char *path, struct err *e)
+{
+    if (nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) && errno != ENOENT)
+        return err_set(e, ERR_IO, "%s: cannot be removed: %s", path, strerror(errno));
+    return OK;
+}
+
+static void sync_parent(const char *path)
+{
+    char *copy = str_dup(path);
+    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (fd >= 0) {
+        fsync(fd); /* some file systems refuse; the rename itself is still atomic */
+        close(fd);
+    }
+    free(copy);
+}
+
+status directory_replace(const char *temporary, const char *path, struct err *e)
+{
+    if (!file_exists(path)) {
+        if (rename(temporary, path)) return err_set(e, ERR_IO, "%s: cannot be moved into place: %s", path, strerror(errno));
+        sync_parent(path);
+        return OK;
+    }
+    if (renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RENAME_EXCHANGE) == 0) {
+        sync_parent(path);
+        return directory_remove(temporary, e);
+    }
+    /* Some network file systems cannot exchange: two steps then, and for a moment there is neither. */
+    struct str aside = {0};
+    status s = OK;
+
+    str_addf(&aside, "%s.old-%ld", path, (long)getpid());
+    if (rename(path, aside.text)) {
+        s = err_set(e, ERR_IO, "%s: cannot be moved aside: %s", path, strerror(errno));
+    } else if (rename(temporary, path)) {
+        s = err_set(e, ERR_IO, "%s: cannot be moved into place: %s", path, strerror(errno));
+        if (rename(aside.text, path))
+            s = err_set(e, ERR_IO, "%s: was moved aside to %s and cannot be moved back", path, aside.text);
+    } else {
+        sync_parent(path);
+        s = directory_remove(aside.text, e);
+    }
+    str_free(&aside);
+    return s;
+}
