@@ -72,7 +72,7 @@ struct spec {
         int64_t shard_mib;
     } factorize;
     struct {
-        int64_t labels, loss, select;
+        int64_t method, labels, loss, select;
         struct spec_text text;
         int64_t tokens;       /* budget, counted over all passes */
         int64_t sequence;     /* tokens of one window; 0: the model's positions */

@@ -1,0 +1,232 @@
+/* What keys say together: names and directories of steps, and combinations that cannot be. */
+#include <string.h>
+
+#include "data/spec_table.h"
+
+static bool good_step_name(const char *name)
+{
+    return *name && strlen(name) <= 64 && !name[strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_-")];
+}
+
+status steps_name(struct draft *drafts, int n, struct err *e)
+{
+    for (int i = 0; i < n; i++) {
+        const char *name = drafts[i].s->name;
+
+        if (!name) continue;
+        if (!good_step_name(name))
+            return draft_fail(&drafts[i], "name", e, "expected at most 64 of a-z, 0-9, _ and -, found '%.80s'", name);
+        if (key_is_section(name, JOB_PIPELINE) || key_find(name, JOB_PIPELINE) >= 0)
+            return draft_fail(&drafts[i], "name", e, "expected a name that is no key of a pipeline, found '%s'", name);
+        for (int j = 0; j < i; j++)
+            if (drafts[j].s->name && !strcmp(drafts[j].s->name, name))
+                return draft_fail(&drafts[i], "name", e, "expected a name of its own, found '%s' for two steps", name);
+    }
+    for (int i = 0; i < n; i++) {
+        const char *kind = spec_kind_name(drafts[i].s->kind);
+        struct str name = {0};
+
+        for (int number = 1; !drafts[i].s->name; number++) {
+            bool taken = false;
+
+            str_clear(&name);
+            if (number == 1) str_addz(&name, kind);
+            else str_addf(&name, "%s-%d", kind, number);
+            for (int j = 0; j < n; j++) taken |= drafts[j].s->name && !strcmp(drafts[j].s->name, name.text);
+            if (!taken) drafts[i].s->name = str_dup(name.text);
+        }
+        str_free(&name);
+    }
+    return OK;
+}
+
+void job_resolve(struct spec *s)
+{
+    if (s->kind == JOB_INFER && !s->infer.result) s->infer.result = str_join(s->output, "responses.jsonl");
+}
+
+status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct err *e)
+{
+    const struct spec *made = NULL; /* the factorize step whose model the next steps work on */
+
+    for (int i = 0; i < n; i++) {
+        struct spec *s = drafts[i].s;
+
+        if (!s->output) s->output = str_join(parent->output, s->name);
+        if (!s->model && made && s->kind != JOB_FACTORIZE) s->model = str_join(made->output, "model");
+        else if (!s->model) s->model = str_dup(parent->model);
+        if (s->kind == JOB_FACTORIZE) made = s;
+        job_resolve(s);
+        for (int j = 0; j < i; j++)
+            if (!strcmp(drafts[j].s->output, s->output))
+                return draft_fail(&drafts[i], "output", e, "expected a directory of its own, found '%s', that of step %s",
+                                  s->output, drafts[j].s->name);
+        if (!strcmp(parent->output, s->output))
+            return draft_fail(&drafts[i], "output", e, "expected a directory of its own, found '%s', that of the pipeline",
+                              s->output);
+    }
+    return OK;
+}
+
+static status check_text(const struct draft *d, const struct spec_text *t, const char *section, struct err *e)
+{
+    char file[32], bytes[32], tokens[32], seed[32];
+
+    snprintf(file, sizeof(file), "%s.file", section);
+    snprintf(bytes, sizeof(bytes), "%s.bytes", section);
+    snprintf(tokens, sizeof(tokens), "%s.sample_tokens", section);
+    snprintf(seed, sizeof(seed), "%s.sample_seed", section);
+    if (t->file && t->sample_tokens > 0)
+        return draft_fail(d, draft_given(d, tokens) ? tokens : file, e, "expected a file or sample_tokens, found both");
+    /* a resolved spec holds every key: only what differs from the default is somebody's wish */
+    if (!t->file && t->bytes > 0) return draft_fail(d, bytes, e, "expected only with %s, found %lld", file, (long long)t->bytes);
+    if (t->sample_tokens == 0 && t->sample_seed != 1)
+        return draft_fail(d, seed, e, "expected only with %s, found %lld", tokens, (long long)t->sample_seed);
+    return OK;
+}
+
+static status check_cluster(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+
+    if (s->cluster.placement == PLACE_FILE && !s->cluster.placement_file)
+        return draft_fail(d, "cluster.placement", e, "expected a file in cluster.placement_file, found none");
+    if (s->cluster.placement != PLACE_FILE && s->cluster.placement_file)
+        return draft_fail(d, "cluster.placement_file", e, "expected only with cluster.placement: file, found '%s'",
+                          s->cluster.placement_file);
+    if (s->cluster.placement == PLACE_FILE && !s->cluster.coordinator_experts)
+        return draft_fail(d, "cluster.coordinator_experts", e,
+                          "expected only without cluster.placement: file, found false; the file says who holds what");
+    if (s->limits.sessions > s->limits.batch_rows)
+        return draft_fail(
+            d, draft_given(d, "limits.sessions") ? "limits.sessions" : "limits.batch_rows", e,
+            "expected limits.sessions <= limits.batch_rows, found %lld sessions and %lld rows: every sequence takes a "
+            "row of a step",
+            (long long)s->limits.sessions, (long long)s->limits.batch_rows);
+    return OK;
+}
+
+static status check_factorize(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+    bool calibrated = s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
+    const char *needs = s->factorize.grouping == GROUP_COACTIVATION    ? "grouping"
+                        : s->factorize.compensation == COMPENSATE_MEAN ? "compensation"
+                        : s->factorize.shared > 0                      ? "shared"
+                                                                       : NULL;
+
+    if (s->factorize.active > s->factorize.experts)
+        return draft_fail(d, draft_given(d, "active") ? "active" : "experts", e,
+                          "expected active <= experts, found %lld active of %lld experts", (long long)s->factorize.active,
+                          (long long)s->factorize.experts);
+    if (check_text(d, &s->factorize.calibration, "calibration", e)) return e->code;
+    if (needs && !calibrated)
+        return draft_fail(d, needs, e,
+                          "expected text to calibrate on in calibration.file or calibration.sample_tokens, found none");
+    if (s->factorize.calibration.sample_tokens > 0 && s->factorize.calibration.sample_tokens < 2)
+        return draft_fail(d, "calibration.sample_tokens", e, "expected at least 2 tokens, found 1");
+    return OK;
+}
+
+static bool good_version(const char *name)
+{
+    return strlen(name) < 64 && name[0] != '.' && strcmp(name, "current") != 0 &&
+           !name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")];
+}
+
+static status check_finetune(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+
+    if (check_text(d, &s->finetune.text, "text", e)) return e->code;
+    if (!s->finetune.text.file && s->finetune.text.sample_tokens == 0)
+        return draft_fail(d, "text", e, "expected text to learn from in text.file or text.sample_tokens, found none");
+    if (s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_PAPER)
+        return draft_fail(d, draft_given(d, "select") ? "select" : "loss", e,
+                          "expected loss: bce with select: threshold, found loss: paper, whose scores have no common zero");
+    if (s->finetune.batch_tokens > s->finetune.tokens)
+        return draft_fail(d, draft_given(d, "batch_tokens") ? "batch_tokens" : "tokens", e,
+                          "expected batch_tokens <= tokens, found %lld > %lld", (long long)s->finetune.batch_tokens,
+                          (long long)s->finetune.tokens);
+    if (s->limits.positions > 0 && s->finetune.sequence > s->limits.positions)
+        return draft_fail(d, "sequence", e, "expected at most limits.positions = %lld, found %lld",
+                          (long long)s->limits.positions, (long long)s->finetune.sequence);
+    if (s->finetune.version && !good_version(s->finetune.version))
+        return draft_fail(d, "version", e, "expected fewer than 64 of A-Z, a-z, 0-9, ., _ and -, not 'current', found '%.80s'",
+                          s->finetune.version);
+    return OK;
+}
+
+static bool has(const struct spec_list *list, enum spec_variant v)
+{
+    for (int i = 0; i < list->n; i++)
+        if (!strcmp(list->items[i], spec_variant_name(v))) return true;
+    return false;
+}
+
+static status check_eval(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+    bool text = s->eval.text.file || s->eval.text.sample_tokens > 0;
+    bool sets = s->eval.minimal_pairs.n > 0 || s->eval.multiple_choice.n > 0;
+
+    if (check_text(d, &s->eval.text, "text", e)) return e->code;
+    if (!text && !sets)
+        return draft_fail(d, "text", e,
+                          "expected something to evaluate on in text, minimal_pairs or multiple_choice, found none");
+    if (s->eval.variants.n == 0) return draft_fail(d, "variants", e, "expected at least one variant, found none");
+    if (s->eval.compare_model && s->eval.compare_router)
+        return draft_fail(d, "compare_router", e, "expected compare_model or compare_router, found both");
+    if (s->eval.compare_model && !strcmp(s->eval.compare_model, s->model))
+        return draft_fail(d, "compare_model", e, "expected another directory than model, found '%s'", s->eval.compare_model);
+    if (s->eval.compare_router && !good_version(s->eval.compare_router))
+        return draft_fail(d, "compare_router", e, "expected the name of a router version, found '%.80s'", s->eval.compare_router);
+    if (s->eval.compare_router && !has(&s->eval.variants, VARIANT_ROUTER))
+        return draft_fail(d, "compare_router", e, "expected only with the variant router, found variants without it");
+    if (s->eval.max_drop >= 0 && !(has(&s->eval.variants, VARIANT_ROUTER) && has(&s->eval.variants, VARIANT_DENSE)))
+        return draft_fail(d, "max_drop", e,
+                          "expected only with the variants dense and router, found variants without one of them");
+    if (s->eval.max_drop >= 0 && !text)
+        return draft_fail(d, "max_drop", e, "expected only with text, found none: the gate is on next-token accuracy");
+    if (s->eval.items > 0 && !sets)
+        return draft_fail(d, "items", e, "expected only with minimal_pairs or multiple_choice, found neither");
+    if (s->eval.window > 0 && !text) return draft_fail(d, "window", e, "expected only with text, found none");
+    if (s->limits.positions > 0 && s->eval.window > s->limits.positions)
+        return draft_fail(d, "window", e, "expected at most limits.positions = %lld, found %lld", (long long)s->limits.positions,
+                          (long long)s->eval.window);
+    return OK;
+}
+
+static status check_infer(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+
+    if (!strcmp(s->infer.input, s->infer.result))
+        return draft_fail(d, "result", e, "expected another file than input, found '%s' for both", s->infer.result);
+    if (s->limits.positions > 0 && s->infer.max_tokens >= s->limits.positions)
+        return draft_fail(d, draft_given(d, "max_tokens") ? "max_tokens" : "limits.positions", e,
+                          "expected max_tokens < limits.positions, found %lld and %lld: a prompt needs room too",
+                          (long long)s->infer.max_tokens, (long long)s->limits.positions);
+    return OK;
+}
+
+status draft_check(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+
+    if (!strcmp(s->output, s->model))
+        return draft_fail(d, "output", e, "expected another directory than model, found '%s' for both", s->output);
+    if (check_cluster(d, e)) return e->code;
+    switch (s->kind) {
+    case JOB_FACTORIZE:
+        return check_factorize(d, e);
+    case JOB_FINETUNE:
+        return check_finetune(d, e);
+    case JOB_EVAL:
+        return check_eval(d, e);
+    case JOB_INFER:
+        return check_infer(d, e);
+    default:
+        return OK;
+    }
+}

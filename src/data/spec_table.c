@@ -1,0 +1,532 @@
+#include "data/spec_table.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const kind_names[] = {"factorize", "finetune", "eval", "infer", "pipeline", NULL};
+static const char *const placement_names[] = {"block", "round_robin", "file", NULL};
+static const char *const method_names[] = {"default", "factorllm", NULL};
+static const char *const grouping_names[] = {"contiguous", "random", "coactivation", NULL};
+static const char *const scale_names[] = {"one", "paper", NULL};
+static const char *const compensation_names[] = {"none", "mean", NULL};
+static const char *const labels_names[] = {"paper", "gram", NULL};
+static const char *const loss_names[] = {"paper", "bce", NULL};
+static const char *const select_names[] = {"top_k", "threshold", NULL};
+static const char *const variant_names[] = {"dense", "static", "random", "router", "oracle", NULL};
+
+enum {
+    F = 1 << JOB_FACTORIZE,
+    T = 1 << JOB_FINETUNE,
+    E = 1 << JOB_EVAL,
+    I = 1 << JOB_INFER,
+    P = 1 << JOB_PIPELINE,
+    JOBS = F | T | E | I,
+    ALL = JOBS | P
+};
+
+#define AT(field) offsetof(struct spec, field)
+#define SEED_MAX  9007199254740991.0 /* 2^53 - 1: exact in every reader of JSON */
+#define LARGE     1e15
+
+/* name, kinds, type, field, default, default of method: factorllm, least, most, names, flags, help */
+/* clang-format off */
+static const struct key table[] = {
+    {"name", JOBS, KEY_TEXT, AT(name), NULL, NULL, 0, 0, NULL, 0, "name of a step in result.json and on the command line"},
+    {"model", ALL, KEY_TEXT, AT(model), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "directory of the model: config.json, safetensors, tokenizer"},
+    {"output", ALL, KEY_TEXT, AT(output), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "directory for everything the job writes"},
+    {"seed", ALL, KEY_INT, AT(seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of everything random"},
+    {"verify_weights", ALL, KEY_BOOL, AT(verify_weights), "false", NULL, 0, 0, NULL, 0, "look for NaN and infinity while loading"},
+
+    {"cluster.placement", ALL, KEY_ENUM, AT(cluster.placement), "block", NULL, 0, 0, placement_names, KEY_TOP, "how experts are laid over the ranks"},
+    {"cluster.placement_file", ALL, KEY_TEXT, AT(cluster.placement_file), NULL, NULL, 0, 0, NULL, KEY_TOP, "JSON with the rank of every expert, for placement: file"},
+    {"cluster.coordinator_experts", ALL, KEY_BOOL, AT(cluster.coordinator_experts), "true", NULL, 0, 0, NULL, KEY_TOP, "rank 0 holds experts too"},
+    {"cluster.deadline_seconds", ALL, KEY_REAL, AT(cluster.deadline_seconds), "30", NULL, 0.1, 86400, NULL, KEY_TOP, "a rank that is silent for longer is lost"},
+    {"cluster.threads", ALL, KEY_INT, AT(cluster.threads), "1", NULL, 1, 1024, NULL, KEY_TOP, "threads per rank"},
+    {"cluster.micro_batches", ALL, KEY_INT, AT(cluster.micro_batches), "2", NULL, 1, 2, NULL, KEY_TOP, "2: attention of one half overlaps the experts of the other"},
+
+    {"limits.memory_mib", ALL, KEY_INT, AT(limits.memory_mib), "0", NULL, 0, 1 << 30, NULL, KEY_TOP, "memory of one rank in MiB, 0: what the machine has"},
+    {"limits.batch_rows", ALL, KEY_INT, AT(limits.batch_rows), "512", NULL, 1, 1 << 20, NULL, 0, "most token rows in one step"},
+    {"limits.sessions", ALL, KEY_INT, AT(limits.sessions), "16", NULL, 1, 1 << 16, NULL, 0, "most sequences in flight"},
+    {"limits.positions", ALL, KEY_INT, AT(limits.positions), "0", NULL, 0, 1 << 24, NULL, 0, "most positions of one sequence, 0: the model's"},
+
+    {"method", F, KEY_ENUM, AT(factorize.method), "default", NULL, 0, 0, method_names, 0, "default: the best we have measured; factorllm: the paper's choices"},
+    {"experts", F, KEY_INT, AT(factorize.experts), "32", "4", 1, 4096, NULL, 0, "routed experts of a layer, N"},
+    {"active", F, KEY_INT, AT(factorize.active), "16", "2", 1, 4096, NULL, 0, "active experts of a token, k"},
+    {"shared", F, KEY_REAL, AT(factorize.shared), "0", NULL, 0, 0.95, NULL, 0, "share of all neurons that is always active"},
+    {"grouping", F, KEY_ENUM, AT(factorize.grouping), "coactivation", "contiguous", 0, 0, grouping_names, 0, "how neurons come together in experts"},
+    {"scale", F, KEY_ENUM, AT(factorize.scale), "one", "paper", 0, 0, scale_names, 0, "of active experts; paper: N/k"},
+    {"compensation", F, KEY_ENUM, AT(factorize.compensation), "mean", "none", 0, 0, compensation_names, 0, "mean: inactive experts give their mean output"},
+    {"calibration.file", F, KEY_TEXT, AT(factorize.calibration.file), NULL, NULL, 0, 0, NULL, 0, "text for grouping, shared neurons, compensation, static control"},
+    {"calibration.bytes", F, KEY_INT, AT(factorize.calibration.bytes), "0", NULL, 0, LARGE, NULL, 0, "first bytes of the file, 0: all"},
+    {"calibration.sample_tokens", F, KEY_INT, AT(factorize.calibration.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
+    {"calibration.sample_seed", F, KEY_INT, AT(factorize.calibration.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
+    {"shard_mib", F, KEY_INT, AT(factorize.shard_mib), "4096", NULL, 0, 1 << 30, NULL, 0, "size of the weight files in MiB, 0: one file"},
+
+    {"method", T, KEY_ENUM, AT(finetune.method), "default", NULL, 0, 0, method_names, 0, "default: the best we have measured; factorllm: the paper's choices"},
+    {"labels", T, KEY_ENUM, AT(finetune.labels), "gram", "paper", 0, 0, labels_names, 0, "which experts a token should have chosen"},
+    {"loss", T, KEY_ENUM, AT(finetune.loss), "bce", "paper", 0, 0, loss_names, 0, "of the router against the labels"},
+    {"select", T, KEY_ENUM, AT(finetune.select), "threshold", "top_k", 0, 0, select_names, 0, "how the router chooses; threshold: k in the mean"},
+    {"text.file", T, KEY_TEXT, AT(finetune.text.file), NULL, NULL, 0, 0, NULL, 0, "text to learn from"},
+    {"text.bytes", T, KEY_INT, AT(finetune.text.bytes), "0", NULL, 0, LARGE, NULL, 0, "first bytes of the file, 0: all"},
+    {"text.sample_tokens", T, KEY_INT, AT(finetune.text.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
+    {"text.sample_seed", T, KEY_INT, AT(finetune.text.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
+    {"tokens", T, KEY_INT, AT(finetune.tokens), "200000", NULL, 1, LARGE, NULL, 0, "budget, counted over all passes"},
+    {"sequence", T, KEY_INT, AT(finetune.sequence), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: the model's positions"},
+    {"batch_tokens", T, KEY_INT, AT(finetune.batch_tokens), "1024", NULL, 1, 1 << 24, NULL, 0, "tokens of one optimizer step"},
+    {"learning_rate", T, KEY_REAL, AT(finetune.learning_rate), "0.003", NULL, 1e-9, 10, NULL, 0, "of AdamW, after the warm-up"},
+    {"final_learning_rate_ratio", T, KEY_REAL, AT(finetune.final_learning_rate_ratio), "0.1", NULL, 0, 1, NULL, 0, "learning rate at the end over the one above"},
+    {"weight_decay", T, KEY_REAL, AT(finetune.weight_decay), "0.01", NULL, 0, 10, NULL, 0, "of AdamW"},
+    {"beta1", T, KEY_REAL, AT(finetune.beta1), "0.9", NULL, 0, 0.99999, NULL, 0, "of AdamW"},
+    {"beta2", T, KEY_REAL, AT(finetune.beta2), "0.95", NULL, 0, 0.999999, NULL, 0, "of AdamW"},
+    {"clip", T, KEY_REAL, AT(finetune.clip), "1", NULL, 0, 1e6, NULL, 0, "largest norm of a gradient, 0: no clipping"},
+    {"warmup", T, KEY_REAL, AT(finetune.warmup), "0.05", NULL, 0, 1, NULL, 0, "share of the steps"},
+    {"checkpoint_tokens", T, KEY_INT, AT(finetune.checkpoint_tokens), "0", NULL, 0, LARGE, NULL, 0, "tokens between checkpoints, 0: by time only"},
+    {"checkpoint_seconds", T, KEY_REAL, AT(finetune.checkpoint_seconds), "300", NULL, 0, 1e7, NULL, 0, "seconds between checkpoints, 0: by tokens only"},
+    {"version", T, KEY_TEXT, AT(finetune.version), NULL, NULL, 0, 0, NULL, 0, "name of the router, default: v1, v2, ..., the next free"},
+
+    {"text.file", E, KEY_TEXT, AT(eval.text.file), NULL, NULL, 0, 0, NULL, 0, "text for perplexity and next-token accuracy"},
+    {"text.bytes", E, KEY_INT, AT(eval.text.bytes), "0", NULL, 0, LARGE, NULL, 0, "first bytes of the file, 0: all"},
+    {"text.sample_tokens", E, KEY_INT, AT(eval.text.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
+    {"text.sample_seed", E, KEY_INT, AT(eval.text.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
+    {"window", E, KEY_INT, AT(eval.window), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: the model's positions"},
+    {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, oracle]", NULL, 0, 0, variant_names, 0, "what is measured side by side"},
+    {"minimal_pairs", E, KEY_LIST, AT(eval.minimal_pairs), NULL, NULL, 0, 0, NULL, 0, "JSONL files of sentence pairs"},
+    {"multiple_choice", E, KEY_LIST, AT(eval.multiple_choice), NULL, NULL, 0, 0, NULL, 0, "JSONL files of questions with choices"},
+    {"items", E, KEY_INT, AT(eval.items), "0", NULL, 0, LARGE, NULL, 0, "first items of each of these files, 0: all"},
+    {"compare_model", E, KEY_TEXT, AT(eval.compare_model), NULL, NULL, 0, 0, NULL, 0, "another model directory, side by side"},
+    {"compare_router", E, KEY_TEXT, AT(eval.compare_router), NULL, NULL, 0, 0, NULL, 0, "another router version of the model, side by side"},
+    {"bootstrap", E, KEY_INT, AT(eval.bootstrap), "1000", NULL, 0, 1000000, NULL, 0, "resamples for confidence intervals, 0: none"},
+    {"max_drop", E, KEY_REAL, AT(eval.max_drop), "-1", NULL, 0, 1, NULL, 0, "gate: largest relative loss of accuracy, router against dense"},
+
+    {"input", I, KEY_TEXT, AT(infer.input), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "JSONL with one request per line"},
+    {"result", I, KEY_TEXT, AT(infer.result), NULL, NULL, 0, 0, NULL, 0, "JSONL of answers, default: OUTPUT/responses.jsonl"},
+    {"max_tokens", I, KEY_INT, AT(infer.max_tokens), "128", NULL, 1, 1 << 24, NULL, 0, "of an answer, where a request does not say"},
+    {"temperature", I, KEY_REAL, AT(infer.temperature), "0.8", NULL, 0, 100, NULL, 0, "0: greedy"},
+    {"top_k", I, KEY_INT, AT(infer.top_k), "0", NULL, 0, 1 << 24, NULL, 0, "sample from the k likeliest tokens, 0: all"},
+    {"top_p", I, KEY_REAL, AT(infer.top_p), "1", NULL, 1e-6, 1, NULL, 0, "sample from the likeliest tokens of this total probability"},
+    {"min_p", I, KEY_REAL, AT(infer.min_p), "0", NULL, 0, 1, NULL, 0, "drop tokens below this share of the likeliest one's probability"},
+    {"stop", I, KEY_LIST, AT(infer.stop), NULL, NULL, 0, 0, NULL, KEY_FREE, "texts that end an answer"},
+    {"variant", I, KEY_ENUM, AT(infer.variant), "router", NULL, 0, 0, variant_names, 0, "how tokens are routed"},
+    {"ignore_eos", I, KEY_BOOL, AT(infer.ignore_eos), "false", NULL, 0, 0, NULL, 0, "go on behind the end of the text"},
+};
+/* clang-format on */
+
+enum { KEYS = sizeof(table) / sizeof(table[0]) };
+_Static_assert((int)KEYS <= (int)KEYS_MAX, "struct draft has a line per row");
+_Static_assert(sizeof(kind_names) / sizeof(kind_names[0]) == JOB_KINDS + 1, "a name per kind");
+_Static_assert(sizeof(variant_names) / sizeof(variant_names[0]) == VARIANTS + 1, "a name per variant");
+
+int key_count(void)
+{
+    return KEYS;
+}
+
+const struct key *key_row(int i)
+{
+    return &table[i];
+}
+
+const char *spec_kind_name(enum job_kind k)
+{
+    return kind_names[k];
+}
+
+const char *spec_variant_name(enum spec_variant v)
+{
+    return variant_names[v];
+}
+
+int spec_kind_find(const char *name)
+{
+    for (int i = 0; i < JOB_KINDS; i++)
+        if (!strcmp(kind_names[i], name)) return i;
+    return -1;
+}
+
+int key_find(const char *name, enum job_kind kind)
+{
+    for (int i = 0; i < KEYS; i++)
+        if (table[i].kinds >> kind & 1 && !strcmp(table[i].name, name)) return i;
+    return -1;
+}
+
+bool key_is_section(const char *name, enum job_kind kind)
+{
+    size_t n = strlen(name);
+
+    for (int i = 0; i < KEYS; i++)
+        if (table[i].kinds >> kind & 1 && !strncmp(table[i].name, name, n) && table[i].name[n] == '.') return true;
+    return false;
+}
+
+void key_suggest(struct str *out, const char *name, enum job_kind kind)
+{
+    const char *names[KEYS + 2];
+    int n = 0;
+
+    for (int i = 0; i < KEYS; i++)
+        if (table[i].kinds >> kind & 1) names[n++] = table[i].name;
+    names[n++] = "kind";
+    if (kind == JOB_PIPELINE) names[n++] = "steps";
+    for (int k = 0; k < JOB_KINDS; k++)
+        if (k != (int)kind && (key_find(name, (enum job_kind)k) >= 0 || key_is_section(name, (enum job_kind)k))) {
+            str_addf(out, "; '%s' is a key of %s jobs", name, kind_names[k]);
+            return;
+        }
+    const char *near = strlen(name) < 60 ? str_nearest(name, names, n) : NULL;
+    if (near) str_addf(out, "; did you mean '%s'?", near);
+}
+
+/* ---- values ---- */
+
+bool utf8_next(const char *text, size_t length, size_t *at, uint32_t *code)
+{
+    const unsigned char *p = (const unsigned char *)text + *at;
+    size_t left = length - *at, n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+
+    if (n == 0 || n > left) return false;
+    *code = n == 1 ? p[0] : p[0] & (0xffu >> (n + 1));
+    for (size_t i = 1; i < n; i++) {
+        if ((p[i] & 0xc0) != 0x80) return false;
+        *code = *code << 6 | (p[i] & 0x3f);
+    }
+    if (*code < least[n] || *code > 0x10ffff || (*code >= 0xd800 && *code < 0xe000)) return false;
+    *at += n;
+    return true;
+}
+
+static void add_number(struct str *out, double x)
+{
+    str_addf(out, "%.15g", x);
+}
+
+static void add_names(struct str *out, const struct key *k)
+{
+    for (int i = 0; k->set[i]; i++) str_addf(out, "%s%s", i == 0 ? "" : k->set[i + 1] ? ", " : " or ", k->set[i]);
+}
+
+void key_expected(struct str *out, const struct key *k)
+{
+    switch (k->type) {
+    case KEY_BOOL:
+        str_addz(out, "true or false");
+        break;
+    case KEY_INT:
+    case KEY_REAL:
+        str_addz(out, k->type == KEY_INT ? "an integer" : "a number");
+        if (k->most >= LARGE) {
+            str_addz(out, " of at least ");
+            add_number(out, k->least);
+        } else {
+            str_addz(out, " from ");
+            add_number(out, k->least);
+            str_addz(out, " to ");
+            add_number(out, k->most);
+        }
+        break;
+    case KEY_TEXT:
+        str_addz(out, "text");
+        break;
+    case KEY_ENUM:
+        add_names(out, k);
+        break;
+    case KEY_LIST:
+        if (k->set) {
+            str_addz(out, "a list of ");
+            add_names(out, k);
+        } else {
+            str_addz(out, "a list of texts");
+        }
+        break;
+    }
+}
+
+static status refuse(const struct key *k, const char *where, const char *prefix, const struct scalar *v, const char *found,
+                     struct err *e)
+{
+    struct str expected = {0};
+
+    key_expected(&expected, k);
+    if (found) err_set(e, ERR_SPEC, "%s: %s%s: expected %s, found %s", where, prefix, k->name, expected.text, found);
+    else
+        err_set(e, ERR_SPEC, "%s: %s%s: expected %s, found %s'%.60s'%s", where, prefix, k->name, expected.text,
+                v->plain ? "" : "the text ", v->text, v->length > 60 ? "..." : "");
+    str_free(&expected);
+    return ERR_SPEC;
+}
+
+static bool is_nothing(const struct scalar *v)
+{
+    return v->plain && (v->length == 0 || !strcmp(v->text, "~") || !strcasecmp(v->text, "null"));
+}
+
+static status check_text(const struct key *k, const struct scalar *v, const char *where, const char *prefix, struct err *e)
+{
+    if (is_nothing(v)) return refuse(k, where, prefix, v, "nothing", e);
+    if (v->length == 0) return refuse(k, where, prefix, v, "an empty text", e);
+    if (v->length > TEXT_MAX)
+        return err_set(e, ERR_SPEC, "%s: %s%s: expected at most %d bytes of text, found %zu", where, prefix, k->name, TEXT_MAX,
+                       v->length);
+    for (size_t at = 0; at < v->length;) {
+        uint32_t code = 0;
+
+        if (!utf8_next(v->text, v->length, &at, &code)) return refuse(k, where, prefix, v, "text that is not UTF-8", e);
+        if (code == 0 || (!(k->flags & KEY_FREE) && (code < 0x20 || code == 0x7f)))
+            return refuse(k, where, prefix, v, "a control character", e);
+    }
+    return OK;
+}
+
+static int name_index(const struct key *k, const struct scalar *v)
+{
+    for (int i = 0; k->set[i]; i++)
+        if (strlen(k->set[i]) == v->length && !memcmp(k->set[i], v->text, v->length)) return i;
+    return -1;
+}
+
+static status refuse_name(const struct key *k, const struct scalar *v, const char *where, const char *prefix, struct err *e)
+{
+    int n = 0;
+
+    while (k->set[n]) n++;
+    const char *near = v->length < 60 ? str_nearest(v->text, k->set, n) : NULL;
+    refuse(k, where, prefix, v, is_nothing(v) ? "nothing" : NULL, e);
+    if (near && strlen(e->text) + strlen(near) + 24 < sizeof(e->text)) {
+        strcat(e->text, "; did you mean '");
+        strcat(e->text, near);
+        strcat(e->text, "'?");
+    }
+    return e->code;
+}
+
+static status put_int(struct spec *s, const struct key *k, const struct scalar *v, const char *where, const char *prefix,
+                      struct err *e)
+{
+    char *end;
+
+    if (!v->plain || v->length == 0 || v->text[strspn(v->text, "-0123456789")] || strlen(v->text) != v->length)
+        return refuse(k, where, prefix, v, is_nothing(v) ? "nothing" : NULL, e);
+    errno = 0;
+    long long x = strtoll(v->text, &end, 10);
+    if (errno || *end || end == v->text || (double)x < k->least || (double)x > k->most)
+        return refuse(k, where, prefix, v, NULL, e);
+    *key_int(s, k) = x;
+    return OK;
+}
+
+static status put_real(struct spec *s, const struct key *k, const struct scalar *v, const char *where, const char *prefix,
+                       struct err *e)
+{
+    char *end;
+
+    /* the characters keep hexadecimal, inf and nan out */
+    if (!v->plain || v->length == 0 || v->text[strspn(v->text, "+-.0123456789eE")] || strlen(v->text) != v->length)
+        return refuse(k, where, prefix, v, is_nothing(v) ? "nothing" : NULL, e);
+    double x = strtod(v->text, &end);
+    if (*end || end == v->text || !isfinite(x) || x < k->least || x > k->most) return refuse(k, where, prefix, v, NULL, e);
+    *key_real(s, k) = x;
+    return OK;
+}
+
+static status put_list(struct spec *s, const struct key *k, const struct scalar *items, int n, const char *where,
+                       const char *prefix, struct err *e)
+{
+    if (n > LIST_MAX)
+        return err_set(e, ERR_SPEC, "%s: %s%s: expected at most %d items, found %d", where, prefix, k->name, LIST_MAX, n);
+    for (int i = 0; i < n; i++) {
+        if (k->set && name_index(k, &items[i]) < 0) return refuse_name(k, &items[i], where, prefix, e);
+        if (check_text(k, &items[i], where, prefix, e)) return e->code;
+        for (int j = 0; j < i; j++)
+            if (items[i].length == items[j].length && !memcmp(items[i].text, items[j].text, items[i].length))
+                return err_set(e, ERR_SPEC, "%s: %s%s: expected each item once, found '%.60s' twice", where, prefix, k->name,
+                               items[i].text);
+    }
+    key_clear(s, k);
+    struct spec_list *list = key_list(s, k);
+    list->items = calloc((size_t)n + 1, sizeof(*list->items));
+    BUG_ON(!list->items);
+    for (int i = 0; i < n; i++) list->items[i] = str_dup(items[i].text);
+    list->n = n;
+    return OK;
+}
+
+status key_put(struct spec *s, const struct key *k, const struct scalar *items, int n, bool list, const char *where,
+               const char *prefix, struct err *e)
+{
+    if (k->type == KEY_LIST) {
+        if (!list) return refuse(k, where, prefix, items, NULL, e);
+        return put_list(s, k, items, n, where, prefix, e);
+    }
+    if (list) return refuse(k, where, prefix, NULL, "a list", e);
+    int name;
+    switch (k->type) {
+    case KEY_BOOL:
+        if (!items->plain || (strcmp(items->text, "true") != 0 && strcmp(items->text, "false") != 0))
+            return refuse(k, where, prefix, items, is_nothing(items) ? "nothing" : NULL, e);
+        *key_bool(s, k) = items->text[0] == 't';
+        return OK;
+    case KEY_INT:
+        return put_int(s, k, items, where, prefix, e);
+    case KEY_REAL:
+        return put_real(s, k, items, where, prefix, e);
+    case KEY_ENUM:
+        name = name_index(k, items);
+        if (name < 0) return refuse_name(k, items, where, prefix, e);
+        *key_int(s, k) = name;
+        return OK;
+    default:
+        if (check_text(k, items, where, prefix, e)) return e->code;
+        key_clear(s, k);
+        *key_text(s, k) = str_dup(items->text);
+        return OK;
+    }
+}
+
+/* [a, b] or a,b without quotes: what a person types in a shell. */
+static status put_words(struct spec *s, const struct key *k, const char *word, const char *where, const char *prefix,
+                        struct err *e)
+{
+    struct scalar *items = calloc(strlen(word) + 1, sizeof(*items));
+    char *copy = str_dup(word), *from = copy;
+    size_t length = strlen(copy);
+    int n = 0;
+
+    BUG_ON(!items);
+    if (length >= 2 && copy[0] == '[' && copy[length - 1] == ']') {
+        copy[length - 1] = 0;
+        from++;
+    }
+    while (from) {
+        char *comma = strchr(from, ',');
+
+        if (comma) *comma = 0;
+        from += strspn(from, " ");
+        size_t l = strlen(from);
+        while (l > 0 && from[l - 1] == ' ') from[--l] = 0;
+        if (l > 0 || comma || n > 0) items[n++] = (struct scalar){.text = from, .length = l, .plain = false};
+        from = comma ? comma + 1 : NULL;
+    }
+    status st = key_put(s, k, items, n, true, where, prefix, e);
+    free(copy);
+    free(items);
+    return st;
+}
+
+status key_put_word(struct spec *s, const struct key *k, const char *word, const char *where, const char *prefix, struct err *e)
+{
+    struct scalar v = {.text = word, .length = strlen(word), .plain = k->type != KEY_TEXT};
+
+    if (k->type == KEY_LIST) return put_words(s, k, word, where, prefix, e);
+    return key_put(s, k, &v, 1, false, where, prefix, e);
+}
+
+void key_clear(struct spec *s, const struct key *k)
+{
+    if (k->type == KEY_TEXT) {
+        free(*key_text(s, k));
+        *key_text(s, k) = NULL;
+    } else if (k->type == KEY_LIST) {
+        struct spec_list *list = key_list(s, k);
+
+        for (int i = 0; i < list->n; i++) free(list->items[i]);
+        free(list->items);
+        *list = (struct spec_list){0};
+    }
+}
+
+void key_copy(struct spec *to, const struct spec *from, const struct key *k)
+{
+    key_clear(to, k);
+    switch (k->type) {
+    case KEY_BOOL:
+        *key_bool(to, k) = *key_bool(from, k);
+        break;
+    case KEY_INT:
+    case KEY_ENUM:
+        *key_int(to, k) = *key_int(from, k);
+        break;
+    case KEY_REAL:
+        *key_real(to, k) = *key_real(from, k);
+        break;
+    case KEY_TEXT:
+        *key_text(to, k) = str_dup(*key_text(from, k));
+        break;
+    case KEY_LIST: {
+        const struct spec_list *list = key_list(from, k);
+
+        key_list(to, k)->items = calloc((size_t)list->n + 1, sizeof(char *));
+        BUG_ON(!key_list(to, k)->items);
+        for (int i = 0; i < list->n; i++) key_list(to, k)->items[i] = str_dup(list->items[i]);
+        key_list(to, k)->n = list->n;
+        break;
+    }
+    }
+}
+
+bool key_has_value(const struct spec *s, const struct key *k)
+{
+    switch (k->type) {
+    case KEY_TEXT:
+        return *key_text(s, k) != NULL;
+    case KEY_INT:
+        return (double)*key_int(s, k) >= k->least && (double)*key_int(s, k) <= k->most;
+    case KEY_REAL:
+        return *key_real(s, k) >= k->least && *key_real(s, k) <= k->most;
+    default:
+        return true;
+    }
+}
+
+bool key_method_is_paper(const struct spec *s)
+{
+    return (s->kind == JOB_FACTORIZE && s->factorize.method == METHOD_FACTORLLM) ||
+           (s->kind == JOB_FINETUNE && s->finetune.method == METHOD_FACTORLLM);
+}
+
+static void add_default(struct str *out, const struct key *k)
+{
+    char *end;
+    double x = k->plain ? strtod(k->plain, &end) : 0;
+
+    if (k->flags & KEY_REQUIRED) {
+        str_addz(out, "required");
+    } else if (!k->plain || ((k->type == KEY_INT || k->type == KEY_REAL) && (x < k->least || x > k->most))) {
+        str_addz(out, "-");
+    } else if (k->type == KEY_LIST) {
+        str_addz(out, "all");
+    } else {
+        str_addz(out, k->plain);
+        if (k->paper) str_addf(out, " (factorllm: %s)", k->paper);
+    }
+}
+
+void spec_help(FILE *to, enum job_kind kind)
+{
+    int name_width = 0, default_width = 0;
+    struct str text = {0};
+
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < KEYS; i++) {
+            const struct key *k = &table[i];
+
+            if (!(k->kinds >> kind & 1) || (k->offset == AT(name))) continue;
+            str_clear(&text);
+            add_default(&text, k);
+            if (pass == 0) {
+                if ((int)strlen(k->name) > name_width) name_width = (int)strlen(k->name);
+                if ((int)text.length > default_width) default_width = (int)text.length;
+                continue;
+            }
+            fprintf(to, "  %-*s  %-*s  %s", name_width, k->name, default_width, text.text, k->help);
+            if (k->type != KEY_TEXT && !(k->type == KEY_LIST && !k->set)) {
+                str_clear(&text);
+                key_expected(&text, k);
+                fprintf(to, " [%s]", text.text);
+            }
+            fputc('\n', to);
+        }
+    str_free(&text);
+}
