@@ -79,13 +79,14 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
                 int rank, struct moe_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e);
 void moe_close(struct moe *m);
 
-/* Coordinator.  h: [rows, D], unchanged until the end; key: [rows] for ROUTE_RANDOM, or NULL (0 .. rows-1). */
+/* Coordinator.  h: [rows, D], unchanged until the end; key: [rows] for ROUTE_RANDOM, or NULL (0 .. rows-1).
+ * The oracles (ROUTE_PAPER, ROUTE_GRAM; limits.oracle) ask the ranks and wait before they dispatch; the other slot may be in flight. */
 status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint64_t *key, int rows, const struct routing *how,
                  struct err *e);
 /* x[t] += yhat(h_t).  active, if not NULL, gets the sets: [rows][bits_words(N)]. */
 status moe_end(struct moe *m, int slot, float *x, uint64_t *active, struct err *e);
 
-/* Coordinator: what the teacher knows; needs limits.oracle.
+/* Coordinator: what the teacher knows; needs limits.oracle.  Synchronous, over slot 0, which must not be in flight.
  * y: [rows, D] the dense FFN's output. */
 status moe_dense(struct moe *m, int layer, const float *h, int rows, float *y, struct err *e);
 /* score: [rows][N] = paper_score of every expert, computed where the expert lives; y as from moe_dense(). */

@@ -1,0 +1,131 @@
+/* What the teacher knows: the dense output, and the labels of both kinds.  Synchronous: post, compute here, wait. */
+#include <string.h>
+
+#include "base/bits.h"
+#include "moe/labels.h"
+#include "moe/moe_internal.h"
+
+static void check(const struct moe *m, int slot, int layer, int rows)
+{
+    BUG_ON(m->rank != 0 || !m->limits.oracle || m->slot[slot].busy);
+    BUG_ON(layer < 0 || layer >= m->n_layers || rows < 0 || rows > m->limits.rows);
+}
+
+status moe_teach_dense(struct moe *m, int slot, int layer, const float *h, int rows, float *y, struct err *e)
+{
+    struct moe_slot *s = &m->slot[slot];
+    int n = m->layers[layer].experts, words = bits_words(n);
+
+    check(m, slot, layer, rows);
+    s->layer = layer, s->rows = rows, s->h = h, s->route = ROUTE_ALL, s->scale = 1.0f, s->compensate = false;
+    memset(s->set, 0, (size_t)rows * (size_t)words * sizeof(*s->set));
+    for (int t = 0; t < rows; t++) {
+        for (int i = 0; i < n; i++) bits_set(s->set + (size_t)t * (size_t)words, i);
+    }
+    memset(y, 0, (size_t)rows * (size_t)m->width * sizeof(*y));
+    moe_dispatch(m, slot);
+    return moe_combine(m, slot, y, e);
+}
+
+/* Posts rows to every rank that holds experts of the layer; true if there was one. */
+static bool ask(struct moe *m, int slot, struct request *r, const float *part0, const float *part1)
+{
+    size_t bytes = (size_t)r->rows * (size_t)m->width * sizeof(float);
+    bool any = false;
+
+    for (int rank = 0; rank < m->ranks; rank++) {
+        if (rank == m->rank || !moe_holds(m, r->layer, rank)) continue;
+        exchange_post(m->exchange, slot, rank, r, part0, bytes, part1, part1 ? bytes : 0);
+        any = true;
+    }
+    return any;
+}
+
+/* Spreads a rank's packed answer [rows][held][item] over out [rows][N][item]. */
+static void unpack(const struct moe *m, int slot, int rank, int layer, int rows, size_t item, float *out)
+{
+    const void *payload = NULL;
+    const struct answer *a = exchange_answer_of(m->exchange, slot, rank, &payload);
+    const uint64_t *held = moe_held(m, layer, rank);
+    const float *from = payload;
+    int n = m->layers[layer].experts;
+
+    BUG_ON(!a || a->rows != rows || a->bytes != (size_t)rows * (size_t)bits_count(held, n) * item * sizeof(float));
+    for (int t = 0; t < rows; t++) {
+        for (int i = bits_next(held, n, 0); i < n; i = bits_next(held, n, i + 1), from += item) {
+            memcpy(out + ((size_t)t * (size_t)n + (size_t)i) * item, from, item * sizeof(float));
+        }
+    }
+}
+
+static status collect(struct moe *m, int slot, int layer, int rows, size_t item, float *out, struct err *e)
+{
+    status s = exchange_wait(m->exchange, slot, e);
+
+    for (int rank = 0; !s && rank < m->ranks; rank++) {
+        if (rank != m->rank && moe_holds(m, layer, rank)) unpack(m, slot, rank, layer, rows, item, out);
+    }
+    return s;
+}
+
+status moe_teach_scores(struct moe *m, int slot, int layer, const float *h, const float *y, int rows, int k, float *score,
+                        struct err *e)
+{
+    int n = m->layers[layer].experts;
+    float share = n > 0 ? (float)k / (float)n : 0.0f;
+    struct request r = {.kind = MOE_KIND_SCORES, .layer = layer, .rows = rows, .number = {(double)share}, .what = "scores"};
+
+    check(m, slot, layer, rows);
+    if (rows == 0 || n == 0) return OK;
+    bool asked = ask(m, slot, &r, h, y);
+
+    moe_work_scores(m, layer, h, y, rows, share, score, n, false);
+    return asked ? collect(m, slot, layer, rows, 1, score, e) : OK;
+}
+
+status moe_teach_gram(struct moe *m, int slot, int layer, const float *h, int rows, int k, bool compensate, uint64_t *set,
+                      struct err *e)
+{
+    const struct moe_layer *y = &m->layers[layer];
+    int n = y->experts, words = bits_words(n);
+    size_t width = (size_t)m->width;
+    struct request r = {.kind = MOE_KIND_ROWS, .layer = layer, .what = "labels"};
+
+    check(m, slot, layer, rows);
+    if (n == 0) return OK;
+    compensate = compensate && y->mu_total;
+    r.flags = compensate ? MOE_FLAG_COMPENSATE : 0;
+    int most = (int)(m->piece_bytes / ((size_t)n * width * sizeof(float))); /* at least 1: see piece_bytes() */
+
+    for (int first = 0; first < rows; first += most) {
+        const float *from = h + (size_t)first * width;
+        status s = OK;
+
+        r.rows = rows - first < most ? rows - first : most;
+        bool asked = ask(m, slot, &r, from, NULL);
+
+        moe_work_rows(m, layer, from, r.rows, compensate, m->piece, n, false);
+        if (asked) s = collect(m, slot, layer, r.rows, width, m->piece, e);
+        if (s) return s;
+        for (int t = 0; t < r.rows; t++) {
+            gram_matrix(m->gram, m->piece + (size_t)t * (size_t)n * width, n, m->width);
+            gram_best(set + (size_t)(first + t) * (size_t)words, m->gram, n, k);
+        }
+    }
+    return OK;
+}
+
+status moe_dense(struct moe *m, int layer, const float *h, int rows, float *y, struct err *e)
+{
+    return moe_teach_dense(m, 0, layer, h, rows, y, e);
+}
+
+status moe_paper_scores(struct moe *m, int layer, const float *h, const float *y, int rows, int k, float *score, struct err *e)
+{
+    return moe_teach_scores(m, 0, layer, h, y, rows, k, score, e);
+}
+
+status moe_gram_sets(struct moe *m, int layer, const float *h, int rows, int k, bool compensate, uint64_t *set, struct err *e)
+{
+    return moe_teach_gram(m, 0, layer, h, rows, k, compensate, set, e);
+}
