@@ -19,8 +19,8 @@ PKGS   := jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c openblas ompi-c 
 OPT      ?= -O3 -g
 WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
 CWARN    := $(WARN) -Wmissing-prototypes -Wstrict-prototypes -Wvla
-SANFLAGS := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
 comma    := ,
+SANFLAGS := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
 INCLUDE  := -Isrc -I$(BUILD)/proto $(patsubst -I%,-isystem %,$(shell pkg-config --cflags-only-I $(PKGS)))
 CPPFLAGS += -D_GNU_SOURCE -MMD -MP $(INCLUDE)
 CFLAGS   += -std=gnu11 $(OPT) -fno-math-errno $(CWARN) $(SANFLAGS)

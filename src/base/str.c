@@ -33,8 +33,10 @@ void str_addf(struct str *s, const char *format, ...)
 {
     va_list args;
 
+    char probe[1];
+
     va_start(args, format);
-    int n = vsnprintf(NULL, 0, format, args);
+    int n = vsnprintf(probe, sizeof(probe), format, args);
     va_end(args);
     BUG_ON(n < 0);
     reserve(s, (size_t)n);
