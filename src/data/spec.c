@@ -6,7 +6,7 @@
 
 #include "base/file.h"
 #include "data/spec_table.h"
-#include "data/yaml_tree.h"
+#include "data/spec_yaml.h"
 
 enum { SPEC_BYTES_MAX = 1 << 20 };
 
@@ -117,7 +117,7 @@ static status put_node(struct draft *d, int row, const struct yaml *v, struct er
         for (int i = 0; i < v->n && st == OK; i++) {
             if (v->item[i].kind != YAML_TEXT)
                 st = err_set(e, ERR_SPEC, "%s:%d: %s%s: expected a list of single values, found %s in it", d->source,
-                             v->item[i].line, d->prefix, k->name, yaml_tree_kind_name(v->item[i].kind));
+                             v->item[i].line, d->prefix, k->name, spec_yaml_kind_name(v->item[i].kind));
             items[i] = (struct scalar){v->item[i].text, v->item[i].length, v->item[i].plain};
         }
         if (st == OK) st = key_put(d->s, k, items, v->n, true, where.text, d->prefix, e);
@@ -152,7 +152,7 @@ static status put_map(struct draft *d, const struct yaml *map, const char *secti
         } else if (row < 0 && !strchr(key->text, '.') && key_is_section(name.text, d->s->kind)) {
             if (value->kind != YAML_MAP) {
                 st = err_set(e, ERR_SPEC, "%s: %s%s: expected a map of keys, found %s", where.text, d->prefix, name.text,
-                             yaml_tree_kind_name(value->kind));
+                             spec_yaml_kind_name(value->kind));
             } else {
                 str_addz(&name, ".");
                 for (int j = 0; j < i && st == OK; j += 2)
@@ -231,7 +231,7 @@ static status find_kind(struct draft *d, const struct yaml *map, struct err *e)
 
     if (map->kind != YAML_MAP)
         return err_set(e, ERR_SPEC, "%s:%d: %s: expected a map of keys, found %s", d->source, map->line,
-                       d->step ? "steps" : "kind", yaml_tree_kind_name(map->kind));
+                       d->step ? "steps" : "kind", spec_yaml_kind_name(map->kind));
     for (int i = 0; i < map->n; i += 2) {
         if (!is(&map->item[i], "kind")) continue;
         if (found)
@@ -249,7 +249,7 @@ static status find_kind(struct draft *d, const struct yaml *map, struct err *e)
 
         return err_set(e, ERR_SPEC, "%s:%d: kind: expected %s, found %s%.60s%s%s%s%s", d->source, found->line, expected,
                        found->kind == YAML_TEXT ? "'" : "",
-                       found->kind == YAML_TEXT ? found->text : yaml_tree_kind_name(found->kind),
+                       found->kind == YAML_TEXT ? found->text : spec_yaml_kind_name(found->kind),
                        found->kind == YAML_TEXT ? "'" : "", near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
     }
     d->s->kind = (enum job_kind)kind;
@@ -340,7 +340,7 @@ static status pipeline(struct draft *top, const struct yaml *map, const struct i
         return err_set(e, ERR_SPEC, "%s:%d: steps: expected a list of 1 to %d jobs, found %s", in->source,
                        list ? list->line : top->first_line, STEPS_MAX,
                        !list                     ? "no such key"
-                       : list->kind != YAML_LIST ? yaml_tree_kind_name(list->kind)
+                       : list->kind != YAML_LIST ? spec_yaml_kind_name(list->kind)
                        : list->n                 ? "more"
                                                  : "none");
     for (int i = 0, seen = 0; i < map->n; i += 2)
@@ -385,12 +385,12 @@ status spec_parse(struct spec **out, const char *text, size_t length, const char
     *out = NULL;
     if (length > SPEC_BYTES_MAX)
         return err_set(e, ERR_SPEC, "%s:1: expected at most %d bytes of YAML, found %zu", source, SPEC_BYTES_MAX, length);
-    if (yaml_tree_parse(&tree, text, length, source, e)) return e->code;
+    if (spec_yaml_parse(&tree, text, length, source, e)) return e->code;
     s = calloc(1, sizeof(*s));
     BUG_ON(!s);
     struct draft d = {.s = s, .source = source};
     status st = read_job(&d, tree, &in, e);
-    yaml_tree_free(tree);
+    spec_yaml_free(tree);
     if (st) {
         spec_free(s);
         return st;
@@ -409,97 +409,4 @@ status spec_load(struct spec **out, const char *path, const char *const *overrid
     status st = spec_parse(out, text, length, path, overrides, n_overrides, e);
     free(text);
     return st;
-}
-
-/* ---- to YAML ---- */
-
-static void dump_text(struct str *out, const char *text)
-{
-    size_t length = strlen(text);
-
-    if (length > 0 && strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz/", text[0]) && strcasecmp(text, "null") != 0 &&
-        !text[strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./-")]) {
-        str_addz(out, text);
-        return;
-    }
-    str_addz(out, "\"");
-    for (size_t at = 0; at < length;) {
-        size_t from = at;
-        uint32_t code = 0;
-
-        BUG_ON(!utf8_next(text, length, &at, &code)); /* key_put() let only UTF-8 in */
-        if (code == '"' || code == '\\') str_addf(out, "\\%c", (int)code);
-        else if (code == '\n') str_addz(out, "\\n");
-        else if (code < 0x20 || (code >= 0x7f && code < 0xa0)) str_addf(out, "\\x%02X", (unsigned)code);
-        else if (code == 0x2028 || code == 0x2029 || code == 0xfeff || (code >= 0xfff0 && code <= 0xffff))
-            str_addf(out, "\\u%04X", (unsigned)code); /* breaks lines or is refused by YAML as it stands */
-        else str_add(out, text + from, at - from);
-    }
-    str_addz(out, "\"");
-}
-
-static void dump_value(struct str *out, const struct spec *s, const struct key *k)
-{
-    switch (k->type) {
-    case KEY_BOOL:
-        str_addz(out, *key_bool(s, k) ? "true" : "false");
-        break;
-    case KEY_INT:
-        str_addf(out, "%lld", (long long)*key_int(s, k));
-        break;
-    case KEY_REAL:
-        /* the shortest that reads back as the same number */
-        for (int digits = 1; digits <= 17; digits++) {
-            char number[40];
-
-            snprintf(number, sizeof(number), "%.*g", digits, *key_real(s, k));
-            if (digits < 17 && strtod(number, NULL) != *key_real(s, k)) continue;
-            str_addz(out, number);
-            break;
-        }
-        break;
-    case KEY_TEXT:
-        dump_text(out, *key_text(s, k));
-        break;
-    case KEY_ENUM:
-        str_addz(out, k->set[*key_int(s, k)]);
-        break;
-    case KEY_LIST:
-        str_addz(out, "[");
-        for (int i = 0; i < key_list(s, k)->n; i++) {
-            if (i > 0) str_addz(out, ", ");
-            dump_text(out, key_list(s, k)->items[i]);
-        }
-        str_addz(out, "]");
-        break;
-    }
-}
-
-/* Rows of one section stand together in the table. */
-static void dump_job(struct str *out, const struct spec *s, bool step)
-{
-    const char *margin = step ? "    " : "", *open = "";
-
-    str_addf(out, "%skind: %s\n", step ? "  - " : "", spec_kind_name(s->kind));
-    for (int i = 0; i < key_count(); i++) {
-        const struct key *k = key_row(i);
-        const char *dot = strchr(k->name, '.');
-        int section = dot ? (int)(dot - k->name) : 0;
-
-        if (!(k->kinds >> s->kind & 1) || !key_has_value(s, k) || (step && k->flags & KEY_TOP)) continue;
-        if (section && ((int)strlen(open) < section || strncmp(open, k->name, (size_t)section + 1) != 0))
-            str_addf(out, "%s%.*s:\n", margin, section, k->name);
-        open = section ? k->name : "";
-        str_addf(out, "%s%s%s: ", margin, section ? "  " : "", dot ? dot + 1 : k->name);
-        dump_value(out, s, k);
-        str_addz(out, "\n");
-    }
-    if (s->kind != JOB_PIPELINE) return;
-    str_addz(out, "steps:\n");
-    for (int i = 0; i < s->n_steps; i++) dump_job(out, &s->steps[i], true);
-}
-
-void spec_dump(struct str *out, const struct spec *s)
-{
-    dump_job(out, s, false);
 }

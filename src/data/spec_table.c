@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/utf8.h"
+
 static const char *const kind_names[] = {"factorize", "finetune", "eval", "infer", "pipeline", NULL};
 static const char *const placement_names[] = {"block", "round_robin", "file", NULL};
 static const char *const method_names[] = {"default", "factorllm", NULL};
@@ -181,23 +183,6 @@ void key_suggest(struct str *out, const char *name, enum job_kind kind)
 
 /* ---- values ---- */
 
-bool utf8_next(const char *text, size_t length, size_t *at, uint32_t *code)
-{
-    const unsigned char *p = (const unsigned char *)text + *at;
-    size_t left = length - *at, n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
-    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-
-    if (n == 0 || n > left) return false;
-    *code = n == 1 ? p[0] : p[0] & (0xffu >> (n + 1));
-    for (size_t i = 1; i < n; i++) {
-        if ((p[i] & 0xc0) != 0x80) return false;
-        *code = *code << 6 | (p[i] & 0x3f);
-    }
-    if (*code < least[n] || *code > 0x10ffff || (*code >= 0xd800 && *code < 0xe000)) return false;
-    *at += n;
-    return true;
-}
-
 static void add_number(struct str *out, double x)
 {
     str_addf(out, "%.15g", x);
@@ -270,10 +255,12 @@ static status check_text(const struct key *k, const struct scalar *v, const char
     if (v->length > TEXT_MAX)
         return err_set(e, ERR_SPEC, "%s: %s%s: expected at most %d bytes of text, found %zu", where, prefix, k->name, TEXT_MAX,
                        v->length);
-    for (size_t at = 0; at < v->length;) {
-        uint32_t code = 0;
+    for (size_t at = 0, n; at < v->length; at += n) {
+        bool valid;
 
-        if (!utf8_next(v->text, v->length, &at, &code)) return refuse(k, where, prefix, v, "text that is not UTF-8", e);
+        n = utf8_next(&valid, v->text + at, v->length - at);
+        if (!valid) return refuse(k, where, prefix, v, "text that is not UTF-8", e);
+        uint32_t code = utf8_code(v->text + at, n);
         if (code == 0 || (!(k->flags & KEY_FREE) && (code < 0x20 || code == 0x7f)))
             return refuse(k, where, prefix, v, "a control character", e);
     }
@@ -484,49 +471,4 @@ bool key_method_is_paper(const struct spec *s)
 {
     return (s->kind == JOB_FACTORIZE && s->factorize.method == METHOD_FACTORLLM) ||
            (s->kind == JOB_FINETUNE && s->finetune.method == METHOD_FACTORLLM);
-}
-
-static void add_default(struct str *out, const struct key *k)
-{
-    char *end;
-    double x = k->plain ? strtod(k->plain, &end) : 0;
-
-    if (k->flags & KEY_REQUIRED) {
-        str_addz(out, "required");
-    } else if (!k->plain || ((k->type == KEY_INT || k->type == KEY_REAL) && (x < k->least || x > k->most))) {
-        str_addz(out, "-");
-    } else if (k->type == KEY_LIST) {
-        str_addz(out, "all");
-    } else {
-        str_addz(out, k->plain);
-        if (k->paper) str_addf(out, " (factorllm: %s)", k->paper);
-    }
-}
-
-void spec_help(FILE *to, enum job_kind kind)
-{
-    int name_width = 0, default_width = 0;
-    struct str text = {0};
-
-    for (int pass = 0; pass < 2; pass++)
-        for (int i = 0; i < KEYS; i++) {
-            const struct key *k = &table[i];
-
-            if (!(k->kinds >> kind & 1) || (k->offset == AT(name))) continue;
-            str_clear(&text);
-            add_default(&text, k);
-            if (pass == 0) {
-                if ((int)strlen(k->name) > name_width) name_width = (int)strlen(k->name);
-                if ((int)text.length > default_width) default_width = (int)text.length;
-                continue;
-            }
-            fprintf(to, "  %-*s  %-*s  %s", name_width, k->name, default_width, text.text, k->help);
-            if (k->type != KEY_TEXT && !(k->type == KEY_LIST && !k->set)) {
-                str_clear(&text);
-                key_expected(&text, k);
-                fprintf(to, " [%s]", text.text);
-            }
-            fputc('\n', to);
-        }
-    str_free(&text);
 }

@@ -110,6 +110,4 @@ status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct er
 /* A job's own defaults that are made of other keys: OUTPUT/responses.jsonl. */
 void job_resolve(struct spec *s);
 
-bool utf8_next(const char *text, size_t length, size_t *at, uint32_t *code); /* false: invalid */
-
 #endif

@@ -4,8 +4,8 @@
  * document, more than YAML_DEPTH levels and text that is not YAML are refused with "SOURCE:LINE: ...", ERR_SPEC.
  * Duplicate keys are kept: whoever walks a map knows its keys and refuses them there.
  */
-#ifndef DATA_YAML_TREE_H
-#define DATA_YAML_TREE_H
+#ifndef DATA_SPEC_YAML_H
+#define DATA_SPEC_YAML_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -16,7 +16,6 @@ enum { YAML_DEPTH = 8 };
 
 enum yaml_kind { YAML_TEXT, YAML_LIST, YAML_MAP };
 
-/* yaml_tree_: libyaml has taken yaml_free(). */
 struct yaml {
     enum yaml_kind kind;
     int line;      /* from 1 */
@@ -27,9 +26,9 @@ struct yaml {
     int n; /* items of a list; keys and values in turn of a map: 2 x members */
 };
 
-status yaml_tree_parse(struct yaml **out, const char *text, size_t length, const char *source, struct err *e);
-void yaml_tree_free(struct yaml *y); /* NULL is fine */
+status spec_yaml_parse(struct yaml **out, const char *text, size_t length, const char *source, struct err *e);
+void spec_yaml_free(struct yaml *y); /* NULL is fine */
 
-const char *yaml_tree_kind_name(enum yaml_kind k); /* "a value", "a list", "a map" */
+const char *spec_yaml_kind_name(enum yaml_kind k); /* "a value", "a list", "a map" */
 
 #endif

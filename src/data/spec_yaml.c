@@ -1,4 +1,4 @@
-#include "data/yaml_tree.h"
+#include "data/spec_yaml.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@ struct reader {
     size_t length;
 };
 
-const char *yaml_tree_kind_name(enum yaml_kind k)
+const char *spec_yaml_kind_name(enum yaml_kind k)
 {
     return k == YAML_TEXT ? "a value" : k == YAML_LIST ? "a list" : "a map";
 }
@@ -23,7 +23,7 @@ static void clear(struct yaml *y)
     *y = (struct yaml){0};
 }
 
-void yaml_tree_free(struct yaml *y)
+void spec_yaml_free(struct yaml *y)
 {
     if (!y) return;
     clear(y);
@@ -119,7 +119,7 @@ static status build(struct reader *r, struct yaml *y, yaml_event_t *event, int d
         if (build(r, child, &inner, depth + 1, e)) return e->code;
         if (y->kind == YAML_MAP && y->n % 2 == 1 && child->kind != YAML_TEXT)
             return err_set(e, ERR_SPEC, "%s:%d: expected a key, found %s", r->source, child->line,
-                           yaml_tree_kind_name(child->kind));
+                           spec_yaml_kind_name(child->kind));
     }
 }
 
@@ -145,7 +145,7 @@ static status document(struct reader *r, struct yaml *root, struct err *e)
     return OK;
 }
 
-status yaml_tree_parse(struct yaml **out, const char *text, size_t length, const char *source, struct err *e)
+status spec_yaml_parse(struct yaml **out, const char *text, size_t length, const char *source, struct err *e)
 {
     struct reader r = {.source = source, .text = text, .length = length};
     struct yaml *root = calloc(1, sizeof(*root));
@@ -157,7 +157,7 @@ status yaml_tree_parse(struct yaml **out, const char *text, size_t length, const
     status s = document(&r, root, e);
     yaml_parser_delete(&r.parser);
     if (s) {
-        yaml_tree_free(root);
+        spec_yaml_free(root);
         return s;
     }
     *out = root;
