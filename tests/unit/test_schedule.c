@@ -8,7 +8,6 @@ enum { ENTRIES_MAX = 64 };
 struct simulated {
     struct schedule_entry entry;
     int prompt, answer; /* what is left to come */
-    uint64_t waited_since;
 };
 
 struct world {
