@@ -1,6 +1,5 @@
 #include "moe/expert.h"
 
-#include <string.h>
 
 #include "base/err.h"
 #include "num/ops.h"

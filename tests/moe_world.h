@@ -1,0 +1,156 @@
+/* Synthetic factorized FFNs for the tests of moe, and what they must compute, in plain loops in double.
+ * Every rank can build the same world from the seed; moe_world_hide() takes away what a rank does not hold. */
+#ifndef TESTS_MOE_WORLD_H
+#define TESTS_MOE_WORLD_H
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bits.h"
+#include "base/rng.h"
+#include "moe/grouping.h"
+#include "moe/moe.h"
+
+struct moe_world {
+    int layers, experts, active, width, neurons, shared;
+    struct moe_layer *layer;
+    uint16_t **gate, **up, **down; /* per layer: bf16 [F, D], [F, D], [D, F] in the new neuron order */
+    float **mu, **fill;
+    double **mu_total;
+    uint8_t **keep;
+};
+
+static inline void *world_alloc(size_t n, size_t size)
+{
+    void *p = calloc(n ? n : 1, size);
+
+    if (!p) abort();
+    return p;
+}
+
+static inline uint16_t *world_random(struct rng *r, size_t n, double spread)
+{
+    uint16_t *x = world_alloc(n, sizeof(*x));
+
+    for (size_t i = 0; i < n; i++) x[i] = narrow_bf16((float)(rng_normal(r) * spread));
+    return x;
+}
+
+/* Neurons begin .. begin + n - 1 of a layer; the down matrix is a view of columns. */
+static inline struct expert world_expert(const struct moe_world *w, int l, int begin, int n)
+{
+    size_t width = (size_t)w->width, at = (size_t)begin * width;
+    struct mat in = {w->gate[l] + at, DT_BF16, n, w->width, width};
+    struct expert x = {.gate = in, .up = in, .keep = w->keep[l] + begin, .fill = w->fill[l] + begin};
+
+    x.up.data = w->up[l] + at;
+    x.down = (struct mat){w->down[l] + begin, DT_BF16, w->width, n, (size_t)w->neurons};
+    return x;
+}
+
+static inline struct moe_world *moe_world_new(int layers, int experts, int active, int width, int neurons, int shared,
+                                              uint64_t seed)
+{
+    struct moe_world *w = world_alloc(1, sizeof(*w));
+    size_t n = (size_t)layers, cells = (size_t)neurons * (size_t)width;
+
+    *w = (struct moe_world){layers, experts, active, width, neurons, shared, .layer = world_alloc(n, sizeof(*w->layer))};
+    w->gate = world_alloc(n, sizeof(*w->gate)), w->up = world_alloc(n, sizeof(*w->up)),
+    w->down = world_alloc(n, sizeof(*w->down));
+    w->mu = world_alloc(n, sizeof(*w->mu)), w->fill = world_alloc(n, sizeof(*w->fill)),
+    w->keep = world_alloc(n, sizeof(*w->keep));
+    w->mu_total = world_alloc(n, sizeof(*w->mu_total));
+    for (int l = 0; l < layers; l++) {
+        struct moe_layer *y = &w->layer[l];
+        struct rng r;
+
+        rng_seed(&r, seed, (uint64_t)l);
+        w->gate[l] = world_random(&r, cells, 0.7), w->up[l] = world_random(&r, cells, 0.7),
+        w->down[l] = world_random(&r, cells, 0.7);
+        w->mu[l] = world_alloc((size_t)experts * (size_t)width, sizeof(float));
+        w->mu_total[l] = world_alloc((size_t)width, sizeof(double));
+        w->fill[l] = world_alloc((size_t)neurons, sizeof(float)), w->keep[l] = world_alloc((size_t)neurons, 1);
+        for (int j = 0; j < neurons; j++) w->fill[l][j] = (float)rng_normal(&r), w->keep[l][j] = (uint8_t)rng_below(&r, 2);
+        for (int i = 0; i < experts * width; i++) {
+            w->mu[l][i] = (float)rng_normal(&r);
+            w->mu_total[l][i % width] += grid(w->mu[l][i]);
+        }
+        *y = (struct moe_layer){.experts = experts, .active = active, .mu = w->mu[l], .mu_total = w->mu_total[l]};
+        y->expert = world_alloc((size_t)experts, sizeof(*y->expert));
+        for (int i = 0; i < experts; i++) {
+            y->expert[i] =
+                world_expert(w, l, shared + group_begin(neurons, shared, experts, i), group_size(neurons, shared, experts, i));
+        }
+        if (shared) y->shared = world_expert(w, l, 0, shared);
+        y->neurons_active = shared + (experts ? (neurons - shared) * active / experts : 0);
+    }
+    return w;
+}
+
+static inline void moe_world_free(struct moe_world *w)
+{
+    for (int l = 0; l < w->layers; l++) {
+        free(w->gate[l]), free(w->up[l]), free(w->down[l]), free(w->mu[l]), free(w->fill[l]), free(w->keep[l]);
+        free(w->mu_total[l]), free(w->layer[l].expert);
+    }
+    free(w->gate), free(w->up), free(w->down), free(w->mu), free(w->fill), free(w->keep), free(w->mu_total), free(w->layer);
+    free(w);
+}
+
+/* What the rank does not hold is gone: weights, and the means as NaN, so that reading them shows. */
+static inline void moe_world_hide(struct moe_world *w, const struct placement *p, int rank)
+{
+    for (int l = 0; l < w->layers; l++) {
+        struct moe_layer *y = &w->layer[l];
+
+        for (int i = 0; i < w->experts; i++) {
+            if (placement_rank(p, l, i) == rank) continue;
+            y->expert[i] = (struct expert){0};
+            for (int d = 0; d < w->width; d++) w->mu[l][i * w->width + d] = NAN;
+        }
+        if (rank != 0) y->shared = (struct expert){0}, y->mu_total = NULL;
+    }
+}
+
+static inline void world_rows(float *h, int rows, int width, uint64_t seed)
+{
+    struct rng r;
+
+    rng_seed(&r, seed, 99);
+    for (int i = 0; i < rows * width; i++) h[i] = (float)rng_normal(&r);
+}
+
+/* out[d] += scale * e(h), in double; fixed: the static control. */
+static inline void plain_expert(double *out, const struct expert *x, const float *h, bool fixed, double scale)
+{
+    for (int j = 0; j < x->gate.rows; j++) {
+        double gate = 0, up = 0, z;
+
+        for (int d = 0; d < x->gate.cols; d++) {
+            gate += (double)mat_at(&x->gate, j, d) * (double)h[d];
+            up += (double)mat_at(&x->up, j, d) * (double)h[d];
+        }
+        z = gate / (1 + exp(-gate)) * up;
+        if (fixed && !x->keep[j]) z = x->fill ? (double)x->fill[j] : 0;
+        for (int d = 0; d < x->down.rows; d++) out[d] += scale * z * (double)mat_at(&x->down, d, j);
+    }
+}
+
+/* out[D] = yhat(h) for an active set. */
+static inline void plain_layer(double *out, const struct moe_world *w, int l, const float *h, const uint64_t *set, double scale,
+                               bool compensate, bool fixed)
+{
+    const struct moe_layer *y = &w->layer[l];
+
+    memset(out, 0, (size_t)w->width * sizeof(*out));
+    if (w->shared) plain_expert(out, &y->shared, h, fixed, 1);
+    for (int i = 0; i < w->experts; i++) {
+        if (fixed || bits_has(set, i)) plain_expert(out, &y->expert[i], h, fixed, scale);
+        else if (compensate) {
+            for (int d = 0; d < w->width; d++) out[d] += (double)w->mu[l][i * w->width + d];
+        }
+    }
+}
+
+#endif
