@@ -1,0 +1,58 @@
+# Shared by the bats files.  FACTORLLM is the program under test; every test works in a directory of its own.
+setup() {
+    cd "$BATS_TEST_DIRNAME/../.." || return
+    source scripts/env.sh
+    : "${FACTORLLM:=$PWD/build/factorllm}" "${FACTORLLM_SHARED:=../shared}"
+    export FACTORLLM_SHARED
+    dir=$(mktemp -d)
+    toy=$PWD/tests/golden/toy-llama
+}
+
+teardown() {
+    rm -rf "$dir"
+}
+
+# ranks N ARGS...: the program on N ranks, errors and all in $output, exit code in $status
+ranks() {
+    local n=$1
+    shift
+    run timeout 120 mpirun -n "$n" "$FACTORLLM" "$@"
+}
+
+# The main job, small: factorize, fine-tune, evaluate, answer; on the toy model.
+toy_pipeline() {
+    cat <<YAML
+kind: pipeline
+model: $toy
+output: $dir/run
+seed: 3
+limits: {batch_rows: 256, sessions: 8}
+steps:
+  - kind: factorize
+    experts: 7
+    active: 3
+    shared: 0.15
+    grouping: coactivation
+    scale: one
+    compensation: mean
+    calibration: {sample_tokens: 400}
+  - kind: finetune
+    text: {sample_tokens: 600, sample_seed: 2}
+    labels: gram
+    sequence: 32
+    tokens: 1200
+    batch_tokens: 128
+  - kind: eval
+    text: {sample_tokens: 300, sample_seed: 3}
+    window: 32
+    bootstrap: 100
+  - kind: infer
+    input: $dir/prompts.jsonl
+    max_tokens: 12
+    temperature: 0.9
+YAML
+}
+
+toy_prompts() {
+    for i in 1 2 3 4 5 6 7 8 9; do echo "{\"id\": \"p$i\", \"prompt\": \"$(printf 'word %.0s' $(seq $i))\"}"; done
+}

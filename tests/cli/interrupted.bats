@@ -1,0 +1,161 @@
+# What happens when a job does not reach its end: lost and silent ranks, signals, and going on afterwards.
+load common
+
+# A factorized toy model in $dir/model and an infer job in $dir/infer.yaml that takes a few seconds.
+make_infer_job() {
+    "$FACTORLLM" run configs/factorize.yaml --quiet --set model="$toy" --set output="$dir/made" --set experts=4 --set active=2 \
+        --set method=default --set grouping=random --set compensation=none --set calibration.sample_tokens=0
+    for i in $(seq 400); do echo "{\"id\": \"p$i\", \"prompt\": \"go $i\"}"; done >"$dir/prompts.jsonl"
+    cat >"$dir/infer.yaml" <<YAML
+kind: infer
+model: $dir/made/model
+output: $dir/infer
+input: $dir/prompts.jsonl
+variant: random
+max_tokens: 100
+ignore_eos: true
+cluster: {deadline_seconds: 3}
+limits: {sessions: 8}
+YAML
+}
+
+# Starts the job on three ranks and waits until rows are on disk.
+start() {
+    mpirun -n 3 "$FACTORLLM" run "$1" --quiet >"$dir/out" 2>&1 &
+    mpirun_pid=$!
+    for i in $(seq 300); do
+        [ -s "$2" ] && [ "$(wc -l <"$2")" -ge 3 ] && return
+        sleep 0.1
+    done
+    cat "$dir/out"
+    return 1
+}
+
+pid_of_rank() {
+    for p in $(pgrep -P "$mpirun_pid"); do
+        tr '\0' '\n' <"/proc/$p/environ" | grep -qx "OMPI_COMM_WORLD_RANK=$1" && echo "$p"
+    done
+}
+
+finish() {
+    status=0
+    wait "$mpirun_pid" || status=$?
+    output=$(cat "$dir/out")
+    echo "exit $status: $output"
+}
+
+whole_rows() { # every line is a whole row, no id twice
+    jq -e -s 'map(.id) | length == (unique | length)' "$1"
+}
+
+complete() { # goes on where the job was, and has the rows that an undisturbed run gives
+    run "$FACTORLLM" run "$dir/infer.yaml" --quiet
+    echo "$output"
+    [ "$status" = 0 ]
+    whole_rows "$dir/infer/responses.jsonl"
+    [ "$(wc -l <"$dir/infer/responses.jsonl")" = 400 ]
+    "$FACTORLLM" run "$dir/infer.yaml" --quiet --set output="$dir/undisturbed"
+    diff <(jq -S -c . "$dir/infer/responses.jsonl" | sort) <(jq -S -c . "$dir/undisturbed/responses.jsonl" | sort)
+}
+
+@test "a killed rank is named, the job ends with 6, finished rows survive" {
+    make_infer_job
+    export OMPI_MCA_orte_enable_recovery=1
+    start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+    began=$(date +%s)
+    kill -KILL "$(pid_of_rank 1)"
+    finish
+    [ $(($(date +%s) - began)) -le 15 ]
+    [ "$status" = 6 ]
+    grep -E "rank 1 \($(hostname)\)" "$dir/out" | grep -E 'layer [0-9]+' | grep -q experts
+    whole_rows "$dir/infer/responses.jsonl"
+    complete
+}
+
+@test "a killed rank is named also when mpirun ends the job by itself" {
+    make_infer_job
+    start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+    kill -KILL "$(pid_of_rank 2)"
+    finish
+    [ "$status" != 0 ]
+    grep -q "rank 2 \($(hostname)\)" "$dir/out" || grep -q "rank 2 ($(hostname))" "$dir/out"
+    whole_rows "$dir/infer/responses.jsonl"
+}
+
+@test "a silent rank is named when the deadline has passed" {
+    make_infer_job
+    start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+    kill -STOP "$(pid_of_rank 2)"
+    finish
+    [ "$status" = 6 ]
+    grep -E "rank 2 \($(hostname)\)" "$dir/out" | grep -E 'layer [0-9]+' | grep -q experts
+    ! pgrep -P "$mpirun_pid"
+    whole_rows "$dir/infer/responses.jsonl"
+    complete
+}
+
+@test "a lost coordinator does not leave the others waiting" {
+    make_infer_job
+    export OMPI_MCA_orte_enable_recovery=1
+    start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+    others="$(pid_of_rank 1) $(pid_of_rank 2)"
+    kill -KILL "$(pid_of_rank 0)"
+    finish
+    [ "$status" != 0 ]
+    grep -q "rank 0 ($(hostname))" "$dir/out"
+    for p in $others; do ! kill -0 "$p" 2>/dev/null; done
+}
+
+@test "SIGUSR1: exit 75, and the next launch goes on" {
+    make_infer_job
+    start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+    kill -USR1 "$mpirun_pid"
+    finish
+    [ "$status" = 75 ]
+    whole_rows "$dir/infer/responses.jsonl"
+    [ "$(wc -l <"$dir/infer/responses.jsonl")" -lt 400 ]
+    complete
+}
+
+@test "SIGTERM: rows on disk are whole, and the next launch goes on" {
+    make_infer_job
+    start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+    kill -TERM "$mpirun_pid"
+    finish
+    [ "$status" != 0 ]
+    whole_rows "$dir/infer/responses.jsonl"
+    complete
+}
+
+@test "fine-tuning stopped by SIGUSR1 goes on to the same bits" {
+    toy_prompts >"$dir/prompts.jsonl"
+    cat >"$dir/job.yaml" <<YAML
+kind: finetune
+model: $dir/made/model
+output: $dir/tune
+text: {file: README.md}
+sequence: 32
+tokens: 60000
+batch_tokens: 64
+version: v1
+YAML
+    "$FACTORLLM" run configs/factorize.yaml --quiet --set model="$toy" --set output="$dir/made" --set experts=4 --set active=2 \
+        --set method=factorllm --set calibration.sample_tokens=0
+    "$FACTORLLM" run "$dir/job.yaml" --quiet
+    sum=$(sha256sum <"$dir/made/model/routers/v1/router.safetensors")
+    rm -rf "$dir/made/model/routers" "$dir/tune"
+    mpirun -n 3 "$FACTORLLM" run "$dir/job.yaml" --quiet >"$dir/out" 2>&1 &
+    mpirun_pid=$!
+    for i in $(seq 100); do
+        grep -q '"step"' "$dir/tune/log.jsonl" 2>/dev/null && break
+        sleep 0.1
+    done
+    kill -USR1 "$mpirun_pid"
+    finish
+    [ "$status" = 75 ]
+    [ ! -e "$dir/made/model/routers/v1" ]
+    ranks 2 run "$dir/job.yaml"
+    echo "$output"
+    [ "$status" = 0 ]
+    [ "$(sha256sum <"$dir/made/model/routers/v1/router.safetensors")" = "$sum" ]
+}
