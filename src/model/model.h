@@ -33,6 +33,7 @@ status model_open(struct model **out, const char *directory, const struct shape 
 void model_close(struct model *m);
 
 const struct shape *model_shape(const struct model *m);
+const struct model_limits *model_limits_of(const struct model *m);
 struct moe *model_moe(struct model *m);
 size_t model_mapped_bytes(const struct model *m);
 
