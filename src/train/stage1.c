@@ -1,0 +1,271 @@
+#include "train/stage1.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arena.h"
+#include "base/bits.h"
+#include "model/forward.h"
+#include "num/gemm.h"
+#include "num/ops.h"
+#include "train/loss.h"
+
+struct stage1 {
+    struct router *router;
+    struct model *model;
+    struct gemm *gemm;
+    struct stage1_options o;
+    struct arena *arena;
+    size_t weights, biases; /* parameters of all layers */
+
+    struct adamw weight, bias;
+    float *weight_gradient, *bias_gradient;
+
+    double row_weight; /* 1 / rows of the batch */
+    struct stage1_tally tally;
+    int64_t *common; /* [layers] */
+
+    /* one pass */
+    float *x, *h, *y;         /* [rows, D] */
+    float *z, *dz, *score;    /* [rows, N] */
+    uint64_t *label, *chosen; /* [rows][words] */
+    int32_t *token, *position, *session;
+};
+
+static status take_memory(struct stage1 *s, struct err *e)
+{
+    size_t layers = (size_t)s->router->layers, n = (size_t)s->router->experts, d = (size_t)s->router->width,
+           rows = (size_t)s->o.rows;
+    size_t words = rows * (size_t)bits_words(s->router->experts), states = s->model ? rows * d : 0, ids = s->model ? rows : 0;
+    const struct {
+        void *where; /* of a pointer */
+        size_t n, size;
+    } wanted[] = {
+        {&s->weight_gradient, s->weights, sizeof(float)},
+        {&s->weight.m, s->weights, sizeof(float)},
+        {&s->weight.v, s->weights, sizeof(float)},
+        {&s->bias_gradient, s->biases, sizeof(float)},
+        {&s->bias.m, s->biases, sizeof(float)},
+        {&s->bias.v, s->biases, sizeof(float)},
+        {&s->tally.loss, layers, sizeof(double)},
+        {&s->tally.agreement, layers, sizeof(double)},
+        {&s->tally.load, layers * n, sizeof(uint64_t)},
+        {&s->common, layers, sizeof(int64_t)},
+        {&s->x, states, sizeof(float)},
+        {&s->h, states, sizeof(float)},
+        {&s->y, states, sizeof(float)},
+        {&s->z, rows * n, sizeof(float)},
+        {&s->dz, rows * n, sizeof(float)},
+        {&s->score, rows * n, sizeof(float)},
+        {&s->label, words, sizeof(uint64_t)},
+        {&s->chosen, words, sizeof(uint64_t)},
+        {&s->token, ids, sizeof(int32_t)},
+        {&s->position, ids, sizeof(int32_t)},
+        {&s->session, ids, sizeof(int32_t)},
+    };
+    enum { WANTED = sizeof(wanted) / sizeof(wanted[0]) };
+    size_t total = 0;
+
+    for (int i = 0; i < WANTED; i++) total += arena_cost(wanted[i].n, wanted[i].size);
+    if (arena_open(&s->arena, "router training", total, e)) return e->code;
+    for (int i = 0; i < WANTED; i++) {
+        void *p = arena_alloc(s->arena, wanted[i].n, wanted[i].size, e);
+
+        if (!p) return e->code;
+        memcpy(wanted[i].where, &p, sizeof(p));
+    }
+    arena_freeze(s->arena);
+    return OK;
+}
+
+status stage1_open(struct stage1 **out, struct router *r, struct model *m, struct gemm *g, const struct stage1_options *o,
+                   struct err *e)
+{
+    struct stage1 *s = calloc(1, sizeof(*s));
+
+    *out = NULL;
+    BUG_ON(!s || o->active < 1 || o->active > r->experts || o->rows < 1 || o->sessions < 1);
+    *s = (struct stage1){.router = r, .model = m, .gemm = g, .o = *o};
+    s->biases = (size_t)r->layers * (size_t)r->experts;
+    s->weights = s->biases * (size_t)r->width;
+    s->weight.n = s->weights;
+    s->bias.n = s->biases;
+    if (take_memory(s, e) || gemm_admit(g, r->experts, r->width, e)) {
+        stage1_close(s);
+        return e->code;
+    }
+    *out = s;
+    return OK;
+}
+
+void stage1_close(struct stage1 *s)
+{
+    if (!s) return;
+    arena_close(s->arena);
+    free(s);
+}
+
+void stage1_begin(struct stage1 *s, int64_t rows)
+{
+    size_t layers = (size_t)s->router->layers;
+
+    BUG_ON(rows < 1);
+    s->row_weight = 1.0 / (double)rows;
+    s->tally.rows = rows;
+    memset(s->tally.loss, 0, layers * sizeof(double));
+    memset(s->tally.load, 0, s->biases * sizeof(uint64_t));
+    memset(s->common, 0, layers * sizeof(int64_t));
+    memset(s->weight_gradient, 0, s->weights * sizeof(float));
+    memset(s->bias_gradient, 0, s->biases * sizeof(float));
+}
+
+static void scores(struct stage1 *s, int layer, const float *h, int rows)
+{
+    const struct router *r = s->router;
+    size_t n = (size_t)r->experts, d = (size_t)r->width, at = (size_t)layer * n;
+    struct mat w = {.data = r->weight + at * d, .dtype = DT_F32, .rows = r->experts, .cols = r->width, .stride = d};
+
+    gemm_xwt(s->gemm, s->z, n, h, d, rows, &w, r->bias + at);
+}
+
+void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const uint64_t *label, int rows)
+{
+    int n = s->router->experts, words = bits_words(n);
+    size_t at = (size_t)layer * (size_t)n;
+
+    BUG_ON(rows > s->o.rows || layer < 0 || layer >= s->router->layers);
+    scores(s, layer, h, rows);
+    double (*loss)(float *, const float *, const uint64_t *, int, int, double) = s->o.loss == LOSS_PAPER ? loss_paper : loss_bce;
+
+    s->tally.loss[layer] += loss(s->dz, s->z, label, rows, n, s->row_weight);
+    for (int t = 0; t < rows; t++) {
+        uint64_t *set = s->chosen + (size_t)t * (size_t)words;
+
+        top_k(set, s->z + (size_t)t * (size_t)n, n, s->o.active);
+        for (int i = bits_next(set, n, 0); i < n; i = bits_next(set, n, i + 1)) s->tally.load[at + (size_t)i]++;
+    }
+    s->common[layer] += sets_common(s->chosen, label, rows, n);
+    if (mode != STAGE1_LEARN) return;
+
+    gemm_atb(s->gemm, s->weight_gradient + at * (size_t)s->router->width, s->dz, n, h, s->router->width, rows);
+    for (int t = 0; t < rows; t++)
+        for (int i = 0; i < n; i++) s->bias_gradient[at + (size_t)i] += s->dz[(size_t)t * (size_t)n + (size_t)i];
+}
+
+void stage1_end(struct stage1 *s)
+{
+    for (int l = 0; l < s->router->layers; l++)
+        s->tally.agreement[l] = (double)s->common[l] / ((double)s->tally.rows * s->o.active);
+}
+
+/* Labels of one layer's rows: what the teacher says.  y is already there. */
+static status teach(struct stage1 *s, int layer, int rows, struct err *e)
+{
+    struct moe *moe = model_moe(s->model);
+    int n = s->router->experts, k = s->o.active;
+
+    if (s->o.labels == LABELS_GRAM) return moe_gram_sets(moe, layer, s->h, rows, k, s->o.compensate, s->label, e);
+    if (moe_paper_scores(moe, layer, s->h, s->y, rows, k, s->score, e)) return e->code;
+    for (int t = 0; t < rows; t++) top_k(s->label + (size_t)t * (size_t)bits_words(n), s->score + (size_t)t * (size_t)n, n, k);
+    return OK;
+}
+
+/* The dense model over `rows` rows of whole windows, each window a session of its own. */
+static status run_pass(struct stage1 *s, enum stage1_mode mode, const struct window *w, int n, int rows, float *kept,
+                       size_t stride, struct err *e)
+{
+    struct batch b = {.rows = rows, .token = s->token, .position = s->position, .session = s->session};
+    int layers = s->router->layers, experts = s->router->experts;
+    size_t d = (size_t)s->router->width, at = 0;
+
+    for (int i = 0; i < n; i++) {
+        for (int p = 0; p < w[i].n; p++, at++) {
+            s->token[at] = w[i].token[p];
+            s->position[at] = p;
+            s->session[at] = i;
+        }
+    }
+    forward_embed(s->model, &b, s->x);
+    for (int l = 0; l < layers; l++) {
+        if (s->o.alive && s->o.alive(s->o.alive_ctx)) return err_set(e, STOPPED, "stopped in layer %d", l);
+        forward_attention(s->model, l, &b, 0, rows, s->x, s->h);
+        if (mode == STAGE1_SCORES) {
+            scores(s, l, s->h, rows);
+            memcpy(kept + (size_t)l * stride, s->z, (size_t)rows * (size_t)experts * sizeof(float));
+            if (l == layers - 1) break; /* nobody looks at the last output */
+        }
+        if (moe_dense(model_moe(s->model), l, s->h, rows, s->y, e)) return e->code;
+        if (mode != STAGE1_SCORES) {
+            if (teach(s, l, rows, e)) return e->code;
+            stage1_learn(s, mode, l, s->h, s->label, rows);
+            if (!isfinite(s->tally.loss[l]))
+                return err_set(e, ERR_FORMAT,
+                               "layer %d: the loss of the router is not finite: the model's states or weights are not", l);
+        }
+        for (size_t i = 0; i < (size_t)rows * d; i++) s->x[i] += s->y[i];
+    }
+    return OK;
+}
+
+status stage1_batch(struct stage1 *s, enum stage1_mode mode, const struct window *w, int n, float *kept, struct err *e)
+{
+    size_t experts = (size_t)s->router->experts, done = 0;
+    int64_t total = 0;
+
+    BUG_ON(!s->model || n < 1 || (mode == STAGE1_SCORES) != (kept != NULL));
+    for (int i = 0; i < n; i++) total += w[i].n;
+    stage1_begin(s, total);
+    for (int first = 0, next; first < n; first = next) {
+        int rows = 0;
+
+        for (next = first; next < n && next - first < s->o.sessions && rows + w[next].n <= s->o.rows; next++) rows += w[next].n;
+        BUG_ON(next == first);
+        if (run_pass(s, mode, w + first, next - first, rows, kept ? kept + done * experts : NULL, (size_t)total * experts, e))
+            return e->code;
+        done += (size_t)rows;
+    }
+    stage1_end(s);
+    return OK;
+}
+
+double stage1_update(struct stage1 *s, double learning_rate)
+{
+    double norm = sqrt(sum_of_squares(s->weight_gradient, s->weights) + sum_of_squares(s->bias_gradient, s->biases));
+    double scale = clip_scale(norm, s->o.clip);
+    struct adamw_options without_decay = s->o.adamw;
+
+    without_decay.weight_decay = 0;
+    adamw_step(&s->weight, s->router->weight, s->weight_gradient, scale, learning_rate, &s->o.adamw);
+    adamw_step(&s->bias, s->router->bias, s->bias_gradient, scale, learning_rate, &without_decay);
+    return norm;
+}
+
+const struct stage1_tally *stage1_tally(const struct stage1 *s)
+{
+    return &s->tally;
+}
+
+void stage1_arrays(struct stage1 *s, struct checkpoint_array out[STAGE1_ARRAYS])
+{
+    const struct checkpoint_array all[STAGE1_ARRAYS] = {
+        {"router.weight", s->router->weight, s->weights},
+        {"router.bias", s->router->bias, s->biases},
+        {"weight.m", s->weight.m, s->weights},
+        {"weight.v", s->weight.v, s->weights},
+        {"bias.m", s->bias.m, s->biases},
+        {"bias.v", s->bias.v, s->biases},
+    };
+
+    memcpy(out, all, sizeof(all));
+}
+
+int64_t stage1_steps(const struct stage1 *s)
+{
+    return s->weight.steps;
+}
+
+void stage1_set_steps(struct stage1 *s, int64_t steps)
+{
+    s->weight.steps = s->bias.steps = steps;
+}
