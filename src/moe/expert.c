@@ -1,6 +1,5 @@
 #include "moe/expert.h"
 
-
 #include "base/err.h"
 #include "num/ops.h"
 

@@ -1,0 +1,426 @@
+/* The factorized FFNs on one rank, against plain loops in double; and that bits depend on nothing but the row.
+ * (tests/mpi/test_moe.c: the same bits over ranks.) */
+#include "../check.h"
+#include "../moe_world.h"
+#include "moe/labels.h"
+#include "moe/route.h"
+
+enum { ROWS = 37, WIDTH_MAX = 33, WORDS_MAX = 2 };
+
+static const struct shape {
+    int experts, active, width, neurons, shared;
+} shapes[] = {
+    {1, 1, 3, 5, 0},                       /* one expert */
+    {70, 9, 7, 151, 11},                   /* two words of sets, unequal sizes */
+    {4, 2, 33, 30, 0},                     /* 30 / 4: 8, 8, 7, 7 */
+    {4, 1, 16, 64, 16},  {3, 3, 1, 10, 1}, /* width 1; k = N */
+    {0, 0, 5, 9, 9},                       /* dense: all of it is the shared expert */
+    {65, 0, 4, 65, 0},                     /* one neuron each, and k = 0 */
+};
+enum { SHAPES = sizeof(shapes) / sizeof(shapes[0]), LAYERS = 2 };
+
+/* A moe on one rank with everything it needs. */
+struct bench {
+    struct moe_world *w;
+    struct placement p;
+    struct arena *arena;
+    struct gemm *g;
+    struct moe *m;
+    struct router router;
+};
+
+static void bench_open(struct bench *b, const struct shape *s, int rows, bool oracle, int threads)
+{
+    struct moe_limits limits = {.rows = rows, .oracle = oracle};
+    struct err e = {0};
+    struct rng r;
+
+    *b = (struct bench){.w = moe_world_new(LAYERS, s->experts, s->active, s->width, s->neurons, s->shared, 11)};
+    assert_int_equal(placement_make(&b->p, PLACEMENT_BLOCK, LAYERS, s->experts, 1, false, &e), OK);
+    size_t cost = moe_cost(&b->p, 0, LAYERS, s->experts, s->width, s->neurons, limits);
+
+    assert_int_equal(gemm_open(&b->g, threads, &e), OK);
+    assert_int_equal(arena_open(&b->arena, "moe", cost, &e), OK);
+    assert_int_equal(moe_open(&b->m, b->w->layer, LAYERS, s->width, s->neurons, &b->p, 0, limits, b->g, NULL, b->arena, &e), OK);
+    assert_int_equal(arena_used(b->arena), cost);
+    arena_freeze(b->arena);
+
+    size_t n = (size_t)(LAYERS * s->experts);
+    b->router = (struct router){LAYERS, s->experts, s->width, .weight = world_alloc(n * (size_t)s->width, sizeof(float))};
+    b->router.bias = world_alloc(n, sizeof(float)), b->router.threshold = world_alloc(LAYERS, sizeof(float));
+    rng_seed(&r, 3, 3);
+    for (size_t i = 0; i < n * (size_t)s->width; i++) b->router.weight[i] = (float)rng_normal(&r);
+    for (size_t i = 0; i < n; i++) b->router.bias[i] = (float)rng_normal(&r);
+}
+
+static void bench_close(struct bench *b)
+{
+    free(b->router.weight), free(b->router.bias), free(b->router.threshold);
+    moe_close(b->m);
+    arena_close(b->arena);
+    gemm_close(b->g);
+    placement_free(&b->p);
+    moe_world_free(b->w);
+}
+
+static void step(struct bench *b, int slot, int layer, const float *h, int rows, const struct routing *how, float *x,
+                 uint64_t *active)
+{
+    struct err e = {0};
+
+    assert_int_equal(moe_begin(b->m, slot, layer, h, NULL, rows, how, &e), OK);
+    assert_int_equal(moe_end(b->m, slot, x, active, &e), OK);
+}
+
+/* x (which began as 1) against 1 + yhat; relative to the largest output. */
+static void check_rows(const struct bench *b, int layer, const float *h, const uint64_t *set, double scale, bool compensate,
+                       bool fixed, const float *x, int rows)
+{
+    double want[WIDTH_MAX], largest = 1;
+    int width = b->w->width, words = bits_words(b->w->experts);
+
+    for (int pass = 0; pass < 2; pass++) {
+        for (int t = 0; t < rows; t++) {
+            plain_layer(want, b->w, layer, h + t * width, set + t * words, scale, compensate, fixed);
+            for (int d = 0; d < width; d++) {
+                if (pass == 0 && fabs(want[d]) > largest) largest = fabs(want[d]);
+                if (pass == 1) assert_true(fabs((double)x[t * width + d] - 1 - want[d]) < 1e-5 * largest);
+            }
+        }
+    }
+}
+
+static void fill(float *x, int n, float value)
+{
+    for (int i = 0; i < n; i++) x[i] = value;
+}
+
+static void test_against_plain(void **state)
+{
+    (void)state;
+    for (int c = 0; c < SHAPES; c++) {
+        const struct shape *s = &shapes[c];
+        float h[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX];
+        uint64_t set[ROWS * WORDS_MAX];
+        struct bench b;
+
+        bench_open(&b, s, ROWS, true, 1);
+        world_rows(h, ROWS, s->width, 5);
+        for (int variant = 0; variant < 9; variant++) {
+            static const enum route routes[] = {ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC};
+            struct routing how = {
+                .route = routes[variant % 6], .router = &b.router, .scale = 1.75f, .compensate = variant & 1, .seed = 2};
+            bool plain = how.route == ROUTE_ALL || how.route == ROUTE_STATIC;
+            int layer = variant & 1;
+
+            fill(x, ROWS * s->width, 1);
+            step(&b, variant % 2, layer, h, ROWS, &how, x, set);
+            for (int t = 0; t < ROWS; t++) {
+                assert_int_equal(bits_count(set + t * bits_words(s->experts), s->experts), plain ? s->experts : s->active);
+            }
+            check_rows(&b, layer, h, set, plain ? 1 : 1.75, !plain && how.compensate, how.route == ROUTE_STATIC, x, ROWS);
+        }
+        bench_close(&b);
+    }
+}
+
+/* The router's sets are those of plain scores; a threshold gives sets of any size, empty ones too. */
+static void test_router(void **state)
+{
+    const struct shape *s = &shapes[1];
+    float h[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX];
+    uint64_t set[ROWS * WORDS_MAX];
+    struct bench b;
+    int empty = 0, most = 0;
+
+    (void)state;
+    bench_open(&b, s, ROWS, false, 1);
+    world_rows(h, ROWS, s->width, 6);
+    for (int d = 0; d < s->width; d++) h[d] = 0; /* row 0: scores are the biases */
+    for (int i = 0; i < s->experts; i++) b.router.bias[s->experts + i] = -1;
+    b.router.by_threshold = true, b.router.threshold[1] = 4;
+    fill(x, ROWS * s->width, 1);
+    step(&b, 0, 1, h, ROWS, &(struct routing){.route = ROUTE_ROUTER, .router = &b.router, .scale = 1, .compensate = true}, x,
+         set);
+    for (int t = 0; t < ROWS; t++) {
+        int n = bits_count(set + t * 2, s->experts);
+
+        for (int i = 0; i < s->experts; i++) {
+            const float *w = b.router.weight + (s->experts + i) * s->width;
+            double z = -1;
+
+            for (int d = 0; d < s->width; d++) z += (double)w[d] * (double)h[t * s->width + d];
+            if (fabs(z - 4) > 1e-4) assert_int_equal(bits_has(set + t * 2, i), z > 4);
+        }
+        empty += n == 0;
+        most = n > most ? n : most;
+    }
+    assert_true(empty > 0 && most > 5);
+    check_rows(&b, 1, h, set, 1, true, false, x, ROWS);
+    const struct moe_stats *st = moe_stats(b.m);
+    uint64_t load = 0, sets = 0, neurons = 0;
+
+    for (int i = 0; i < s->experts; i++) {
+        assert_int_equal(st->load[i], 0); /* layer 0 was not run */
+        load += st->load[s->experts + i];
+        neurons += st->load[s->experts + i] * (uint64_t)group_size(s->neurons, s->shared, s->experts, i);
+    }
+    for (int t = 0; t < ROWS; t++) sets += (uint64_t)bits_count(set + t * 2, s->experts);
+    assert_int_equal(load, sets);
+    assert_int_equal(st->tokens, ROWS);
+    assert_int_equal(st->rows_out, 0);
+    assert_int_equal(st->neurons, neurons + ROWS * (uint64_t)s->shared);
+    moe_stats_clear(b.m);
+    assert_int_equal(st->tokens + st->neurons + st->load[s->experts], 0);
+    bench_close(&b);
+}
+
+/* Nothing but the row decides a row's bits: not its neighbours, the slot, the number of threads or the room. */
+static void test_row_invariance(void **state)
+{
+    (void)state;
+    for (int c = 1; c < 5; c++) {
+        const struct shape *s = &shapes[c];
+        float h[ROWS * WIDTH_MAX], whole[ROWS * WIDTH_MAX], parts[ROWS * WIDTH_MAX];
+        int n = ROWS * s->width;
+        struct bench a, b;
+        struct err e = {0};
+
+        bench_open(&a, s, ROWS, false, 1);
+        bench_open(&b, s, 640, false, 3); /* more room than MOE_BLOCK_ROWS, and threads */
+        struct routing how = {.route = ROUTE_ROUTER, .router = &a.router, .scale = 1.3f, .compensate = true};
+
+        world_rows(h, ROWS, s->width, 7);
+        fill(whole, n, 0.5f);
+        step(&a, 0, 0, h, ROWS, &how, whole, NULL);
+        for (int t = 0; t < ROWS; t++) { /* row by row, from the back */
+            int at = (ROWS - 1 - t) * s->width;
+
+            fill(parts + at, s->width, 0.5f);
+            step(&a, 1, 0, h + at, 1, &how, parts + at, NULL);
+        }
+        assert_memory_equal(parts, whole, (size_t)n * sizeof(float));
+        fill(parts, n, 0.5f); /* two micro-batches in flight */
+        assert_int_equal(moe_begin(b.m, 0, 0, h, NULL, 5, &how, &e), OK);
+        assert_int_equal(moe_begin(b.m, 1, 0, h + 5 * s->width, NULL, ROWS - 5, &how, &e), OK);
+        assert_int_equal(moe_end(b.m, 0, parts, NULL, &e), OK);
+        assert_int_equal(moe_end(b.m, 1, parts + 5 * s->width, NULL, &e), OK);
+        assert_memory_equal(parts, whole, (size_t)n * sizeof(float));
+
+        float *many = world_alloc(640 * (size_t)s->width, sizeof(float)), *x = world_alloc(640 * (size_t)s->width, sizeof(float));
+        world_rows(many, 640, s->width, 8);
+        memcpy(many + (640 - ROWS) * s->width, h, (size_t)n * sizeof(float)); /* behind the first block */
+        fill(x, 640 * s->width, 0.5f);
+        step(&b, 0, 0, many, 640, &how, x, NULL);
+        assert_memory_equal(x + (640 - ROWS) * s->width, whole, (size_t)n * sizeof(float));
+        free(many), free(x);
+        bench_close(&a);
+        bench_close(&b);
+    }
+}
+
+static void test_all_active_is_dense(void **state)
+{
+    (void)state;
+    for (int c = 0; c < 5; c++) {
+        struct shape s = shapes[c], dense = {0, 0, s.width, s.neurons, s.neurons};
+        float h[ROWS * WIDTH_MAX], y[ROWS * WIDTH_MAX], all[ROWS * WIDTH_MAX], teacher[ROWS * WIDTH_MAX], want[ROWS * WIDTH_MAX];
+        int n = ROWS * s.width;
+        double largest = 0;
+        struct bench b, d;
+        struct err e = {0};
+
+        s.active = s.experts;
+        bench_open(&b, &s, ROWS, true, 1);
+        bench_open(&d, &dense, ROWS, false, 1); /* the same seed draws the same weights */
+        world_rows(h, ROWS, s.width, 9);
+        memset(y, 0, sizeof(y)), memset(all, 0, sizeof(all)), memset(want, 0, sizeof(want));
+        step(&b, 0, 1, h, ROWS, &(struct routing){.route = ROUTE_ALL}, all, NULL);
+        step(&d, 0, 1, h, ROWS, &(struct routing){.route = ROUTE_ALL}, want, NULL);
+        for (int i = 0; i < n; i++) largest = fmax(largest, fabs((double)want[i]));
+        for (int i = 0; i < n; i++) assert_true(fabs((double)(all[i] - want[i])) <= 1e-5 * largest);
+        assert_int_equal(moe_dense(b.m, 1, h, ROWS, teacher, &e), OK);
+        for (int i = 0; i < n; i++) assert_true(teacher[i] == all[i]);
+        for (int compensate = 0; compensate < 2; compensate++) {
+            struct routing how = {.route = ROUTE_ROUTER, .router = &b.router, .scale = 1, .compensate = compensate};
+
+            memset(y, 0, sizeof(y));
+            step(&b, 0, 1, h, ROWS, &how, y, NULL);
+            assert_memory_equal(y, all, (size_t)n * sizeof(float)); /* mu - mu is exactly nothing */
+        }
+        bench_close(&b);
+        bench_close(&d);
+    }
+}
+
+/* The oracles' sets are those that the labels' definitions give on plainly computed expert outputs. */
+static void test_oracles(void **state)
+{
+    (void)state;
+    for (int c = 1; c < 4; c++) {
+        const struct shape *s = &shapes[c];
+        int n = s->experts, words = bits_words(n), k = s->active;
+        float h[ROWS * WIDTH_MAX], y[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX];
+        float *score = world_alloc((size_t)(ROWS * n), sizeof(float));
+        double *e = world_alloc((size_t)(n * s->width), sizeof(double)), *g = world_alloc((size_t)(n * n), sizeof(double));
+        uint64_t set[ROWS * WORDS_MAX], active[ROWS * WORDS_MAX];
+        struct bench b;
+        struct err err = {0};
+
+        bench_open(&b, s, ROWS, true, 1);
+        world_rows(h, ROWS, s->width, 10);
+        assert_int_equal(moe_dense(b.m, 0, h, ROWS, y, &err), OK);
+        assert_int_equal(moe_paper_scores(b.m, 0, h, y, ROWS, k, score, &err), OK);
+        for (int compensate = 0; compensate < 2; compensate++) {
+            assert_int_equal(moe_gram_sets(b.m, 0, h, ROWS, k, compensate, set, &err), OK);
+            memset(x, 0, sizeof(x));
+            step(&b, 1, 0, h, ROWS, &(struct routing){.route = ROUTE_GRAM, .scale = 1, .compensate = compensate}, x, active);
+            assert_memory_equal(active, set, (size_t)(ROWS * words) * sizeof(*set));
+            for (int t = 0; t < ROWS; t++) {
+                double spread = 0;
+
+                memset(e, 0, (size_t)(n * s->width) * sizeof(*e));
+                for (int i = 0; i < n; i++) {
+                    double miss = 0;
+
+                    plain_expert(e + i * s->width, &b.w->layer[0].expert[i], h + t * s->width, false, 1);
+                    for (int d = 0; d < s->width; d++) {
+                        double m = e[i * s->width + d] - (double)y[t * s->width + d] * k / n;
+
+                        miss += m * m / s->width;
+                        if (compensate) e[i * s->width + d] -= (double)b.w->mu[0][i * s->width + d];
+                        spread += e[i * s->width + d] * e[i * s->width + d];
+                    }
+                    assert_true(fabs((double)score[t * n + i] + miss) < 1e-4 * (1 + miss));
+                }
+                for (int i = 0; i < n * n; i++) {
+                    g[i] = 0;
+                    for (int d = 0; d < s->width; d++) g[i] += e[i / n * s->width + d] * e[i % n * s->width + d];
+                }
+                uint64_t want[WORDS_MAX];
+                double least = gram_best(want, g, n, k), found = gram_error(g, n, set + t * words);
+
+                if (n <= 10)
+                    assert_true(found <= least + 1e-4 * (1 + spread)); /* exact search: equal up to rounding of near ties */
+                assert_int_equal(bits_count(set + t * words, n), k);
+            }
+        }
+        step(&b, 0, 0, h, ROWS, &(struct routing){.route = ROUTE_PAPER, .scale = 1}, x, active);
+        route_select(set, score, ROWS, n, k, &(struct router){.experts = n}, 0);
+        assert_memory_equal(active, set, (size_t)(ROWS * words) * sizeof(*set));
+        bench_close(&b);
+        free(score), free(e), free(g);
+    }
+}
+
+/* Terms on the grid: any order, any bracketing, the same bits; and rounding is below an ulp of f32. */
+static void test_grid_is_exact(void **state)
+{
+    enum { N = 500 };
+    double term[N], first = 0;
+    int order[N];
+    struct rng r;
+
+    (void)state;
+    rng_seed(&r, 6, 6);
+    for (int i = 0; i < N; i++) {
+        float x = (float)(rng_normal(&r) * pow(10, rng_unit(&r) * 12 - 10)); /* from 1e-10 to 1e2 */
+
+        term[i] = grid(x);
+        order[i] = i;
+        assert_true(fabs(term[i] - (double)x) <= 0x1p-37);
+        assert_true(fmod(term[i], 0x1p-36) == 0);
+        first += term[i];
+    }
+    for (int n = 0; n < 200; n++) {
+        int cut = (int)rng_below(&r, N);
+        double a = 0, b = 0;
+
+        rng_shuffle(&r, order, N);
+        for (int i = 0; i < cut; i++) a += term[order[i]];
+        for (int i = cut; i < N; i++) b += term[order[i]];
+        assert_true(a + b == first);
+    }
+    assert_true(grid(0x1p15f - 0.00390625f) == 0x1p15 - 0.00390625 && grid(-0x1p-37f) == 0 && grid(0x1p-36f) == 0x1p-36);
+}
+
+/* Rows that are not numbers stay alone with it; empty batches are nothing. */
+static void test_not_finite_and_empty(void **state)
+{
+    const struct shape *s = &shapes[2];
+    float h[ROWS * WIDTH_MAX], clean[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX];
+    static const enum route routes[] = {ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC};
+    struct bench b;
+
+    (void)state;
+    bench_open(&b, s, ROWS, true, 1);
+    for (size_t i = 0; i < sizeof(routes) / sizeof(routes[0]); i++) {
+        struct routing how = {.route = routes[i], .router = &b.router, .scale = 2, .compensate = true};
+
+        world_rows(h, ROWS, s->width, 12);
+        memset(clean, 0, sizeof(clean)), memset(x, 0, sizeof(x));
+        step(&b, 0, 0, h, ROWS, &how, clean, NULL);
+        h[3 * s->width] = NAN, h[8 * s->width + 1] = INFINITY, h[9 * s->width + 2] = 3e38f;
+        step(&b, 0, 0, h, ROWS, &how, x, NULL);
+        for (int t = 0; t < ROWS; t++) {
+            if (t == 8 || t == 9) continue;
+            if (t == 3 && routes[i] != ROUTE_STATIC) assert_true(isnan(x[t * s->width]));
+            if (t != 3) assert_memory_equal(x + t * s->width, clean + t * s->width, (size_t)s->width * sizeof(float));
+        }
+        memcpy(clean, x, sizeof(x));
+        step(&b, 1, 0, h, 0, &how, x, NULL);
+        assert_memory_equal(x, clean, sizeof(x));
+    }
+    bench_close(&b);
+}
+
+/* What moe_cost() says is what it takes: a byte less is refused cleanly, on every rank's share. */
+static void test_memory(void **state)
+{
+    (void)state;
+    for (int c = 0; c < SHAPES; c++) {
+        for (int rank = 0; rank < 3; rank++) {
+            const struct shape *s = &shapes[c];
+            struct moe_limits limits = {.rows = 20, .oracle = c & 1};
+            struct moe_world *w = moe_world_new(LAYERS, s->experts, s->active, s->width, s->neurons, s->shared, 1);
+            struct exchange *nobody = (struct exchange *)w; /* only stored */
+            struct placement p;
+            struct arena *a;
+            struct gemm *g;
+            struct moe *m;
+            struct err e = {0};
+
+            assert_int_equal(gemm_open(&g, 1, &e), OK);
+            assert_int_equal(placement_make(&p, PLACEMENT_ROUND_ROBIN, LAYERS, s->experts, 3, c & 1, &e), OK);
+            moe_world_hide(w, &p, rank);
+            size_t cost = moe_cost(&p, rank, LAYERS, s->experts, s->width, s->neurons, limits), page = 4096;
+
+            assert_int_equal(arena_open(&a, "moe", cost, &e), OK);
+            assert_int_equal(moe_open(&m, w->layer, LAYERS, s->width, s->neurons, &p, rank, limits, g, nobody, a, &e), OK);
+            assert_int_equal(arena_used(a), cost);
+            arena_close(a);
+            if (cost > page) { /* arenas are whole pages: take what is too much away in front */
+                assert_int_equal(arena_open(&a, "small", cost, &e), OK);
+                assert_non_null(arena_alloc(a, 1, (cost + page - 1) / page * page - cost + 64, &e));
+                assert_int_equal(moe_open(&m, w->layer, LAYERS, s->width, s->neurons, &p, rank, limits, g, nobody, a, &e),
+                                 ERR_LIMIT);
+                assert_non_null(strstr(e.text, "small"));
+                arena_close(a);
+            }
+            placement_free(&p);
+            gemm_close(g);
+            moe_world_free(w);
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_against_plain),        cmocka_unit_test(test_router),  cmocka_unit_test(test_row_invariance),
+        cmocka_unit_test(test_all_active_is_dense),  cmocka_unit_test(test_oracles), cmocka_unit_test(test_grid_is_exact),
+        cmocka_unit_test(test_not_finite_and_empty), cmocka_unit_test(test_memory),
+    };
+
+    return cmocka_run_group_tests_name("moe", tests, NULL, NULL);
+}
