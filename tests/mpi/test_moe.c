@@ -1,0 +1,270 @@
+/* Property: the bits of a layer's output, of scores and of labels are those of one rank that holds everything, for every placement and
+ * number of ranks, also when ranks hold nothing, with two micro-batches in flight, and while an oracle asks in between.
+ * np: 1 2 3 5 */
+#include "../check.h"
+#include "../moe_world.h"
+#include "comm/comm.h"
+#include "comm/exchange.h"
+
+enum { ROWS = 23, WIDTH_MAX = 17, EXPERTS_MAX = 70, WORDS_MAX = 2, LAYERS = 2, KIND_STOP = 1 };
+
+static const struct {
+    int experts, active, width, neurons, shared;
+} shapes[] = {
+    {4, 2, 16, 30, 6},
+    {70, 9, 7, 151, 0}, /* an odd width: doubles and sets behind rows of 28 bytes */
+    {3, 1, 17, 10, 1},  /* fewer experts than ranks */
+    {0, 0, 5, 9, 9},    /* dense: nobody is ever asked */
+};
+enum { SHAPES = sizeof(shapes) / sizeof(shapes[0]), PLACEMENTS = 7 };
+
+/* One rank's part of a distributed moe; with x == NULL all of it. */
+struct part {
+    struct moe_world *w;
+    struct placement p;
+    struct arena *arena;
+    struct gemm *g;
+    struct exchange *x;
+    struct moe *m;
+};
+
+static void place(struct placement *p, int variant, int experts, int ranks)
+{
+    int table[LAYERS * EXPERTS_MAX];
+    struct err e = {0};
+    struct rng r;
+
+    rng_seed(&r, 21, (uint64_t)variant);
+    if (variant < 4) {
+        enum placement_kind kind = variant & 1 ? PLACEMENT_ROUND_ROBIN : PLACEMENT_BLOCK;
+
+        assert_int_equal(placement_make(p, kind, LAYERS, experts, ranks, variant & 2, &e), OK);
+        return;
+    }
+    for (int i = 0; i < LAYERS * experts; i++) {
+        if (variant == 4) table[i] = ranks - 1;
+        else if (variant == 5) table[i] = 0;
+        else table[i] = (int)rng_below(&r, (uint64_t)ranks);
+    }
+    assert_int_equal(placement_set(p, table, LAYERS, experts, ranks, "test", &e), OK);
+}
+
+static void part_open(struct part *u, struct comm *c, int shape, int variant)
+{
+    int experts = shapes[shape].experts, width = shapes[shape].width, neurons = shapes[shape].neurons;
+    int rank = c ? comm_rank(c) : 0, ranks = c ? comm_size(c) : 1;
+    struct moe_limits limits = {.rows = ROWS, .oracle = true};
+    struct exchange_limits wire = {.request_bytes = 16, .answer_bytes = 16, .deadline = 20};
+    struct err e = {0};
+    size_t cost;
+
+    *u = (struct part){.w = moe_world_new(LAYERS, experts, shapes[shape].active, width, neurons, shapes[shape].shared, 31)};
+    place(&u->p, variant, experts, ranks);
+    moe_world_hide(u->w, &u->p, rank);
+    moe_exchange_limits(&wire, LAYERS, experts, width, limits);
+    cost = moe_cost(&u->p, rank, LAYERS, experts, width, neurons, limits);
+    if (ranks > 1) cost += exchange_cost(rank == 0, ranks, wire);
+    assert_int_equal(gemm_open(&u->g, 1, &e), OK);
+    assert_int_equal(arena_open(&u->arena, "part", cost, &e), OK);
+    if (ranks > 1) assert_int_equal(exchange_open(&u->x, c, wire, u->arena, &e), OK);
+    assert_int_equal(moe_open(&u->m, u->w->layer, LAYERS, width, neurons, &u->p, rank, limits, u->g, u->x, u->arena, &e), OK);
+    assert_int_equal(arena_used(u->arena), cost);
+    arena_freeze(u->arena);
+}
+
+static void part_close(struct part *u)
+{
+    moe_close(u->m);
+    if (u->x) exchange_close(u->x);
+    arena_close(u->arena);
+    gemm_close(u->g);
+    placement_free(&u->p);
+    moe_world_free(u->w);
+}
+
+static void follow(struct part *u)
+{
+    struct request r;
+    const void *payload;
+    struct err e = {0};
+
+    for (;;) {
+        status s = exchange_next(u->x, &r, &payload, &e);
+
+        if (s) print_error("%s\n", e.text);
+        assert_int_equal(s, OK);
+        if (r.kind == KIND_STOP) break;
+        assert_in_range(r.kind, MOE_KIND_FIRST, MOE_KIND_LAST);
+        moe_answer(u->m, &r, payload);
+    }
+    exchange_answer(u->x, &r, OK, 0, NULL, 0);
+}
+
+static void stop_followers(struct part *u, int ranks)
+{
+    struct request r = {.kind = KIND_STOP, .layer = -1, .what = "stop"};
+    struct err e = {0};
+
+    for (int rank = 1; rank < ranks; rank++) exchange_post(u->x, 0, rank, &r, NULL, 0, NULL, 0);
+    assert_int_equal(exchange_wait(u->x, 0, &e), OK);
+}
+
+static void ok(status s, const struct err *e)
+{
+    if (s) print_error("%s\n", e->text);
+    assert_int_equal(s, OK);
+}
+
+/* x += layer, in one piece or as two micro-batches in flight. */
+static void run(struct part *u, int layer, const float *h, const struct routing *how, int cut, bool backwards, float *x,
+                uint64_t *set)
+{
+    int width = u->w->width, words = bits_words(u->w->experts);
+    uint64_t key[ROWS];
+    struct err e = {0};
+
+    for (int t = 0; t < ROWS; t++) key[t] = 40 + (uint64_t)t * 3;
+    if (cut < 0) {
+        ok(moe_begin(u->m, 0, layer, h, key, ROWS, how, &e), &e);
+        ok(moe_end(u->m, 0, x, set, &e), &e);
+        return;
+    }
+    ok(moe_begin(u->m, 1, layer, h, key, cut, how, &e), &e);
+    ok(moe_begin(u->m, 0, layer, h + cut * width, key + cut, ROWS - cut, how, &e), &e);
+    if (!backwards) ok(moe_end(u->m, 1, x, set, &e), &e);
+    ok(moe_end(u->m, 0, x + cut * width, set + cut * words, &e), &e);
+    if (backwards) ok(moe_end(u->m, 1, x, set, &e), &e);
+}
+
+static void compare(struct part *whole, struct part *spread, const struct router *router)
+{
+    static const enum route routes[] = {ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC};
+    static const int cuts[] = {-1, 9, 0, ROWS};
+    int width = whole->w->width, n = ROWS * width, sets = ROWS * bits_words(whole->w->experts);
+    float h[ROWS * WIDTH_MAX], want[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX];
+    uint64_t want_set[ROWS * WORDS_MAX], set[ROWS * WORDS_MAX];
+
+    for (int v = 0; v < 12; v++) {
+        struct routing how = {.route = routes[v % 6], .router = router, .scale = 1.4f, .compensate = v >= 6, .seed = 4};
+        int layer = (v / 6 + v) & 1;
+
+        world_rows(h, ROWS, width, (uint64_t)v);
+        world_rows(want, ROWS, width, 50);
+        run(whole, layer, h, &how, -1, false, want, want_set);
+        for (size_t c = 0; c < sizeof(cuts) / sizeof(cuts[0]); c++) {
+            world_rows(x, ROWS, width, 50);
+            run(spread, layer, h, &how, cuts[c], v & 1, x, set);
+            assert_memory_equal(x, want, (size_t)n * sizeof(float));
+            assert_memory_equal(set, want_set, (size_t)sets * sizeof(*set));
+        }
+    }
+}
+
+static void compare_teacher(struct part *whole, struct part *spread)
+{
+    struct part *parts[2] = {whole, spread};
+    int width = whole->w->width, experts = whole->w->experts, words = bits_words(experts), k = whole->w->active;
+    float h[ROWS * WIDTH_MAX], y[2][ROWS * WIDTH_MAX];
+    float *score[2] = {world_alloc((size_t)(ROWS * experts), sizeof(float)),
+                       world_alloc((size_t)(ROWS * experts), sizeof(float))};
+    uint64_t set[2][ROWS * WORDS_MAX];
+    struct err e = {0};
+
+    world_rows(h, ROWS, width, 60);
+    for (int compensate = 0; compensate < 2; compensate++) {
+        for (int i = 0; i < 2; i++) {
+            ok(moe_dense(parts[i]->m, 1, h, ROWS, y[i], &e), &e);
+            ok(moe_paper_scores(parts[i]->m, 1, h, y[i], ROWS, k, score[i], &e), &e);
+            ok(moe_gram_sets(parts[i]->m, 1, h, ROWS, k, compensate, set[i], &e), &e);
+        }
+        assert_memory_equal(y[0], y[1], (size_t)(ROWS * width) * sizeof(float));
+        assert_memory_equal(score[0], score[1], (size_t)(ROWS * experts) * sizeof(float));
+        assert_memory_equal(set[0], set[1], (size_t)(ROWS * words) * sizeof(uint64_t));
+    }
+    free(score[0]), free(score[1]);
+}
+
+/* A row goes once to each other rank that holds an active expert of it, however many it holds. */
+static void check_traffic(struct part *u, const struct router *router)
+{
+    int experts = u->w->experts, words = bits_words(experts);
+    float h[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX];
+    uint64_t set[ROWS * WORDS_MAX], want = 0;
+
+    world_rows(h, ROWS, u->w->width, 70);
+    memset(x, 0, sizeof(x));
+    moe_stats_clear(u->m);
+    run(u, 0, h, &(struct routing){.route = ROUTE_ROUTER, .router = router, .scale = 1}, -1, false, x, set);
+    for (int t = 0; t < ROWS; t++) {
+        for (int rank = 1; rank < u->p.ranks; rank++) {
+            bool here = false;
+
+            for (int i = 0; i < experts; i++)
+                here = here || (bits_has(set + t * words, i) && placement_rank(&u->p, 0, i) == rank);
+            want += here;
+        }
+    }
+    assert_int_equal(moe_stats(u->m)->rows_out, want);
+    assert_int_equal(moe_stats(u->m)->tokens, ROWS);
+}
+
+static void coordinate(struct part *spread, int shape, int ranks)
+{
+    int experts = shapes[shape].experts, width = shapes[shape].width;
+    size_t n = (size_t)(LAYERS * experts);
+    float threshold[LAYERS] = {2, 3};
+    struct router router = {LAYERS,
+                            experts,
+                            width,
+                            world_alloc(n * (size_t)width, sizeof(float)),
+                            world_alloc(n, sizeof(float)),
+                            .threshold = threshold};
+    struct part whole;
+    struct rng r;
+
+    rng_seed(&r, 3, 3);
+    for (size_t i = 0; i < n * (size_t)width; i++) router.weight[i] = (float)rng_normal(&r);
+    part_open(&whole, NULL, shape, 0);
+    for (int by_threshold = 0; by_threshold < 2; by_threshold++) { /* threshold: k varies, and is 0 for some rows */
+        router.by_threshold = by_threshold;
+        compare(&whole, spread, &router);
+        if (experts) check_traffic(spread, &router);
+    }
+    compare_teacher(&whole, spread);
+    if (ranks > 1) stop_followers(spread, ranks);
+    part_close(&whole);
+    free(router.weight), free(router.bias);
+}
+
+static void test_same_bits(void **state)
+{
+    struct comm *c = *state;
+
+    for (int shape = 0; shape < SHAPES; shape++) {
+        for (int variant = 0; variant < PLACEMENTS; variant++) {
+            struct part u;
+
+            part_open(&u, c, shape, variant);
+            if (comm_rank(c) == 0) coordinate(&u, shape, comm_size(c));
+            else follow(&u);
+            part_close(&u);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct comm *c;
+    struct err e = {0};
+
+    if (comm_open(&c, &argc, &argv, &e)) {
+        fprintf(stderr, "%s\n", e.text);
+        return e.code;
+    }
+    const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(test_same_bits, c)};
+    int failed = cmocka_run_group_tests_name("moe over ranks", tests, NULL, NULL);
+
+    if (failed) comm_abort(c, 1); /* the others may be waiting for this rank */
+    comm_close(c);
+    return 0;
+}
