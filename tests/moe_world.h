@@ -79,8 +79,7 @@ static inline struct moe_world *moe_world_new(int layers, int experts, int activ
         *y = (struct moe_layer){.experts = experts, .active = active, .mu = w->mu[l], .mu_total = w->mu_total[l]};
         y->expert = world_alloc((size_t)experts, sizeof(*y->expert));
         for (int i = 0; i < experts; i++) {
-            y->expert[i] =
-                world_expert(w, l, shared + group_begin(neurons, shared, experts, i), group_size(neurons, shared, experts, i));
+            y->expert[i] = world_expert(w, l, group_begin(neurons, shared, experts, i), group_size(neurons, shared, experts, i));
         }
         if (shared) y->shared = world_expert(w, l, 0, shared);
         y->neurons_active = shared + (experts ? (neurons - shared) * active / experts : 0);
