@@ -9,30 +9,41 @@
 
 enum { DIGEST_BYTES = 32, BLOCK = 1 << 18 };
 
-static EVP_MD_CTX *begin(void)
+/* A context of libcrypto under a name of ours. */
+static EVP_MD_CTX *context(struct digest *d)
+{
+    return (EVP_MD_CTX *)d;
+}
+
+struct digest *digest_begin(void)
 {
     EVP_MD_CTX *c = EVP_MD_CTX_new();
 
     BUG_ON(!c || EVP_DigestInit_ex(c, EVP_sha256(), NULL) != 1);
-    return c;
+    return (struct digest *)c;
 }
 
-static void end(char hex[65], EVP_MD_CTX *c)
+void digest_add(struct digest *d, const void *bytes, size_t length)
+{
+    BUG_ON(length && EVP_DigestUpdate(context(d), bytes, length) != 1);
+}
+
+void digest_end(struct digest *d, char hex[65])
 {
     unsigned char raw[EVP_MAX_MD_SIZE];
     unsigned n = 0;
 
-    BUG_ON(EVP_DigestFinal_ex(c, raw, &n) != 1 || n != DIGEST_BYTES);
-    EVP_MD_CTX_free(c);
+    BUG_ON(EVP_DigestFinal_ex(context(d), raw, &n) != 1 || n != DIGEST_BYTES);
+    EVP_MD_CTX_free(context(d));
     for (unsigned i = 0; i < DIGEST_BYTES; i++) snprintf(hex + 2 * (size_t)i, 3, "%02x", raw[i]);
 }
 
 void digest_bytes(char hex[65], const void *bytes, size_t length)
 {
-    EVP_MD_CTX *c = begin();
+    struct digest *d = digest_begin();
 
-    BUG_ON(length && EVP_DigestUpdate(c, bytes, length) != 1);
-    end(hex, c);
+    digest_add(d, bytes, length);
+    digest_end(d, hex);
 }
 
 status digest_file(char hex[65], const char *path, struct err *e)
@@ -44,10 +55,10 @@ status digest_file(char hex[65], const char *path, struct err *e)
     if (!f) return err_set(e, ERR_IO, "%s: %s", path, strerror(errno));
     char *block = malloc(BLOCK);
     BUG_ON(!block);
-    EVP_MD_CTX *c = begin();
-    while ((n = fread(block, 1, BLOCK, f)) > 0) BUG_ON(EVP_DigestUpdate(c, block, n) != 1);
+    struct digest *d = digest_begin();
+    while ((n = fread(block, 1, BLOCK, f)) > 0) digest_add(d, block, n);
     status s = ferror(f) ? err_set(e, ERR_IO, "%s: cannot be read: %s", path, strerror(errno)) : OK;
-    end(hex, c);
+    digest_end(d, hex);
     if (s) hex[0] = 0;
     free(block);
     fclose(f);
@@ -56,19 +67,18 @@ status digest_file(char hex[65], const char *path, struct err *e)
 
 status digest_files(char hex[65], const char *const *paths, int n, struct err *e)
 {
-    EVP_MD_CTX *c;
     char one[65];
 
     hex[0] = 0;
     if (n == 1) return digest_file(hex, paths[0], e);
-    c = begin();
+    struct digest *d = digest_begin();
     for (int i = 0; i < n; i++) {
         if (digest_file(one, paths[i], e)) {
-            EVP_MD_CTX_free(c);
+            EVP_MD_CTX_free(context(d));
             return e->code;
         }
-        BUG_ON(EVP_DigestUpdate(c, one, 64) != 1);
+        digest_add(d, one, 64);
     }
-    end(hex, c);
+    digest_end(d, hex);
     return OK;
 }
