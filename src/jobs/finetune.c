@@ -14,7 +14,7 @@
 #include "base/stop.h"
 #include "base/str.h"
 #include "data/corpus.h"
-#include "data/digest.h"
+#include "jobs/fingerprint.h"
 #include "jobs/job.h"
 #include "model/router_file.h"
 #include "moe/route.h"
@@ -123,12 +123,10 @@ static status make_identity(struct run *r, struct err *e)
 {
     const struct spec *s = r->spec;
     struct json_t *o = r->identity = json_object_new();
-    char *config = str_join(s->model, "config.json"), hex[65];
-    status st = digest_file(hex, config, e);
+    char hex[65];
 
-    free(config);
-    if (st) return st;
-    json_put_text(o, "model (digest of config.json)", hex);
+    if (fingerprint_model(hex, s->model, e)) return e->code;
+    json_put_text(o, "model (fingerprint)", hex);
     json_put_text(o, "text (digest)", r->corpus.digest);
     json_put_int(o, "text (tokens)", (int64_t)r->corpus.n_tokens);
     json_put_int(o, "seed", s->seed);
