@@ -1,0 +1,148 @@
+#include "cli/manual.h"
+
+#include <string.h>
+
+const char *manual_head(void)
+{
+    return "factorllm: factorizes the feed-forward networks of a dense LLaMA-type model into experts, trains the\n"
+           "routers that choose among them, and runs the result over the ranks of an MPI job.\n"
+           "\n"
+           "usage: factorllm COMMAND ...\n"
+           "       mpirun -n RANKS factorllm run JOB.yaml\n";
+}
+
+const char *manual_tail(void)
+{
+    return "\nA job is a YAML file; its key `kind` says what it does:\n"
+           "  factorize   cut every FFN of a dense model into experts\n"
+           "  finetune    train the routers, with the dense model as teacher\n"
+           "  eval        what is kept of perplexity and accuracy, beside its controls\n"
+           "  infer       answer a file of prompts\n"
+           "  pipeline    several of these in one launch\n"
+           "\n"
+           "Begin with\n"
+           "  factorllm run configs/demo.yaml          all of it, on the model that comes with the program\n"
+           "  factorllm help pipeline                  what such a file may say\n"
+           "\n"
+           "factorllm --version prints the version; every command takes --help.\n"
+           "\n"
+           "Exit codes: 0 done; 2 job file or command line; 3 cannot read or write; 4 malformed file; 5 does not fit;\n"
+           "6 a rank was lost; 7 an evaluation gate was not passed; 75 stopped early, run it again to go on.\n";
+}
+
+static const char *const run_page =
+    "usage: factorllm run JOB.yaml [--set key=value]... [--quiet]\n"
+    "\n"
+    "Runs the job that JOB.yaml describes.  Under mpirun or srun the experts are spread over the ranks; without,\n"
+    "everything happens in this process.  The results are the same bits for any number of ranks.\n"
+    "\n"
+    "  --set key=value   as if the file said so; maps inside maps are joined by dots, lists are written a,b,\n"
+    "                    and in a pipeline STEP.key reaches a step.  May be repeated.\n"
+    "  --quiet           no progress, only warnings and errors\n"
+    "\n"
+    "SIGUSR1 asks it to finish the step and leave with 75; the same command goes on from there.\n"
+    "\n"
+    "Examples\n"
+    "  factorllm run configs/demo.yaml\n"
+    "  mpirun -n 3 factorllm run configs/demo.yaml --set cluster.threads=2 --set infer.max_tokens=20\n";
+
+static const char *const plan_page =
+    "usage: factorllm plan JOB.yaml [--set key=value]... [--ranks N]\n"
+    "\n"
+    "Prints what `run` would take and write: shapes, who holds which experts, memory of every rank, traffic per\n"
+    "token, files.  Needs no MPI and loads no weights.  Refuses what `run` would refuse, with the same exit codes.\n"
+    "\n"
+    "  --ranks N         plan for N ranks (default 1).  With limits.memory_mib = 0 all of them are taken to share\n"
+    "                    the memory of this machine; set it to the memory of one rank to plan for another one.\n"
+    "  --set key=value   as for run\n"
+    "\n"
+    "Example\n"
+    "  factorllm plan configs/demo.yaml --ranks 3 --set cluster.placement=round_robin\n";
+
+static const char *const inspect_page =
+    "usage: factorllm inspect DIR\n"
+    "\n"
+    "Says in one screen what DIR is: a dense model, a factorized model with its routers, or the output of a job.\n"
+    "\n"
+    "Examples\n"
+    "  factorllm inspect configs/models/quillan-6m\n"
+    "  factorllm inspect runs/demo\n";
+
+static const char *const help_page = "usage: factorllm help [COMMAND|KIND]\n"
+                                     "\n"
+                                     "How to use a command, or every key that a kind of job may have.\n"
+                                     "\n"
+                                     "Examples\n"
+                                     "  factorllm help run\n"
+                                     "  factorllm help finetune\n";
+
+const char *manual_command(const char *name)
+{
+    if (!strcmp(name, "run")) return run_page;
+    if (!strcmp(name, "plan")) return plan_page;
+    if (!strcmp(name, "inspect")) return inspect_page;
+    return help_page;
+}
+
+const char *manual_kind(enum job_kind k)
+{
+    switch (k) {
+    case JOB_FACTORIZE:
+        return "kind: factorize    dense model directory -> OUTPUT/model, a factorized one; no weight is changed\n"
+               "\n"
+               "Example (configs/factorize.yaml)\n"
+               "  kind: factorize\n"
+               "  model: configs/models/quillan-6m\n"
+               "  output: runs/factorize\n"
+               "  experts: 32\n"
+               "  active: 16\n"
+               "  calibration: {sample_tokens: 12000}\n";
+    case JOB_FINETUNE:
+        return "kind: finetune    trains the routers of a factorized model; the dense model is the teacher\n"
+               "\n"
+               "Example (configs/finetune.yaml)\n"
+               "  kind: finetune\n"
+               "  model: runs/factorize/model\n"
+               "  output: runs/finetune\n"
+               "  text: {sample_tokens: 24000, sample_seed: 2}\n"
+               "  tokens: 48000\n";
+    case JOB_EVAL:
+        return "kind: eval    perplexity, accuracy and routing of several variants of a model, side by side\n"
+               "\n"
+               "Example (configs/eval.yaml)\n"
+               "  kind: eval\n"
+               "  model: runs/factorize/model\n"
+               "  output: runs/eval\n"
+               "  text: {sample_tokens: 6000, sample_seed: 3}\n"
+               "  variants: [dense, static, random, router]\n";
+    case JOB_INFER:
+        return "kind: infer    a JSONL file of requests -> OUTPUT/responses.jsonl; finished rows survive an interruption\n"
+               "\n"
+               "Example (configs/infer.yaml)\n"
+               "  kind: infer\n"
+               "  model: runs/factorize/model\n"
+               "  output: runs/infer\n"
+               "  input: configs/prompts.jsonl\n"
+               "  max_tokens: 40\n";
+    default:
+        return "kind: pipeline    several jobs in one launch; the keys below hold for all steps\n"
+               "\n"
+               "`steps` is a list of jobs, each with its kind and keys and, if wanted, a name (default: the kind, then\n"
+               "kind-2, ...).  A step writes to OUTPUT/NAME unless it says otherwise, and works on the pipeline's model\n"
+               "until a factorize step has made one, then on that.  A step that ended well is not done again.\n"
+               "factorllm help factorize, finetune, eval, infer: the keys of the steps.\n"
+               "\n"
+               "Example (configs/demo.yaml)\n"
+               "  kind: pipeline\n"
+               "  model: configs/models/quillan-6m\n"
+               "  output: runs/demo\n"
+               "  steps:\n"
+               "    - kind: factorize\n"
+               "      experts: 32\n"
+               "      active: 16\n"
+               "    - kind: finetune\n"
+               "      text: {sample_tokens: 24000}\n"
+               "    - kind: infer\n"
+               "      input: configs/prompts.jsonl\n";
+    }
+}

@@ -1,0 +1,232 @@
+#include "jobs/inspect.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/str.h"
+#include "data/json.h"
+#include "data/safetensors.h"
+#include "data/tokenizer.h"
+#include "model/router_file.h"
+#include "model/shape.h"
+
+enum { JSON_BYTES_MAX = 64 << 20, DEPTH_MAX = 3, VERSIONS_MAX = 1000 };
+
+/* ---- a tree of numbers ---- */
+
+static void print_scalar(FILE *to, const struct json_t *v)
+{
+    struct str text = {0};
+
+    json_dump(&text, v, false);
+    fprintf(to, "%.160s%s", text.text, text.length > 160 ? "..." : "");
+    str_free(&text);
+}
+
+static bool is_scalar(const struct json_t *v)
+{
+    return !json_is_object(v) && !json_is_array(v);
+}
+
+/* Members of an object, one a line; lists and what lies deep only by their size: this is a summary. */
+static void print_tree(FILE *to, const struct json_t *o, int margin, int depth)
+{
+    int width = 0;
+
+    for (void *i = json_first(o); i; i = json_next(o, i))
+        if (is_scalar(json_member(i)) && (int)strlen(json_key(i)) > width) width = (int)strlen(json_key(i));
+    if (width > 28) width = 28;
+    for (void *i = json_first(o); i; i = json_next(o, i)) {
+        const struct json_t *v = json_member(i);
+
+        fprintf(to, "%*s%-*.60s  ", margin, "", is_scalar(v) ? width : 0, json_key(i));
+        if (is_scalar(v)) {
+            print_scalar(to, v);
+        } else if (json_is_array(v)) {
+            fprintf(to, "(%zu values)", json_length(v));
+        } else if (depth >= DEPTH_MAX) {
+            fprintf(to, "(%zu members)", json_length(v));
+        } else {
+            fputc('\n', to);
+            print_tree(to, v, margin + 2, depth + 1);
+            continue;
+        }
+        fputc('\n', to);
+    }
+}
+
+/* ---- a model ---- */
+
+static status print_tensors(FILE *to, const char *directory, struct err *e)
+{
+    struct safetensors *t;
+    struct {
+        char dtype[8];
+        size_t tensors, bytes;
+    } kinds[16] = {0};
+    int n = 0;
+
+    if (safetensors_open(&t, directory, e)) return e->code;
+    for (size_t i = 0; i < safetensors_count(t); i++) {
+        const struct tensor_info *info = safetensors_info(t, i);
+        int k = 0;
+
+        while (k < n && strcmp(kinds[k].dtype, info->dtype) != 0) k++;
+        if (k == 16) continue;
+        if (k == n) snprintf(kinds[n++].dtype, sizeof(kinds[0].dtype), "%s", info->dtype);
+        kinds[k].tensors++;
+        kinds[k].bytes += info->bytes;
+    }
+    fputs("tensors      ", to);
+    for (int k = 0; k < n; k++)
+        fprintf(to, "%s%zu %s (%.1f MiB)", k ? ", " : "", kinds[k].tensors, kinds[k].dtype, (double)kinds[k].bytes / (1 << 20));
+    fputc('\n', to);
+    safetensors_close(t);
+    return OK;
+}
+
+static void print_shape(FILE *to, const struct shape *s)
+{
+    fprintf(to, "shape        %d layers, width %d, %d neurons, %d heads (%d of keys and values) of %d\n", s->layers, s->width,
+            s->neurons, s->heads, s->kv_heads, s->head_dim);
+    fprintf(to, "vocabulary   %d, head %s\n", s->vocab, s->tied ? "tied to the embedding" : "of its own");
+    fprintf(to, "context      %d positions%s\n", s->positions, s->window ? ", the width of its sliding attention" : "");
+    fprintf(to, "parameters   %.2f M, of which FFNs %.2f M\n", (double)shape_parameters(s) / 1e6,
+            (double)shape_ffn_parameters(s) / 1e6);
+    if (!s->experts) return;
+    int least = s->shared[0], most = s->shared[0];
+    for (int l = 1; l < s->layers; l++) {
+        if (s->shared[l] < least) least = s->shared[l];
+        if (s->shared[l] > most) most = s->shared[l];
+    }
+    fprintf(to, "experts      %d per layer, %d active: 1R%dE%dK, f = %.1f %%\n", s->experts, s->active, s->experts, s->active,
+            100 * shape_active_share(s));
+    if (least == most) fprintf(to, "shared       %d neurons per layer\n", most);
+    else fprintf(to, "shared       %d to %d neurons per layer\n", least, most);
+    fprintf(to, "method       %s: grouping %s, scale %g, %s, %s\n", s->method, s->grouping, (double)s->scale,
+            s->compensate ? "mean compensation" : "no compensation", s->calibrated ? "calibrated" : "not calibrated");
+    if (s->source_digest[0]) fprintf(to, "source       %.16s...\n", s->source_digest);
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strverscmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Names of subdirectories, sorted; malloc'ed. */
+static int list_versions(char **names, const char *path)
+{
+    DIR *d = opendir(path);
+    struct dirent *f;
+    int n = 0;
+
+    while (d && n < VERSIONS_MAX && (f = readdir(d))) {
+        char *full = str_join(path, f->d_name);
+
+        if (f->d_name[0] != '.' && !strstr(f->d_name, ".tmp-") && file_is_directory(full)) names[n++] = str_dup(f->d_name);
+        free(full);
+    }
+    if (d) closedir(d);
+    qsort(names, (size_t)n, sizeof(*names), by_name);
+    return n;
+}
+
+static void print_router(FILE *to, const char *routers, const char *version, bool current)
+{
+    char *directory = str_join(routers, version), *path = str_join(directory, "router.json");
+    struct json_t *about;
+    struct err e;
+
+    fprintf(to, "  %-12.63s%s\n", version, current ? " (current)" : "");
+    if (json_read(&about, path, JSON_BYTES_MAX, &e)) {
+        fprintf(to, "    %s\n", e.text);
+    } else {
+        const struct json_t *metrics = json_at(about, "metrics");
+
+        if (json_text(json_at(about, "parent"))) fprintf(to, "    parent  %.63s\n", json_text(json_at(about, "parent")));
+        print_tree(to, json_is_object(metrics) ? metrics : about, 4, DEPTH_MAX - 1);
+        json_free(about);
+    }
+    free(path);
+    free(directory);
+}
+
+static status print_routers(FILE *to, const char *directory, struct err *e)
+{
+    char current[64] = "", *names[VERSIONS_MAX], *routers = str_join(directory, "routers");
+    status st = router_current(current, directory, e);
+    int n = list_versions(names, routers);
+
+    if (st == OK && n == 0) fputs("routers      none yet: a finetune job makes the first\n", to);
+    if (st == OK && n > 0) fprintf(to, "routers      %d\n", n);
+    for (int i = 0; i < n; i++) {
+        if (st == OK) print_router(to, routers, names[i], !strcmp(names[i], current));
+        free(names[i]);
+    }
+    free(routers);
+    return st;
+}
+
+static status print_model(FILE *to, const char *directory, struct err *e)
+{
+    struct tokenizer *t;
+    struct shape s;
+    struct err no_tokenizer;
+
+    if (shape_read(&s, directory, e)) return e->code;
+    fprintf(to, "%s: a %s model (%s)\n", directory, s.experts ? "factorized" : "dense", s.architecture);
+    print_shape(to, &s);
+    if (print_tensors(to, directory, e)) return e->code;
+    if (tokenizer_open(&t, directory, &no_tokenizer)) {
+        fprintf(to, "tokenizer    cannot be used: %s\n", no_tokenizer.text);
+    } else {
+        fprintf(to, "tokenizer    %s, %d pieces\n", tokenizer_kind(t), tokenizer_vocab(t));
+        tokenizer_close(t);
+    }
+    return s.experts ? print_routers(to, directory, e) : OK;
+}
+
+/* ---- a job's output ---- */
+
+static status print_output(FILE *to, const char *directory, const char *path, struct err *e)
+{
+    struct json_t *result;
+
+    if (json_read(&result, path, JSON_BYTES_MAX, e)) return e->code;
+    if (!json_is_object(result)) {
+        json_free(result);
+        return err_set(e, ERR_FORMAT, "%s: expected an object", path);
+    }
+    fprintf(to, "%s: the output of a job\n", directory);
+    print_tree(to, result, 0, 0);
+    json_free(result);
+    char *model = str_join(directory, "model"), *config = str_join(model, "config.json");
+    if (file_exists(config)) fprintf(to, "\nIt holds a model: factorllm inspect %s\n", model);
+    free(config);
+    free(model);
+    return OK;
+}
+
+status inspect_print(FILE *to, const char *directory, struct err *e)
+{
+    char *config, *result;
+    status st = OK;
+
+    if (!file_exists(directory)) return err_set(e, ERR_IO, "%s: %s", directory, strerror(errno));
+    if (!file_is_directory(directory)) return err_set(e, ERR_IO, "%s: expected a directory, found a file", directory);
+    config = str_join(directory, "config.json");
+    result = str_join(directory, "result.json");
+    bool is_model = file_exists(config), is_output = file_exists(result);
+    if (!is_model && !is_output)
+        st = err_set(e, ERR_IO, "%s: expected a model (config.json) or a job's output (result.json), found neither", directory);
+    if (is_model) st = print_model(to, directory, e);
+    if (is_model && is_output && st == OK) fputc('\n', to);
+    if (is_output && st == OK) st = print_output(to, directory, result, e);
+    free(config);
+    free(result);
+    return st;
+}

@@ -1,0 +1,207 @@
+#include "jobs/plan.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bits.h"
+#include "base/str.h"
+#include "data/placement_file.h"
+
+double plan_remote_ranks(const struct placement *p, int k)
+{
+    double sum = 0;
+
+    for (int l = 0; l < p->layers; l++)
+        for (int r = 1; r < p->ranks; r++) {
+            int here = placement_count(p, l, r);
+            double none = 1; /* C(N - n, k) / C(N, k), factor by factor */
+
+            for (int i = 0; i < k; i++) {
+                double left = p->experts - here - i;
+                none *= left > 0 ? left / (p->experts - i) : 0;
+            }
+            sum += 1 - none;
+        }
+    return p->layers ? sum / p->layers : 0;
+}
+
+static status place(struct placement *out, const struct plan_step *p, int ranks, struct err *e)
+{
+    const struct spec *s = p->spec;
+    int layers = p->shape.layers, experts = p->shape.experts, *table;
+
+    if (s->cluster.placement != PLACE_FILE || !experts)
+        return placement_make(out, s->cluster.placement == PLACE_ROUND_ROBIN ? PLACEMENT_ROUND_ROBIN : PLACEMENT_BLOCK, layers,
+                              experts, ranks, s->cluster.coordinator_experts, e);
+    const char *path = s->cluster.placement_file;
+    if (placement_file_read(&table, path, layers, experts, ranks, e)) return e->code;
+    status st = placement_set(out, table, layers, experts, ranks, path, e);
+    free(table);
+    return st;
+}
+
+/* MiB that this machine can still give; 0: not known. */
+static size_t machine_mib(void)
+{
+    FILE *f = fopen("/proc/meminfo", "re");
+    char line[256];
+    unsigned long long kib = 0;
+
+    while (f && fgets(line, sizeof(line), f))
+        if (sscanf(line, "MemAvailable: %llu", &kib) == 1) break;
+    if (f) fclose(f);
+    return (size_t)(kib >> 10);
+}
+
+static size_t total_of(const struct model_cost *c)
+{
+    return c->weights + c->kv + c->work + c->exchange;
+}
+
+static double mib(size_t bytes)
+{
+    return (double)bytes / (1 << 20);
+}
+
+static void print_shape(FILE *to, const struct plan_step *p)
+{
+    const struct shape *s = &p->shape;
+    int64_t all = shape_parameters(s), ffn = shape_ffn_parameters(s);
+
+    fprintf(to, "  model       %s%s%s\n", p->spec->model, p->made_by ? ", which will be made by step " : "",
+            p->made_by ? p->made_by : "");
+    fprintf(to, "  shape       %d layers, width %d, %d neurons, %d heads (%d of keys and values), vocabulary %d, %d positions\n",
+            s->layers, s->width, s->neurons, s->heads, s->kv_heads, s->vocab, s->positions);
+    fprintf(to, "  parameters  %.2f M, of which FFNs %.2f M; %zu bytes each\n", (double)all / 1e6, (double)ffn / 1e6,
+            p->element_bytes);
+    if (s->experts)
+        fprintf(to, "  experts     %d per layer of %d neurons, %d active, %d neurons shared: f = %.1f %%\n", s->experts,
+                shape_expert_neurons(s, 0, 0), s->active, s->shared[0], 100 * shape_active_share(s));
+    else fputs("  experts     none: the model is dense, the coordinator computes it alone\n", to);
+}
+
+static void print_makes(FILE *to, const struct plan_step *p)
+{
+    struct shape made;
+    struct err e;
+
+    if (p->spec->kind != JOB_FACTORIZE || plan_factorized(&made, &p->shape, p->spec, &e)) return;
+    fprintf(to, "  makes       %d experts per layer of %d neurons, %d active, %d neurons shared: f = %.1f %%\n", made.experts,
+            shape_expert_neurons(&made, 0, 0), made.active, made.shared[0], 100 * shape_active_share(&made));
+}
+
+/* "3" or "2-3": experts of a rank in a layer. */
+static void experts_of(char out[32], const struct placement *p, int rank)
+{
+    int least = p->experts, most = 0;
+
+    for (int l = 0; l < p->layers; l++) {
+        int n = placement_count(p, l, rank);
+
+        if (n < least) least = n;
+        if (n > most) most = n;
+    }
+    if (least == most) snprintf(out, 32, "%d", most);
+    else snprintf(out, 32, "%d-%d", least, most);
+}
+
+static status print_memory(FILE *to, const struct plan_step *p, const struct placement *where, int ranks, struct err *e)
+{
+    size_t allowed = (size_t)p->spec->limits.memory_mib, sum = 0;
+    struct model_cost cost;
+
+    fprintf(to, "  %5s  %-11s  %17s  %11s  %9s  %9s  %9s  %9s\n", "rank", "role", "experts per layer", "weights MiB", "KV cache",
+            "work", "exchange", "total");
+    for (int r = 0; r < ranks; r++) {
+        char experts[32];
+
+        model_cost(&cost, &p->shape, where, r, ranks, p->element_bytes, p->room);
+        experts_of(experts, where, r);
+        fprintf(to, "  %5d  %-11s  %17s  %11.1f  %9.1f  %9.1f  %9.1f  %9.1f\n", r, r ? "follower" : "coordinator", experts,
+                mib(cost.weights), mib(cost.kv), mib(cost.work), mib(cost.exchange), mib(total_of(&cost)));
+        sum += total_of(&cost);
+        if (allowed && total_of(&cost) >> 20 > allowed)
+            return err_set(e, ERR_LIMIT, "step %s: rank %d needs %zu MiB, limits.memory_mib allows %zu", p->spec->name, r,
+                           total_of(&cost) >> 20, allowed);
+    }
+    size_t here = machine_mib();
+    if (!allowed && here && sum >> 20 > here)
+        return err_set(e, ERR_LIMIT,
+                       "step %s: %d ranks need %zu MiB together, this machine has %zu; limits.memory_mib plans for another one",
+                       p->spec->name, ranks, sum >> 20, here);
+    return OK;
+}
+
+static void print_traffic(FILE *to, const struct plan_step *p, const struct placement *where, int ranks)
+{
+    const struct shape *s = &p->shape;
+
+    if (ranks == 1 || !s->experts) {
+        fputs("  traffic     none between ranks\n", to);
+        return;
+    }
+    double remote = plan_remote_ranks(where, s->active);
+    double out = (double)s->width * 4 + bits_words(s->experts) * 8.0, back = (double)s->width * 8;
+    fprintf(to,
+            "  traffic     a token and layer: %.2f remote ranks of %d, %.0f bytes out, %.0f bytes back (rows of %.0f and %.0f)\n",
+            remote, ranks - 1, remote * out, remote * back, out, back);
+    fprintf(to, "              a token through %d layers: %.1f KiB, if every expert is as likely\n", s->layers,
+            s->layers * remote * (out + back) / 1024);
+}
+
+static void print_writes(FILE *to, const struct plan_step *p)
+{
+    const struct spec *s = p->spec;
+
+    fprintf(to, "  writes      %s/: spec.yaml, log.jsonl, result.json", s->output);
+    switch (s->kind) {
+    case JOB_FACTORIZE:
+        fprintf(to, ", model/ (%.1f MiB)", (double)shape_parameters(&p->shape) * (double)p->element_bytes / (1 << 20));
+        break;
+    case JOB_FINETUNE:
+        fprintf(to, ", checkpoint/ while it runs\n              %s/routers/%s/", s->model,
+                s->finetune.version ? s->finetune.version : "vN");
+        break;
+    case JOB_INFER:
+        fprintf(to, "\n              %s", s->infer.result);
+        break;
+    default:
+        break;
+    }
+    fputc('\n', to);
+}
+
+static status print_step(FILE *to, const struct plan_step *p, int ranks, struct err *e)
+{
+    struct placement where = {0};
+
+    fprintf(to, "\n%s: %s\n", p->spec->name, spec_kind_name(p->spec->kind));
+    print_shape(to, p);
+    print_makes(to, p);
+    if (place(&where, p, ranks, e)) return e->code;
+    status st = print_memory(to, p, &where, ranks, e);
+    if (st == OK) {
+        print_traffic(to, p, &where, ranks);
+        print_writes(to, p);
+    }
+    placement_free(&where);
+    return st;
+}
+
+status plan_print(FILE *to, const struct spec *s, int ranks, struct err *e)
+{
+    int n = s->kind == JOB_PIPELINE ? s->n_steps : 1;
+    struct plan_step *steps = calloc((size_t)n, sizeof(*steps));
+    status st = OK;
+
+    BUG_ON(!steps || ranks < 1);
+    fprintf(to, "%s: %s, %d step%s on %d rank%s with %" PRId64 " thread%s each\n", s->source, spec_kind_name(s->kind), n,
+            n == 1 ? "" : "s", ranks, ranks == 1 ? "" : "s", s->cluster.threads, s->cluster.threads == 1 ? "" : "s");
+    for (int i = 0; i < n && st == OK; i++) {
+        st = plan_step(steps, s, i, e);
+        if (st == OK) st = print_step(to, &steps[i], ranks, e);
+    }
+    free(steps);
+    return st;
+}
