@@ -10,11 +10,12 @@ enum { ROWS = 23, WIDTH_MAX = 17, EXPERTS_MAX = 70, WORDS_MAX = 2, LAYERS = 2, K
 
 static const struct {
     int experts, active, width, neurons, shared;
+    bool cancel;
 } shapes[] = {
-    {4, 2, 16, 30, 6},
-    {70, 9, 7, 151, 0}, /* an odd width: doubles and sets behind rows of 28 bytes */
-    {3, 1, 17, 10, 1},  /* fewer experts than ranks */
-    {0, 0, 5, 9, 9},    /* dense: nobody is ever asked */
+    {4, 2, 16, 30, 6, false}, {70, 9, 7, 151, 0, false}, /* an odd width: doubles and sets behind rows of 28 bytes */
+    {3, 1, 17, 10, 1, false},                            /* fewer experts than ranks */
+    {0, 0, 5, 9, 9, false},                              /* dense: nobody is ever asked */
+    {6, 2, 16, 36, 0, true},
 };
 enum { SHAPES = sizeof(shapes) / sizeof(shapes[0]), PLACEMENTS = 7 };
 
@@ -27,6 +28,27 @@ struct part {
     struct exchange *x;
     struct moe *m;
 };
+
+/* Experts 3, 4, 5 become minus experts 0, 1, 2, whose sizes lie 14 and 12 powers of two apart: summed in plain double, what is left
+ * depends on the order; on the grid it is nothing. */
+static void cancel(struct moe_world *w)
+{
+    int half = w->neurons / 2, third = half / 3;
+    size_t cells = (size_t)(half * w->width);
+
+    for (int l = 0; l < LAYERS; l++) {
+        memcpy(w->gate[l] + cells, w->gate[l], cells * sizeof(uint16_t));
+        memcpy(w->up[l] + cells, w->up[l], cells * sizeof(uint16_t));
+        for (int d = 0; d < w->width; d++) {
+            uint16_t *row = w->down[l] + d * w->neurons;
+
+            for (int j = 0; j < half; j++) {
+                row[j] = narrow_bf16(ldexpf(widen_bf16(row[j]), j < third ? 6 : j < 2 * third ? -8 : -20));
+                row[j + half] = row[j] ^ 0x8000;
+            }
+        }
+    }
+}
 
 static void place(struct placement *p, int variant, int experts, int ranks)
 {
@@ -59,6 +81,7 @@ static void part_open(struct part *u, struct comm *c, int shape, int variant)
     size_t cost;
 
     *u = (struct part){.w = moe_world_new(LAYERS, experts, shapes[shape].active, width, neurons, shapes[shape].shared, 31)};
+    if (shapes[shape].cancel) cancel(u->w);
     place(&u->p, variant, experts, ranks);
     moe_world_hide(u->w, &u->p, rank);
     moe_exchange_limits(&wire, LAYERS, experts, width, limits);
@@ -136,28 +159,47 @@ static void run(struct part *u, int layer, const float *h, const struct routing 
     if (backwards) ok(moe_end(u->m, 1, x, set, &e), &e);
 }
 
-static void compare(struct part *whole, struct part *spread, const struct router *router)
+static void compare(struct part *whole, struct part *spread, const struct routing *how, int layer, const int *cuts, int n_cuts)
 {
-    static const enum route routes[] = {ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC};
-    static const int cuts[] = {-1, 9, 0, ROWS};
     int width = whole->w->width, n = ROWS * width, sets = ROWS * bits_words(whole->w->experts);
     float h[ROWS * WIDTH_MAX], want[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX];
     uint64_t want_set[ROWS * WORDS_MAX], set[ROWS * WORDS_MAX];
 
+    world_rows(h, ROWS, width, (uint64_t)how->route);
+    world_rows(want, ROWS, width, 50);
+    run(whole, layer, h, how, -1, false, want, want_set);
+    for (int c = 0; c < n_cuts; c++) {
+        world_rows(x, ROWS, width, 50);
+        run(spread, layer, h, how, cuts[c], c & 1, x, set);
+        assert_memory_equal(x, want, (size_t)n * sizeof(float));
+        assert_memory_equal(set, want_set, (size_t)sets * sizeof(*set));
+    }
+}
+
+static void compare_all(struct part *whole, struct part *spread, struct router *router)
+{
+    static const enum route routes[] = {ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC};
+    static const int cuts[] = {9, -1, 0, ROWS};
+
+    router->by_threshold = false;
     for (int v = 0; v < 12; v++) {
         struct routing how = {.route = routes[v % 6], .router = router, .scale = 1.4f, .compensate = v >= 6, .seed = 4};
-        int layer = (v / 6 + v) & 1;
 
-        world_rows(h, ROWS, width, (uint64_t)v);
-        world_rows(want, ROWS, width, 50);
-        run(whole, layer, h, &how, -1, false, want, want_set);
-        for (size_t c = 0; c < sizeof(cuts) / sizeof(cuts[0]); c++) {
-            world_rows(x, ROWS, width, 50);
-            run(spread, layer, h, &how, cuts[c], v & 1, x, set);
-            assert_memory_equal(x, want, (size_t)n * sizeof(float));
-            assert_memory_equal(set, want_set, (size_t)sets * sizeof(*set));
-        }
+        compare(whole, spread, &how, (v / 6 + v) & 1, cuts, v == 7 ? 4 : 1 + (v >= 6));
     }
+    router->by_threshold = true; /* the number of active experts varies, and is 0 for some rows */
+    compare(whole, spread, &(struct routing){.route = ROUTE_ROUTER, .router = router, .scale = 1, .compensate = true}, 1, cuts,
+            3);
+}
+
+static void check_cancels(struct part *u)
+{
+    float h[ROWS * WIDTH_MAX], y[ROWS * WIDTH_MAX];
+    struct err e = {0};
+
+    world_rows(h, ROWS, u->w->width, 80);
+    ok(moe_dense(u->m, 0, h, ROWS, y, &e), &e);
+    for (int i = 0; i < ROWS * u->w->width; i++) assert_true(y[i] == 0);
 }
 
 static void compare_teacher(struct part *whole, struct part *spread)
@@ -225,12 +267,10 @@ static void coordinate(struct part *spread, int shape, int ranks)
     rng_seed(&r, 3, 3);
     for (size_t i = 0; i < n * (size_t)width; i++) router.weight[i] = (float)rng_normal(&r);
     part_open(&whole, NULL, shape, 0);
-    for (int by_threshold = 0; by_threshold < 2; by_threshold++) { /* threshold: k varies, and is 0 for some rows */
-        router.by_threshold = by_threshold;
-        compare(&whole, spread, &router);
-        if (experts) check_traffic(spread, &router);
-    }
+    compare_all(&whole, spread, &router);
+    if (experts) check_traffic(spread, &router);
     compare_teacher(&whole, spread);
+    if (shapes[shape].cancel) check_cancels(&whole), check_cancels(spread);
     if (ranks > 1) stop_followers(spread, ranks);
     part_close(&whole);
     free(router.weight), free(router.bias);
@@ -244,6 +284,7 @@ static void test_same_bits(void **state)
         for (int variant = 0; variant < PLACEMENTS; variant++) {
             struct part u;
 
+            if (variant > 0 && shapes[shape].experts == 0) continue; /* nothing to place */
             part_open(&u, c, shape, variant);
             if (comm_rank(c) == 0) coordinate(&u, shape, comm_size(c));
             else follow(&u);
