@@ -1,0 +1,421 @@
+/* factorize: a dense directory -> OUTPUT/model, the same weights cut into experts.
+ *
+ * calibrate (if there is a text) -> group the neurons of every layer -> write OUTPUT/model.tmp -> move it to OUTPUT/model in one step.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/bits.h"
+#include "base/clock.h"
+#include "base/directory.h"
+#include "base/file.h"
+#include "base/rng.h"
+#include "base/stop.h"
+#include "data/corpus.h"
+#include "data/digest.h"
+#include "jobs/factorize_write.h"
+#include "moe/grouping.h"
+
+enum { WINDOW_MAX = 512, BLOCK = 1 << 20, CONFIG_MAX = 16 << 20 };
+
+static const char *const grouping_names[] = {"contiguous", "random", "coactivation"};
+
+struct factorizing {
+    struct job *job;
+    struct shape shape;
+    struct cut cut;
+    struct safetensors *weights;
+    double scale;
+    int window;
+    int64_t text_tokens, text_bytes;
+    char text_digest[65], source_digest[65];
+    int64_t source_bytes;
+};
+
+static bool has_text(const struct spec *s)
+{
+    return s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
+}
+
+/* Everything that can be said before work begins. */
+static status check(struct factorizing *f, struct err *e)
+{
+    const struct spec *s = f->job->spec;
+    const struct shape *shape = &f->shape;
+    const char *needs = s->factorize.grouping == GROUP_COACTIVATION    ? "grouping: coactivation"
+                        : s->factorize.compensation == COMPENSATE_MEAN ? "compensation: mean"
+                        : s->factorize.shared > 0                      ? "shared"
+                                                                       : NULL;
+
+    if (shape->experts)
+        return err_set(e, ERR_SPEC, "%s: is factorized already, into %d experts; factorize the dense model it came from",
+                       s->model, shape->experts);
+    if (needs && !has_text(s))
+        return err_set(e, ERR_SPEC, "%s: %s needs a text: expected calibration.file or calibration.sample_tokens, found none",
+                       s->source, needs);
+    f->cut = (struct cut){.dense = shape,
+                          .experts = (int)s->factorize.experts,
+                          .active = (int)s->factorize.active,
+                          .shared = (int)llround(s->factorize.shared * shape->neurons),
+                          .calibrated = has_text(s),
+                          .compensate = s->factorize.compensation == COMPENSATE_MEAN};
+    f->scale = s->factorize.scale == SCALE_PAPER ? (double)s->factorize.experts / (double)s->factorize.active : 1;
+    if (f->cut.experts < 1 || f->cut.experts > shape->neurons - f->cut.shared)
+        return err_set(e, ERR_SPEC,
+                       "%s: experts: expected 1 to %d, so that each has a neuron of the %d that are not shared, found %d",
+                       s->source, shape->neurons - f->cut.shared, shape->neurons - f->cut.shared, f->cut.experts);
+    if (f->cut.active < 1 || f->cut.active > f->cut.experts)
+        return err_set(e, ERR_SPEC, "%s: active: expected 1 to %d, found %d", s->source, f->cut.experts, f->cut.active);
+    return OK;
+}
+
+/* What stands at the target may only be an earlier result of ours. */
+static status check_target(const struct job *j, const char *target, struct err *e)
+{
+    struct shape *old = malloc(sizeof(*old));
+    struct err ignored;
+    status s = OK;
+
+    BUG_ON(!old);
+    if (file_exists(target) && (shape_read(old, target, &ignored) || !old->experts))
+        s = err_set(e, ERR_SPEC, "%s: stands where the factorized model of %s should go, and is none: expected another output",
+                    target, j->spec->source);
+    free(old);
+    return s;
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The distinct files of a model in order of name; the caller frees the array. */
+static const char **files_of(const struct safetensors *t, int *n)
+{
+    size_t all = safetensors_count(t);
+    const char **files = malloc((all + 1) * sizeof(*files));
+
+    BUG_ON(!files);
+    for (size_t i = 0; i < all; i++) files[i] = safetensors_info(t, i)->file;
+    qsort(files, all, sizeof(*files), by_text);
+    *n = 0;
+    for (size_t i = 0; i < all; i++)
+        if (*n == 0 || strcmp(files[*n - 1], files[i])) files[(*n)++] = files[i];
+    return files;
+}
+
+/* The same as digest_files(), with signs of life. */
+static status digest_model(char hex[65], int64_t *bytes, struct job *j, const struct safetensors *t, const char *what,
+                           struct err *e)
+{
+    int n;
+    const char **files = files_of(t, &n);
+    char *block = malloc(BLOCK), one[65];
+    struct digest *all = digest_begin();
+    double done = 0, total = 0;
+    struct stat st;
+    status s = OK;
+
+    BUG_ON(!block);
+    for (int i = 0; i < n; i++) total += stat(files[i], &st) ? 0 : (double)st.st_size;
+    for (int i = 0; !s && i < n; i++) {
+        FILE *f = fopen(files[i], "rbe");
+        struct digest *d = digest_begin();
+        size_t got;
+
+        while (f && !s && (got = fread(block, 1, BLOCK, f)) > 0) {
+            digest_add(d, block, got);
+            done += (double)got;
+            cluster_alive(j->cluster);
+            log_progress(j->log, what, done, total, "%.1f of %.1f MiB", done / 0x1p20, total / 0x1p20);
+            if (stop_asked()) s = err_set(e, STOPPED, "%s: stopped while reading the weights; run it again", j->spec->source);
+        }
+        if (!s && (!f || ferror(f))) s = err_set(e, ERR_IO, "%s: cannot be read", files[i]);
+        if (f) fclose(f);
+        digest_end(d, n == 1 ? hex : one);
+        if (n > 1) digest_add(all, one, 64);
+    }
+    if (n == 1) digest_end(all, one); /* of nothing: one file is its own digest */
+    else digest_end(all, hex);
+    log_progress_end(j->log);
+    *bytes = (int64_t)done;
+    free(block);
+    free(files);
+    return s;
+}
+
+static status calibrate_on_text(struct factorizing *f, struct err *e)
+{
+    struct job *j = f->job;
+    const struct spec *s = j->spec;
+    struct tokenizer *tokenizer = NULL;
+    struct corpus text = {0};
+    struct model *m;
+    int64_t most = s->limits.positions && s->limits.positions < f->shape.positions ? s->limits.positions : f->shape.positions;
+
+    f->window = most < WINDOW_MAX ? (int)most : WINDOW_MAX;
+    int fit = (int)s->limits.batch_rows / f->window, sessions = fit > 1 ? fit : 1;
+    if (s->factorize.calibration.sample_tokens > 0 && sessions < s->limits.sessions) sessions = (int)s->limits.sessions;
+    struct model_limits limits = {
+        .rows = (int)s->limits.batch_rows, .sessions = sessions, .positions = f->window, .verify = s->verify_weights};
+
+    if (tokenizer_open(&tokenizer, s->model, e)) return e->code;
+    status st = cluster_model(j->cluster, s->model, limits, &m, e);
+    if (!st) st = job_text(j, &s->factorize.calibration, "calibration", m, tokenizer, &text, e);
+    if (!st) {
+        f->text_tokens = (int64_t)text.n_tokens;
+        f->text_bytes = (int64_t)text.bytes;
+        memcpy(f->text_digest, text.digest, sizeof(f->text_digest));
+        st = calibrate(&f->cut.calibration, j, m, f->weights, &text, f->window, s->factorize.grouping == GROUP_COACTIVATION, e);
+    }
+    if (st != ERR_RANK) cluster_release(j->cluster);
+    corpus_free(&text);
+    tokenizer_close(tokenizer);
+    return st;
+}
+
+/* The layers are grouped beside each other on the threads. */
+struct grouping {
+    struct factorizing *f;
+    int first;
+    status *code; /* [layers] */
+    struct err *why;
+};
+
+static void group_layer(void *ctx, int i, int worker)
+{
+    const struct grouping *g = ctx;
+    struct factorizing *f = g->f;
+    const struct spec *s = f->job->spec;
+    const struct calibration *c = &f->cut.calibration;
+    int layer = g->first + i, neurons = f->shape.neurons;
+    int *order = f->cut.order + (size_t)layer * (size_t)neurons;
+    float *importance = calloc((size_t)neurons, sizeof(*importance));
+    uint64_t seed = (uint64_t)s->seed;
+
+    (void)worker;
+    BUG_ON(!importance);
+    if (f->cut.calibrated)
+        for (int n = 0; n < neurons; n++) importance[n] = (float)calibration_importance(c, layer, n);
+    if (s->factorize.grouping == GROUP_COACTIVATION) {
+        size_t words = (size_t)bits_words(c->strong_tokens);
+
+        g->code[i] =
+            group_coactivation(order, c->strong + (size_t)layer * (size_t)neurons * words, neurons, c->strong_tokens,
+                               f->cut.shared, f->cut.experts, importance, rng_hash(seed, (uint64_t)layer, 0, 0), &g->why[i]);
+    } else {
+        if (s->factorize.grouping == GROUP_RANDOM) group_random(order, neurons, seed, layer);
+        else group_contiguous(order, neurons);
+        group_shared_first(order, neurons, f->cut.shared, importance);
+        g->code[i] = OK;
+    }
+    free(importance);
+}
+
+static status group(struct factorizing *f, struct err *e)
+{
+    struct gemm *gemm = cluster_gemm(f->job->cluster);
+    int layers = f->shape.layers, threads = gemm_threads(gemm);
+    struct grouping g = {.f = f};
+    status s = OK;
+
+    f->cut.order = malloc((size_t)layers * (size_t)f->shape.neurons * sizeof(*f->cut.order));
+    g.code = calloc((size_t)threads, sizeof(*g.code));
+    g.why = calloc((size_t)threads, sizeof(*g.why));
+    BUG_ON(!f->cut.order || !g.code || !g.why);
+    for (; !s && g.first < layers; g.first += threads) {
+        int n = layers - g.first < threads ? layers - g.first : threads;
+
+        if (stop_asked()) s = err_set(e, STOPPED, "%s: stopped while grouping; run it again", f->job->spec->source);
+        cluster_alive(f->job->cluster);
+        log_progress(f->job->log, "group", g.first, layers, "layer %d of %d", g.first, layers);
+        if (!s) gemm_parallel(gemm, n, group_layer, &g);
+        for (int i = 0; !s && i < n; i++)
+            if (g.code[i]) {
+                *e = g.why[i];
+                s = g.code[i];
+            }
+    }
+    log_progress_end(f->job->log);
+    free(g.code);
+    free(g.why);
+    return s;
+}
+
+static struct json_t *description(const struct factorizing *f)
+{
+    const struct spec *s = f->job->spec;
+    struct json_t *o = json_object_new(), *shared = json_array_new(), *source = json_object_new();
+
+    for (int l = 0; l < f->shape.layers; l++) json_append(shared, json_int_new(f->cut.shared));
+    json_put_int(o, "version", 1);
+    json_put_text(o, "method", s->factorize.method == METHOD_FACTORLLM ? "factorllm" : "default");
+    json_put_text(o, "grouping", grouping_names[s->factorize.grouping]);
+    json_put_int(o, "experts", f->cut.experts);
+    json_put_int(o, "active", f->cut.active);
+    json_put(o, "shared", shared);
+    json_put_real(o, "scale", f->scale);
+    json_put_text(o, "compensation", f->cut.compensate ? "mean" : "none");
+    json_put_int(o, "seed", s->seed);
+    json_put_text(o, "permutation", "permutation.json");
+    json_put_bool(o, "calibrated", f->cut.calibrated);
+    if (f->cut.calibrated) {
+        struct json_t *c = json_object_new();
+
+        if (s->factorize.calibration.file) json_put_text(c, "file", s->factorize.calibration.file);
+        else json_put_int(c, "sample_seed", s->factorize.calibration.sample_seed);
+        json_put_int(c, "tokens", f->text_tokens);
+        json_put_int(c, "bytes", f->text_bytes);
+        json_put_text(c, "digest", f->text_digest);
+        json_put_int(c, "window", f->window);
+        json_put(o, "calibration", c);
+    }
+    json_put_text(source, "digest", f->source_digest);
+    json_put(o, "source", source);
+    return o;
+}
+
+/* The source's config.json with one member more. */
+static status write_config(const struct factorizing *f, const char *directory, struct err *e)
+{
+    char *from = str_join(f->job->spec->model, "config.json"), *to = str_join(directory, "config.json");
+    struct json_t *config = NULL;
+    status s = json_read(&config, from, CONFIG_MAX, e);
+
+    if (!s) {
+        json_put(config, "factorization", description(f));
+        s = json_write(to, config, e);
+    }
+    json_free(config);
+    free(from);
+    free(to);
+    return s;
+}
+
+static status copy_beside(const struct factorizing *f, const char *directory, struct err *e)
+{
+    static const char *const names[] = {"tokenizer.model",
+                                        "tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "generation_config.json",
+                                        "chat_template.json",
+                                        "chat_template.jinja",
+                                        "LICENSE",
+                                        "LICENSE.txt",
+                                        "NOTICE"};
+    status s = OK;
+
+    for (size_t i = 0; !s && i < sizeof(names) / sizeof(names[0]); i++) {
+        char *from = str_join(f->job->spec->model, names[i]), *to = str_join(directory, names[i]);
+
+        if (file_exists(from)) s = file_copy(from, to, e);
+        free(from);
+        free(to);
+    }
+    return s;
+}
+
+static status write_model(struct factorizing *f, const char *temporary, const char *target, struct err *e)
+{
+    struct err ignored;
+    status s = directory_remove(temporary, e); /* of a run that was killed */
+
+    if (!s) s = file_make_directory(temporary, e);
+    if (!s) s = write_experts(f->job, &f->cut, f->weights, temporary, e);
+    if (!s && f->cut.calibrated) s = write_calibration(&f->cut, temporary, e);
+    if (!s) s = write_permutation(&f->cut, temporary, e);
+    if (!s) s = copy_beside(f, temporary, e);
+    if (!s) s = write_config(f, temporary, e);
+    if (!s && file_exists(target)) log_line(f->job->log, "%s: an earlier result and its routers are replaced", target);
+    if (!s) s = directory_replace(temporary, target, e);
+    if (s) directory_remove(temporary, &ignored);
+    return s;
+}
+
+/* What was made, as the next job will see it: read back from the directory. */
+static status report(struct factorizing *f, const char *target, struct err *e)
+{
+    struct json_t *r = f->job->result, *source = json_object_new();
+    struct shape *made = malloc(sizeof(*made));
+    struct safetensors *t = NULL;
+    char hex[65];
+    int64_t bytes;
+    int files;
+    status s = OK;
+
+    BUG_ON(!made);
+    json_put_text(source, "model", f->job->spec->model);
+    json_put_text(source, "digest", f->source_digest);
+    json_put_int(source, "bytes", f->source_bytes);
+    json_put(r, "source", source);
+    if ((s = shape_read(made, target, e)) || (s = safetensors_open(&t, target, e))) goto done;
+    if ((s = digest_model(hex, &bytes, f->job, t, "digest", e))) goto done;
+    free(files_of(t, &files));
+    json_put_text(r, "model", target);
+    json_put_text(r, "architecture", made->architecture);
+    json_put_int(r, "parameters", shape_parameters(made));
+    json_put_int(r, "ffn_parameters", shape_ffn_parameters(made));
+    json_put_int(r, "layers", made->layers);
+    json_put_int(r, "width", made->width);
+    json_put_int(r, "neurons", made->neurons);
+    json_put_int(r, "experts", made->experts);
+    json_put_int(r, "active", made->active);
+    json_put_int(r, "shared_neurons", made->shared[0]);
+    json_put_int(r, "expert_neurons_most", shape_expert_neurons(made, 0, 0));
+    json_put_int(r, "expert_neurons_least", shape_expert_neurons(made, 0, made->experts - 1));
+    json_put_real(r, "active_share", shape_active_share(made));
+    json_put(r, "factorization", description(f));
+    json_put_int(r, "bytes", bytes);
+    json_put_int(r, "files", files);
+    json_put_text(r, "digest", hex);
+    log_line(f->job->log, "%s: %d experts a layer, %d active for a token, %.1f %% of the FFN's neurons; %.1f MiB in %d file%s",
+             target, made->experts, made->active, 100 * shape_active_share(made), (double)bytes / 0x1p20, files,
+             files == 1 ? "" : "s");
+
+done:
+    safetensors_close(t);
+    free(made);
+    return s;
+}
+
+status job_factorize(struct job *j, struct err *e)
+{
+    struct factorizing *f = calloc(1, sizeof(*f));
+    char *target = str_join(j->spec->output, "model"), *temporary = str_join(j->spec->output, "model.tmp");
+    double start = clock_now(), calibrated = start, grouped = start, written = start;
+    status s;
+
+    BUG_ON(!f);
+    f->job = j;
+    s = shape_read(&f->shape, j->spec->model, e);
+    if (!s) s = check(f, e);
+    if (!s) s = check_target(j, target, e);
+    if (!s) s = safetensors_open(&f->weights, j->spec->model, e);
+    if (!s) s = digest_model(f->source_digest, &f->source_bytes, j, f->weights, "digest", e);
+    if (!s && f->cut.calibrated) s = calibrate_on_text(f, e);
+    calibrated = clock_now();
+    if (!s) s = group(f, e);
+    grouped = clock_now();
+    if (!s) s = write_model(f, temporary, target, e);
+    written = clock_now();
+    if (!s) s = report(f, target, e);
+    if (!s) {
+        json_put_real(j->result, "seconds_calibrate", calibrated - start);
+        json_put_real(j->result, "seconds_group", grouped - calibrated);
+        json_put_real(j->result, "seconds_write", written - grouped);
+    }
+    calibration_free(&f->cut.calibration);
+    free(f->cut.order);
+    safetensors_close(f->weights);
+    free(f);
+    free(target);
+    free(temporary);
+    return s;
+}
