@@ -8,6 +8,7 @@
  * Split phase: moe_begin() routes and posts, moe_end() computes what is local, waits and adds; two slots may be in flight, which is how attention
  * of one micro-batch overlaps the experts of the other.
  * Memory: everything is taken from the arena at open, from the limits.
+ * Errors: after one from the exchange (a rank lost, stopped) nothing but moe_close() may follow.
  */
 #ifndef MOE_MOE_H
 #define MOE_MOE_H

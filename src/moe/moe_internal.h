@@ -8,7 +8,14 @@
  * row-invariant, so the cut changes no bit. */
 enum { MOE_BLOCK_ROWS = 512 };
 
-/* Flags of a request. */
+/* What travels (exchange.h), for n rows:
+ *   kind    request                                     answer
+ *   SUM     sets [n][words] u64, rows [n][D] f32;        [n][D] double: the rank's sum
+ *           number[0] scale, MOE_FLAG_COMPENSATE
+ *   STATIC  rows                                        [n][D] double
+ *   SCORES  rows, dense outputs [n][D]; number[0] k/N   [n][held] f32
+ *   ROWS    rows; MOE_FLAG_COMPENSATE                   [n][held][D] f32: e_i - mu_i, or e_i
+ */
 enum { MOE_FLAG_COMPENSATE = 1 };
 
 struct moe_slot {
