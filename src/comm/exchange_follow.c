@@ -1,0 +1,139 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/stop.h"
+#include "comm/exchange_internal.h"
+
+/* The coordinator that goes because another rank was lost has said so; mpirun's signal follows it within this time, and we need not. */
+static const double GONE_SECONDS = 0.3;
+/* What the coordinator may take to end the job in order after a signal came to all: mpirun leaves 1 s. */
+static const double STOP_SECONDS = 0.6;
+
+struct wait {
+    struct pause pause;
+    double gone; /* since when the coordinator's process is gone, 0 not */
+};
+
+static status lost(struct exchange *x, const struct wait *w, const char *reason)
+{
+    const struct request *last = &x->request->r;
+    struct str text = {0};
+
+    str_addf(&text, "rank 0 (%s, the coordinator) was lost: rank %d heard nothing for %.1f s", x->comm->peers[0].host,
+             x->comm->rank, w->pause.now - w->pause.start);
+    if (last->what[0]) str_addf(&text, " after '%.*s'", (int)sizeof(last->what), last->what);
+    if (last->what[0] && last->layer >= 0) str_addf(&text, ", layer %d", last->layer);
+    str_addf(&text, " (%s)", reason);
+    err_set(&x->over, ERR_RANK, "%s", text.text);
+    str_free(&text);
+    return ERR_RANK;
+}
+
+static status look(struct exchange *x, struct wait *w)
+{
+    double now = w->pause.now;
+
+    if (!w->gone && comm_peer_gone(x->comm, 0)) w->gone = now;
+    if (w->gone && w->pause.stop) return err_set(&x->over, STOPPED, "the coordinator ended the job");
+    if (w->gone && now - w->gone > GONE_SECONDS) return lost(x, w, "its process is gone");
+    if (w->pause.stop && now - w->pause.stop > STOP_SECONDS) return err_set(&x->over, STOPPED, "stopped by a signal");
+    if (now - w->pause.start > x->limits.deadline) {
+        char reason[64];
+
+        snprintf(reason, sizeof(reason), "deadline %.1f s", x->limits.deadline);
+        return lost(x, w, reason);
+    }
+    return OK;
+}
+
+/* Until all n requests are done, or the exchange is over. */
+static status wait_all(struct exchange *x, MPI_Request *q, int n, bool receives)
+{
+    struct wait w = {.pause = pause_begin()};
+    int done = 0, code;
+
+    while (!(code = MPI_Testall(n, q, &done, MPI_STATUSES_IGNORE)) && !done) {
+        if (!pause_step(&w.pause) || !look(x, &w)) continue;
+        exchange_settle(x, q, n, receives);
+        return x->over.code;
+    }
+    if (code) {
+        char text[MPI_MAX_ERROR_STRING] = "";
+        int length;
+
+        MPI_Error_string(code, text, &length);
+        return lost(x, &w, text);
+    }
+    return OK;
+}
+
+/* The next head that is not a ping. */
+static status next_head(struct exchange *x)
+{
+    struct request before = x->request->r; /* for messages, while the next one is awaited */
+
+    do {
+        int code = 0, n;
+
+        n = exchange_receive(x, x->in, 0, x->request, sizeof(*x->request) + INLINE, 0, TAG_REQUEST, &code);
+        x->request->r = before;
+        if (code)
+            return err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to receive", x->comm->peers[0].host);
+        if (wait_all(x, x->in, n, true)) return x->over.code;
+    } while (x->request->r.kind == KIND_PING);
+    return OK;
+}
+
+status exchange_next(struct exchange *x, struct request *r, const void **payload, struct err *e)
+{
+    const struct request_head *head = x->request;
+    int n = 0, code = 0;
+
+    BUG_ON(x->lanes || x->asked);
+    if (x->over.code || next_head(x)) goto over;
+    BUG_ON(head->r.sequence <= x->comm->sequence || head->r.bytes > x->limits.request_bytes || head->bytes0 > head->r.bytes);
+    x->comm->sequence = head->r.sequence;
+    *payload = x->request + 1;
+    if (head->r.bytes > INLINE) {
+        size_t bytes0 = (size_t)head->bytes0, bytes1 = (size_t)(head->r.bytes - head->bytes0);
+        int tag = TAG_REQUEST_BODY + head->slot;
+
+        n = exchange_receive(x, x->in, n, x->buffer, bytes0, 0, tag, &code);
+        n = exchange_receive(x, x->in, n, x->buffer + bytes0, bytes1, 0, tag, &code);
+        if (code) err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to receive", x->comm->peers[0].host);
+        if (code || wait_all(x, x->in, n, true)) goto over;
+        *payload = x->buffer;
+    }
+    *r = head->r;
+    x->asked = true;
+    x->stats.messages++;
+    x->stats.bytes_back += head->r.bytes;
+    return OK;
+over:
+    *e = x->over;
+    return e->code;
+}
+
+void exchange_answer(struct exchange *x, const struct request *r, status code, int rows, const void *payload, size_t bytes)
+{
+    int slot = x->request->slot, n = 0, failed;
+    size_t length = sizeof(*x->answer);
+
+    BUG_ON(x->lanes || !x->asked || r->sequence != x->request->r.sequence || bytes > x->limits.answer_bytes);
+    x->asked = false;
+    if (x->over.code) return;
+    *x->answer = (struct answer_head){.a = {.code = code, .rows = rows, .sequence = r->sequence, .bytes = bytes}};
+    if (bytes > 0 && bytes <= INLINE) {
+        memcpy(x->answer + 1, payload, bytes);
+        length += bytes;
+    }
+    failed = MPI_Isend(x->answer, (int)length, MPI_BYTE, 0, TAG_ANSWER + slot, x->comm->world, &x->out[0]);
+    if (!failed) n = 1;
+    if (bytes > INLINE) n = exchange_send(x, x->out, n, payload, bytes, 0, TAG_ANSWER_BODY + slot, &failed);
+    x->stats.messages++;
+    x->stats.bytes_out += bytes;
+    /* The caller may change its payload after this; what goes wrong shows in the next exchange_next(). */
+    if (failed) err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to send", x->comm->peers[0].host);
+    else wait_all(x, x->out, n, false);
+}
