@@ -216,7 +216,8 @@ bool json_is_int(const struct json_t *v)
 
 bool json_is_real(const struct json_t *v)
 {
-    return json_is_number(v);
+    /* not json_is_number(): Jansson's macro asks json_is_real(), and that is this function */
+    return v && (json_typeof(v) == JSON_INTEGER || json_typeof(v) == JSON_REAL);
 }
 
 bool json_is_null(const struct json_t *v)
