@@ -243,7 +243,7 @@ static status find_kind(struct draft *d, const struct yaml *map, struct err *e)
     int n = d->step ? JOB_PIPELINE : JOB_KINDS; /* the pipeline stands last, and a step is none */
     const char *expected = d->step ? "factorize, finetune, eval or infer" : "factorize, finetune, eval, infer or pipeline";
     if (!found) return err_set(e, ERR_SPEC, "%s:%d: kind: expected %s, found no such key", d->source, map->line, expected);
-    int kind = found->kind == YAML_TEXT ? spec_kind_find(found->text) : -1;
+    int kind = found->kind == YAML_TEXT && strlen(found->text) == found->length ? spec_kind_find(found->text) : -1;
     if (kind < 0 || kind >= n) {
         const char *near = found->kind == YAML_TEXT && found->length < 60 ? str_nearest(found->text, names, n) : NULL;
 

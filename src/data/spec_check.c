@@ -214,6 +214,12 @@ status draft_check(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
 
+    if (strlen(s->output) > TEXT_MAX)
+        return draft_fail(d, "output", e, "expected a path of at most %d bytes, found %zu", TEXT_MAX, strlen(s->output));
+    if (strlen(s->model) > TEXT_MAX)
+        return draft_fail(d, "model", e, "expected a path of at most %d bytes, found %zu", TEXT_MAX, strlen(s->model));
+    if (s->kind == JOB_INFER && strlen(s->infer.result) > TEXT_MAX)
+        return draft_fail(d, "result", e, "expected a path of at most %d bytes, found %zu", TEXT_MAX, strlen(s->infer.result));
     if (!strcmp(s->output, s->model))
         return draft_fail(d, "output", e, "expected another directory than model, found '%s' for both", s->output);
     if (check_cluster(d, e)) return e->code;

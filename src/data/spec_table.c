@@ -173,7 +173,8 @@ void key_suggest(struct str *out, const char *name, enum job_kind kind)
     names[n++] = "kind";
     if (kind == JOB_PIPELINE) names[n++] = "steps";
     for (int k = 0; k < JOB_KINDS; k++)
-        if (k != (int)kind && (key_find(name, (enum job_kind)k) >= 0 || key_is_section(name, (enum job_kind)k))) {
+        if (k != (int)kind && (key_find(name, (enum job_kind)k) >= 0 || key_is_section(name, (enum job_kind)k) ||
+                               (k == JOB_PIPELINE && !strcmp(name, "steps")))) {
             str_addf(out, "; '%s' is a key of %s jobs", name, kind_names[k]);
             return;
         }

@@ -1,0 +1,566 @@
+/* Job specs: what is read, what is refused and how, and that printing and packing lose nothing. */
+#include "../check.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "data/spec.h"
+
+#define HEAD   "model: m\noutput: o\n"
+#define FACTOR "kind: factorize\n" HEAD
+#define TUNE   "kind: finetune\n" HEAD "text: {file: t}\n"
+#define EVAL   "kind: eval\n" HEAD "text: {file: t}\n"
+#define INFER  "kind: infer\n" HEAD "input: i\n"
+#define PIPE   "kind: pipeline\n" HEAD "steps:\n"
+
+static struct spec *good(const char *text, const char *const *sets, int n)
+{
+    struct spec *s;
+    struct err e = {0};
+
+    if (spec_parse(&s, text, strlen(text), "job.yaml", sets, n, &e)) fail_msg("%s\n%s", e.text, text);
+    return s;
+}
+
+static void refused(const char *text, const char *const *sets, int n, const char *expected)
+{
+    struct spec *s;
+    struct err e = {0};
+
+    assert_int_equal(spec_parse(&s, text, strlen(text), "job.yaml", sets, n, &e), ERR_SPEC);
+    assert_null(s);
+    if (!strstr(e.text, expected)) fail_msg("expected \"%s\"\nfound    \"%s\"", expected, e.text);
+}
+
+static void test_defaults(void **state)
+{
+    struct spec *s = good(FACTOR, NULL, 0);
+
+    (void)state;
+    assert_int_equal(s->kind, JOB_FACTORIZE);
+    assert_string_equal(s->name, "factorize");
+    assert_string_equal(s->source, "job.yaml");
+    assert_int_equal(s->seed, 1);
+    assert_int_equal(s->cluster.threads, 1);
+    assert_true(s->cluster.deadline_seconds > 0);
+    assert_int_equal(s->factorize.method, METHOD_DEFAULT);
+    assert_int_equal(s->factorize.grouping, GROUP_COACTIVATION);
+    assert_int_equal(s->factorize.compensation, COMPENSATE_MEAN);
+    assert_true(s->factorize.active <= s->factorize.experts);
+    assert_true(s->factorize.calibration.sample_tokens > 0); /* the method needs it, and no text was given */
+    spec_free(s);
+
+    s = good(FACTOR "calibration: {file: t}\n", NULL, 0);
+    assert_string_equal(s->factorize.calibration.file, "t");
+    assert_int_equal(s->factorize.calibration.sample_tokens, 0);
+    spec_free(s);
+
+    s = good(EVAL, NULL, 0);
+    assert_int_equal(s->eval.variants.n, VARIANTS);
+    for (int i = 0; i < VARIANTS; i++) assert_string_equal(s->eval.variants.items[i], spec_variant_name((enum spec_variant)i));
+    assert_true(s->eval.max_drop < 0);
+    spec_free(s);
+
+    s = good(INFER, NULL, 0);
+    assert_string_equal(s->infer.result, "o/responses.jsonl");
+    assert_int_equal(s->infer.variant, VARIANT_ROUTER);
+    spec_free(s);
+}
+
+static void test_method_factorllm(void **state)
+{
+    struct spec *s = good(FACTOR "method: factorllm\n", NULL, 0);
+
+    (void)state;
+    assert_int_equal(s->factorize.experts, 4);
+    assert_int_equal(s->factorize.active, 2);
+    assert_int_equal(s->factorize.grouping, GROUP_CONTIGUOUS);
+    assert_int_equal(s->factorize.scale, SCALE_PAPER);
+    assert_int_equal(s->factorize.compensation, COMPENSATE_NONE);
+    assert_int_equal(s->factorize.calibration.sample_tokens, 0);
+    spec_free(s);
+
+    /* keys that are given win, wherever they stand */
+    s = good(FACTOR "grouping: random\nmethod: factorllm\nscale: one\n", NULL, 0);
+    assert_int_equal(s->factorize.grouping, GROUP_RANDOM);
+    assert_int_equal(s->factorize.scale, SCALE_ONE);
+    assert_int_equal(s->factorize.compensation, COMPENSATE_NONE);
+    spec_free(s);
+
+    s = good(TUNE "method: factorllm\n", NULL, 0);
+    assert_int_equal(s->finetune.labels, LABELS_PAPER);
+    assert_int_equal(s->finetune.loss, LOSS_PAPER);
+    assert_int_equal(s->finetune.select, SELECT_TOP_K);
+    spec_free(s);
+
+    const char *set[] = {"method=factorllm"};
+    s = good(TUNE, set, 1);
+    assert_int_equal(s->finetune.labels, LABELS_PAPER);
+    spec_free(s);
+}
+
+static void test_values(void **state)
+{
+    struct spec *s =
+        good("kind: infer\nmodel: 'a b'\noutput: \"x\\u00e9\"\ninput: 12\ntemperature: 1e-1\ntop_p: .5\n"
+             "stop: [\"\\n\\n\", \"it's\", 'null']\nignore_eos: true\ncluster:\n  threads: 3\n  placement: round_robin\n",
+             NULL, 0);
+
+    (void)state;
+    assert_string_equal(s->model, "a b");
+    assert_string_equal(s->output, "x\xc3\xa9");
+    assert_string_equal(s->infer.input, "12"); /* a path of digits is a path */
+    assert_true(s->infer.temperature == 0.1);
+    assert_true(s->infer.top_p == 0.5);
+    assert_true(s->infer.ignore_eos);
+    assert_int_equal(s->cluster.threads, 3);
+    assert_int_equal(s->cluster.placement, PLACE_ROUND_ROBIN);
+    spec_free(s);
+}
+
+static void test_errors(void **state)
+{
+    static const struct {
+        const char *text, *expected;
+    } bad[] = {
+        /* what is no job at all */
+        {"", "job.yaml:1: expected a job spec, found an empty file"},
+        {"# nothing\n", "expected a job spec, found an empty file"},
+        {"- a\n- b\n", "job.yaml:1: kind: expected a map of keys, found a list"},
+        {"kind\n", "expected a map of keys, found a value"},
+        {"model: m\n", "job.yaml:1: kind: expected factorize, finetune, eval, infer or pipeline, found no such key"},
+        {"model: m\nkind: factorise\n",
+         "job.yaml:2: kind: expected factorize, finetune, eval, infer or pipeline, found 'factorise'; did you mean 'factorize'?"},
+        {"kind: [eval]\n", "job.yaml:1: kind: expected factorize, finetune, eval, infer or pipeline, found a list"},
+        {"kind: eval\nkind: eval\n", "job.yaml:2: kind: expected once, found again; the first is in line 1"},
+        {"kind: \"eval\\0x\"\n", "kind: expected"},
+        {FACTOR "a: [b\n", "job.yaml:5: expected YAML, found an error"},
+        {FACTOR "\tseed: 1\n", "job.yaml:4: expected YAML, found an error"},
+        {FACTOR "seed: \"\xff\"\n", "job.yaml:4: expected YAML, found an error"},
+        {FACTOR "---\nkind: eval\n", "job.yaml:4: expected the end of the file, found a second document"},
+        {FACTOR "seed: &a 1\n", "job.yaml:4: expected a value, found the anchor &a"},
+        {FACTOR "seed: *a\n", "job.yaml:4: expected a value, found the alias *a"},
+        {FACTOR "seed: !!int 1\n", "job.yaml:4: expected a value, found the tag tag:yaml.org,2002:int"},
+        {FACTOR "? [a]\n: 1\n", "job.yaml:4: expected a key, found a list"},
+        {FACTOR "seed: [[[[[[[[[[1]]]]]]]]]]\n", "job.yaml:4: expected at most 8 levels of nesting, found more"},
+
+        /* keys */
+        {FACTOR "expert: 4\n",
+         "job.yaml:4: expert: expected a key of a factorize job, found an unknown one; did you mean 'experts'?"},
+        {FACTOR "tokens: 4\n",
+         "job.yaml:4: tokens: expected a key of a factorize job, found an unknown one; 'tokens' is a key of finetune jobs"},
+        {FACTOR "cluster: {thread: 4}\n",
+         "cluster.thread: expected a key of a factorize job, found an unknown one; did you mean 'cluster.threads'?"},
+        {FACTOR "cluster.threads: 4\n", "cluster.threads: expected a key of a factorize job, found an unknown one"},
+        {FACTOR "cluster: 4\n", "job.yaml:4: cluster: expected a map of keys, found a value"},
+        {FACTOR "steps: []\n", "steps: expected a key of a factorize job, found an unknown one; 'steps' is"},
+        {FACTOR "seed: 1\nseed: 1\n", "job.yaml:5: seed: expected once, found again; the first is in line 4"},
+        {FACTOR "cluster: {threads: 1}\ncluster: {micro_batches: 1}\n",
+         "job.yaml:5: cluster: expected once, found again; the first is in line 4"},
+        {FACTOR "cluster:\n  threads: 1\n  threads: 2\n", "job.yaml:6: cluster.threads: expected once"},
+        {"kind: factorize\noutput: o\n", "job.yaml:1: model: expected directory of the model"},
+        {"kind: factorize\nmodel: m\n", "job.yaml:1: output: expected"},
+
+        /* types and ranges */
+        {FACTOR "experts: many\n", "job.yaml:4: experts: expected an integer from 1 to 4096, found 'many'"},
+        {FACTOR "experts: 0\n", "experts: expected an integer from 1 to 4096, found '0'"},
+        {FACTOR "experts: 4097\n", "experts: expected an integer from 1 to 4096, found '4097'"},
+        {FACTOR "experts: -3\n", "found '-3'"},
+        {FACTOR "experts: 4.0\n", "expected an integer"},
+        {FACTOR "experts: 0x10\n", "expected an integer"},
+        {FACTOR "experts: --1\n", "expected an integer"},
+        {FACTOR "experts: \"4\"\n", "experts: expected an integer from 1 to 4096, found the text '4'"},
+        {FACTOR "experts: 99999999999999999999999\n", "expected an integer"},
+        {FACTOR "experts:\n", "job.yaml:4: experts: expected an integer from 1 to 4096, found nothing"},
+        {FACTOR "experts: [4]\n", "experts: expected an integer from 1 to 4096, found a list"},
+        {FACTOR "experts: {n: 4}\n", "experts: expected an integer from 1 to 4096, found a map"},
+        {FACTOR "seed: -1\n", "seed: expected an integer of at least 0, found '-1'"},
+        {FACTOR "shared: .nan\n", "shared: expected a number from 0 to 0.95, found '.nan'"},
+        {FACTOR "shared: nan\n", "expected a number"},
+        {FACTOR "shared: inf\n", "expected a number"},
+        {FACTOR "shared: 1e999\n", "expected a number"},
+        {FACTOR "shared: 1\n", "shared: expected a number from 0 to 0.95, found '1'"},
+        {FACTOR "shared: 0x1p-2\n", "expected a number"},
+        {FACTOR "shared: 1e\n", "expected a number"},
+        {FACTOR "verify_weights: yes\n", "verify_weights: expected true or false, found 'yes'"},
+        {FACTOR "verify_weights: \"true\"\n", "found the text 'true'"},
+        {FACTOR "grouping: coactivatio\n",
+         "job.yaml:4: grouping: expected contiguous, random or coactivation, found 'coactivatio'; did you mean 'coactivation'?"},
+        {FACTOR "grouping: 1\n", "grouping: expected contiguous, random or coactivation, found '1'"},
+        {"kind: factorize\nmodel: ~\noutput: o\n", "job.yaml:2: model: expected text, found nothing"},
+        {"kind: factorize\nmodel: \"\"\noutput: o\n", "model: expected text, found an empty text"},
+        {"kind: factorize\nmodel: \"a\\nb\"\noutput: o\n", "model: expected text, found a control character"},
+        {"kind: factorize\nmodel: \"a\\0b\"\noutput: o\n", "model: expected text, found a control character"},
+        {EVAL "variants: router\n", "variants: expected a list of dense, static, random, router or oracle, found 'router'"},
+        {EVAL "variants: [dense, sttic]\n", "found 'sttic'; did you mean 'static'?"},
+        {EVAL "variants: [dense, dense]\n", "variants: expected each item once, found 'dense' twice"},
+        {EVAL "variants: [[dense]]\n", "variants: expected a list of single values, found a list in it"},
+        {INFER "stop: [null]\n", "stop: expected a list of texts, found nothing"},
+        {INFER "stop: [\"\"]\n", "stop: expected a list of texts, found an empty text"},
+        {INFER "stop: [\"a\\0b\"]\n", "stop: expected a list of texts, found a control character"},
+
+        /* what cannot be together */
+        {FACTOR "experts: 4\nactive: 5\n", "job.yaml:5: active: expected active <= experts, found 5 active of 4 experts"},
+        {FACTOR "experts: 4\n", "job.yaml:4: experts: expected active <= experts, found 16 active of 4 experts"},
+        {FACTOR "calibration: {file: t, sample_tokens: 9}\n",
+         "calibration.sample_tokens: expected a file or sample_tokens, found both"},
+        {FACTOR "calibration: {bytes: 9}\n", "calibration.bytes: expected only with calibration.file, found 9"},
+        {FACTOR "calibration: {file: t, sample_seed: 9}\n",
+         "calibration.sample_seed: expected only with calibration.sample_tokens"},
+        {FACTOR "calibration: {sample_tokens: 0}\n", "grouping: expected text to calibrate on"},
+        {FACTOR "method: factorllm\nshared: 0.1\ncalibration: {sample_tokens: 0}\n",
+         "job.yaml:5: shared: expected text to calibrate on"},
+        {FACTOR "cluster: {placement: file}\n", "cluster.placement: expected a file in cluster.placement_file, found none"},
+        {FACTOR "cluster: {placement_file: p.json}\n",
+         "cluster.placement_file: expected only with cluster.placement: file, found 'p.json'"},
+        {FACTOR "cluster: {placement: file, placement_file: p, coordinator_experts: false}\n",
+         "cluster.coordinator_experts: expected only without"},
+        {FACTOR "limits: {sessions: 600}\n",
+         "limits.sessions: expected limits.sessions <= limits.batch_rows, found 600 sessions and 512 rows"},
+        {"kind: factorize\nmodel: m\noutput: m\n", "job.yaml:3: output: expected another directory than model"},
+        {"kind: finetune\n" HEAD, "job.yaml:1: text: expected text to learn from in text.file or text.sample_tokens, found none"},
+        {TUNE "loss: paper\nselect: threshold\n", "select: expected loss: bce with select: threshold"},
+        {TUNE "method: factorllm\nselect: threshold\n", "job.yaml:6: select: expected loss: bce"},
+        {TUNE "tokens: 10\nbatch_tokens: 20\n", "job.yaml:6: batch_tokens: expected batch_tokens <= tokens, found 20 > 10"},
+        {TUNE "sequence: 65\nlimits: {positions: 64}\n",
+         "job.yaml:5: sequence: expected at most limits.positions = 64, found 65"},
+        {TUNE "version: current\n", "version: expected"},
+        {TUNE "version: ../x\n", "version: expected"},
+        {TUNE "version: .x\n", "version: expected"},
+        {"kind: eval\n" HEAD, "text: expected something to evaluate on"},
+        {EVAL "variants: []\n", "variants: expected at least one variant, found none"},
+        {EVAL "compare_model: x\ncompare_router: v1\n", "compare_router: expected compare_model or compare_router, found both"},
+        {EVAL "compare_model: m\n", "compare_model: expected another directory than model"},
+        {EVAL "variants: [dense]\ncompare_router: v1\n", "compare_router: expected only with the variant router"},
+        {EVAL "variants: [router]\nmax_drop: 0.1\n", "max_drop: expected only with the variants dense and router"},
+        {"kind: eval\n" HEAD "minimal_pairs: [p]\nmax_drop: 0.1\n", "max_drop: expected only with text"},
+        {"kind: eval\n" HEAD "minimal_pairs: [p]\nwindow: 8\n", "window: expected only with text"},
+        {EVAL "items: 3\n", "items: expected only with minimal_pairs or multiple_choice"},
+        {EVAL "max_drop: -0.1\n", "max_drop: expected a number from 0 to 1, found '-0.1'"},
+        {"kind: infer\n" HEAD, "job.yaml:1: input: expected"},
+        {INFER "result: i\n", "result: expected another file than input, found 'i' for both"},
+        {INFER "max_tokens: 64\nlimits: {positions: 64}\n", "max_tokens: expected max_tokens < limits.positions"},
+
+        /* pipelines */
+        {"kind: pipeline\n" HEAD, "job.yaml:1: steps: expected a list of 1 to 32 jobs, found no such key"},
+        {PIPE " []\n", "steps: expected a list of 1 to 32 jobs, found none"},
+        {"kind: pipeline\n" HEAD "steps: 3\n", "steps: expected a list of 1 to 32 jobs, found a value"},
+        {PIPE "  - kind: pipeline\n", "job.yaml:5: kind: expected factorize, finetune, eval or infer, found 'pipeline'"},
+        {PIPE "  - {}\n", "job.yaml:5: kind: expected factorize, finetune, eval or infer, found no such key"},
+        {PIPE "  - eval\n", "job.yaml:5: steps: expected a map of keys, found a value"},
+        {PIPE "  - kind: factorize\n    cluster: {threads: 2}\n",
+         "job.yaml:6: cluster.threads: expected at the top of the pipeline"},
+        {PIPE "  - kind: factorize\n    limits: {memory_mib: 2}\n", "limits.memory_mib: expected at the top of the pipeline"},
+        {PIPE "  - kind: factorize\n    name: A\n", "name: expected at most 64 of a-z, 0-9, _ and -, found 'A'"},
+        {PIPE "  - kind: factorize\n    name: cluster\n", "name: expected a name that is no key of a pipeline, found 'cluster'"},
+        {PIPE "  - {kind: factorize, name: x}\n  - {kind: eval, text: {file: t}, name: x}\n",
+         "job.yaml:6: name: expected a name of its own"},
+        {PIPE "  - {kind: factorize}\n  - {kind: eval, text: {file: t}, output: o/factorize}\n",
+         "job.yaml:6: eval.output: expected a directory of its own, found 'o/factorize', that of step factorize"},
+        {PIPE "  - {kind: factorize, output: o}\n", "output: expected a directory of its own, found 'o', that of the pipeline"},
+        {PIPE "  - kind: finetune\n", "job.yaml:5: finetune.text: expected text to learn from"},
+        {PIPE "  - kind: factorize\n    tokens: 3\n", "job.yaml:6: tokens: expected a key of a factorize job"},
+        {"kind: pipeline\n" HEAD "tokens: 3\nsteps: [{kind: factorize}]\n",
+         "job.yaml:4: tokens: expected a key of a pipeline job, found an unknown one; 'tokens' is a key of finetune jobs"},
+        {"kind: pipeline\n" HEAD "steps: [{kind: factorize}]\nsteps: [{kind: factorize}]\n",
+         "job.yaml:5: steps: expected once, found again"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) refused(bad[i].text, NULL, 0, bad[i].expected);
+}
+
+static void test_overrides(void **state)
+{
+    const char *sets[] = {"cluster.threads=2", "experts=8", "active=2", "experts=12", "calibration.file=a=b"};
+    struct spec *s = good(FACTOR "experts: 64\n", sets, 5);
+
+    (void)state;
+    assert_int_equal(s->cluster.threads, 2);
+    assert_int_equal(s->factorize.experts, 12); /* the last wins */
+    assert_string_equal(s->factorize.calibration.file, "a=b");
+    spec_free(s);
+
+    const char *lists[] = {"variants=[dense, router]", "minimal_pairs=a,b c"};
+    s = good(EVAL, lists, 2);
+    assert_int_equal(s->eval.variants.n, 2);
+    assert_string_equal(s->eval.variants.items[1], "router");
+    assert_int_equal(s->eval.minimal_pairs.n, 2);
+    assert_string_equal(s->eval.minimal_pairs.items[1], "b c");
+    spec_free(s);
+
+    const char *steps[] = {"a.tokens=5000", "seed=9", "infer.stop=END"};
+    s = good(PIPE "  - {kind: finetune, name: a, text: {file: t}}\n  - {kind: infer, input: i}\n", steps, 3);
+    assert_int_equal(s->steps[0].finetune.tokens, 5000);
+    assert_int_equal(s->steps[0].seed, 9);
+    assert_string_equal(s->steps[1].infer.stop.items[0], "END");
+    spec_free(s);
+
+    static const struct {
+        const char *set, *expected;
+    } bad[] = {
+        {"experts", "--set: expected key=value, found 'experts'"},
+        {"=3", "--set: expected key=value, found '=3'"},
+        {"experts=", "--set: experts: expected an integer from 1 to 4096, found nothing"},
+        {"experts=x", "--set: experts: expected an integer from 1 to 4096, found 'x'"},
+        {"expert=3", "--set: expert: expected a key of a factorize job, found an unknown one; did you mean 'experts'?"},
+        {"kind=eval", "--set: kind: expected in the job file"},
+        {"active=40", "--set: active: expected active <= experts, found 40 active of 32 experts"},
+        {"model=", "--set: model: expected text, found an empty text"},
+        {"model=\xff", "--set: model: expected text, found text that is not UTF-8"},
+        {"model=a\nb", "--set: model: expected text, found a control character"},
+        {"a.b=3", "--set: a.b: expected a key"},
+    };
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) refused(FACTOR, &bad[i].set, 1, bad[i].expected);
+    const char *misplaced[] = {"eval.cluster.threads=3"}, *unknown[] = {"evl.window=3"};
+    refused(PIPE "  - {kind: eval, text: {file: t}}\n", misplaced, 1,
+            "--set: eval.cluster.threads: expected at the top of the pipeline");
+    refused(PIPE "  - {kind: eval, text: {file: t}}\n", unknown, 1, "--set: evl.window: expected a key of a pipeline job");
+}
+
+static const char pipeline_text[] =
+    "kind: pipeline\nmodel: dense\noutput: out/\nseed: 5\nverify_weights: true\n"
+    "limits: {sessions: 4, positions: 200}\ncluster: {threads: 2, deadline_seconds: 0.7}\n"
+    "steps:\n"
+    "  - {kind: eval, minimal_pairs: [p]}\n"
+    "  - {kind: factorize, calibration: {file: \"c\\u2028\\t1\", bytes: 77}}\n"
+    "  - {kind: finetune, seed: 6, text: {sample_tokens: 9000, sample_seed: 3}, learning_rate: 0.30000000000000004}\n"
+    "  - {kind: eval, text: {file: t}, limits: {sessions: 2}, max_drop: 0.05}\n"
+    "  - {kind: infer, input: i, model: other, output: elsewhere, stop: [\"\\n\", 'null', \"\\x01\\ufeff\"]}\n"
+    "  - {kind: eval, name: eval-2, text: {file: t}}\n"
+    "  - {kind: eval, text: {file: t}}\n"
+    "  - {kind: factorize, method: factorllm}\n"
+    "  - {kind: infer, input: i}\n";
+
+static void test_pipeline(void **state)
+{
+    (void)state;
+    char *text = strdup(pipeline_text);
+    *strstr(text, "\\t1") = 'x'; /* a path has no control characters */
+    struct spec *s = good(text, NULL, 0);
+    static const char *const names[] = {"eval",   "factorize", "finetune",    "eval-3", "infer",
+                                        "eval-2", "eval-4",    "factorize-2", "infer-2"};
+
+    assert_int_equal(s->n_steps, 9);
+    for (int i = 0; i < 9; i++) assert_string_equal(s->steps[i].name, names[i]);
+    assert_string_equal(s->steps[0].model, "dense");
+    assert_string_equal(s->steps[1].model, "dense");
+    assert_string_equal(s->steps[1].output, "out/factorize");
+    assert_string_equal(s->steps[2].model, "out/factorize/model");
+    assert_string_equal(s->steps[3].model, "out/factorize/model");
+    assert_string_equal(s->steps[4].model, "other");
+    assert_string_equal(s->steps[4].infer.result, "elsewhere/responses.jsonl");
+    assert_string_equal(s->steps[7].model, "dense"); /* only a dense model can be factorized */
+    assert_string_equal(s->steps[8].model, "out/factorize-2/model");
+    assert_int_equal(s->steps[1].seed, 5);
+    assert_int_equal(s->steps[2].seed, 6);
+    assert_true(s->steps[2].verify_weights);
+    assert_int_equal(s->steps[2].limits.sessions, 4);
+    assert_int_equal(s->steps[3].limits.sessions, 2);
+    assert_int_equal(s->steps[3].limits.positions, 200);
+    assert_int_equal(s->steps[3].cluster.threads, 2);
+    spec_free(s);
+    free(text);
+}
+
+/* A spec, what it prints read again, and what it packs unpacked again, print the same. */
+static void survives(const char *text)
+{
+    struct spec *s = good(text, NULL, 0), *again, *arrived;
+    struct str first = {0}, second = {0};
+    struct err e = {0};
+    uint8_t *bytes;
+    size_t n;
+
+    spec_dump(&first, s);
+    again = good(first.text, NULL, 0);
+    spec_dump(&second, again);
+    assert_string_equal(first.text, second.text);
+    spec_pack(&bytes, &n, s);
+    if (spec_unpack(&arrived, bytes, n, &e)) fail_msg("%s", e.text);
+    str_clear(&second);
+    spec_dump(&second, arrived);
+    assert_string_equal(first.text, second.text);
+    assert_string_equal(arrived->source, s->source);
+    assert_int_equal(arrived->n_steps, s->n_steps);
+    free(bytes);
+    spec_free(s);
+    spec_free(again);
+    spec_free(arrived);
+    str_free(&first);
+    str_free(&second);
+}
+
+static char *good_pipeline(void)
+{
+    char *text = strdup(pipeline_text);
+
+    *strstr(text, "\\t1") = 'x';
+    return text;
+}
+
+static void test_round_trips(void **state)
+{
+    char *pipeline = good_pipeline();
+
+    (void)state;
+    survives(FACTOR);
+    survives(FACTOR "method: factorllm\ncluster: {placement: file, placement_file: p.json}\n");
+    survives(FACTOR "shared: 0.1\nseed: 9007199254740991\nshard_mib: 0\n");
+    survives(TUNE "version: v7\nlearning_rate: 0.1\nbeta2: 0.999\n");
+    survives(TUNE "method: factorllm\nloss: bce\n");
+    survives(EVAL "variants: [router, dense]\nmax_drop: 0\nmultiple_choice: ['a: b', \"#c\", '12', 'a, b']\n");
+    survives(INFER "stop: [\"\\\"\\\\\", '~', ' x ', \"\\U0001F600\"]\n");
+    survives(pipeline);
+    free(pipeline);
+}
+
+/* A real read back exactly, whatever its digits. */
+static void test_reals_are_exact(void **state)
+{
+    static const char *const values[] = {"0.1", "0.30000000000000004", "1e-9", "3.141592653589793",
+                                         "0.333333333333333314829616256247"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(values) / sizeof(values[0]); i++) {
+        char text[300];
+        struct str dump = {0};
+
+        snprintf(text, sizeof(text), TUNE "learning_rate: %s\n", values[i]);
+        struct spec *s = good(text, NULL, 0);
+        spec_dump(&dump, s);
+        struct spec *again = good(dump.text, NULL, 0);
+        assert_true(s->finetune.learning_rate == strtod(values[i], NULL));
+        assert_true(again->finetune.learning_rate == s->finetune.learning_rate);
+        spec_free(s);
+        spec_free(again);
+        str_free(&dump);
+    }
+}
+
+/* Every beginning of a good file, and the file with one byte changed, is a spec or an error in one line. */
+static void test_damaged_yaml(void **state)
+{
+    char *text = good_pipeline();
+    size_t length = strlen(text);
+
+    (void)state;
+    for (size_t n = 0; n < length; n++) {
+        struct spec *s;
+        struct err e = {0};
+        status st = spec_parse(&s, text, n, "job.yaml", NULL, 0, &e);
+
+        assert_true(st == OK || (st == ERR_SPEC && !s && strstr(e.text, "job.yaml:") == e.text && !strchr(e.text, '\n')));
+        spec_free(s);
+    }
+    for (size_t n = 0; n < length; n++) {
+        struct spec *s;
+        struct err e = {0};
+        char kept = text[n];
+
+        text[n] = "\0:[\xf0"[n % 4];
+        status st = spec_parse(&s, text, length, "job.yaml", NULL, 0, &e);
+        assert_true(st == OK || (st == ERR_SPEC && !s && *e.text));
+        spec_free(s);
+        text[n] = kept;
+    }
+    free(text);
+}
+
+static void test_damaged_message(void **state)
+{
+    char *text = good_pipeline();
+    struct spec *s = good(text, NULL, 0), *out;
+    struct err e = {0};
+    uint8_t *bytes;
+    size_t n;
+
+    (void)state;
+    spec_pack(&bytes, &n, s);
+    for (size_t i = 0; i < n; i++) {
+        uint8_t *part = malloc(i + 1); /* exactly as long, so that a sanitizer sees a read behind it */
+
+        memcpy(part, bytes, i);
+        status st = spec_unpack(&out, part, i, &e);
+        assert_true(st == OK || (st == ERR_SPEC && !out));
+        spec_free(out);
+        free(part);
+    }
+    for (size_t i = 0; i < n; i++) {
+        static const uint8_t flips[] = {1, 0x80, 0xff};
+        uint8_t kept = bytes[i];
+
+        bytes[i] ^= flips[i % 3];
+        status st = spec_unpack(&out, bytes, n, &e);
+        assert_true(st == OK || (st == ERR_SPEC && !out));
+        spec_free(out);
+        bytes[i] = kept;
+    }
+    free(bytes);
+    spec_free(s);
+    free(text);
+}
+
+static void test_sizes(void **state)
+{
+    struct str text = {0};
+    struct err e = {0};
+    struct spec *s;
+
+    (void)state;
+    str_addz(&text, FACTOR);
+    for (int i = 0; i < 120000; i++) str_addz(&text, "# comment\n");
+    assert_int_equal(spec_parse(&s, text.text, text.length, "job.yaml", NULL, 0, &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "expected at most 1048576 bytes of YAML"));
+    str_clear(&text);
+    str_addz(&text, "kind: factorize\noutput: o\nmodel: ");
+    for (int i = 0; i < 5000; i++) str_addz(&text, "x");
+    refused(text.text, NULL, 0, "job.yaml:3: model: expected at most 4096 bytes of text, found 5000");
+    str_clear(&text);
+    str_addz(&text, INFER "stop: [");
+    for (int i = 0; i < 1025; i++) str_addf(&text, "s%d, ", i);
+    str_addz(&text, "]\n");
+    refused(text.text, NULL, 0, "job.yaml:5: stop: expected at most 1024 items, found 1025");
+    str_clear(&text);
+    str_addz(&text, PIPE);
+    for (int i = 0; i < 33; i++) str_addz(&text, "  - kind: factorize\n");
+    refused(text.text, NULL, 0, "steps: expected a list of 1 to 32 jobs, found more");
+    str_free(&text);
+    assert_int_equal(spec_load(&s, "tests/unit/no-such-file.yaml", NULL, 0, &e), ERR_IO);
+    assert_null(s);
+}
+
+static void test_help(void **state)
+{
+    (void)state;
+    for (int k = 0; k < JOB_KINDS; k++) {
+        char *text = NULL;
+        size_t n = 0;
+        FILE *f = open_memstream(&text, &n);
+
+        spec_help(f, (enum job_kind)k);
+        fclose(f);
+        assert_non_null(strstr(text, "  model "));
+        assert_non_null(strstr(text, "  cluster.threads "));
+        assert_int_equal(strstr(text, "  experts ") != NULL, k == JOB_FACTORIZE);
+        assert_int_equal(strstr(text, "  learning_rate ") != NULL, k == JOB_FINETUNE);
+        assert_int_equal(spec_kind_find(spec_kind_name((enum job_kind)k)), k);
+        free(text);
+    }
+    assert_int_equal(spec_kind_find("nothing"), -1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_method_factorllm),
+        cmocka_unit_test(test_values),       cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_overrides),    cmocka_unit_test(test_pipeline),
+        cmocka_unit_test(test_round_trips),  cmocka_unit_test(test_reals_are_exact),
+        cmocka_unit_test(test_damaged_yaml), cmocka_unit_test(test_damaged_message),
+        cmocka_unit_test(test_sizes),        cmocka_unit_test(test_help),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
