@@ -1,0 +1,497 @@
+/* The infer job: a file of requests through the engine, rows to disk as they finish.
+ *
+ * Before anything starts the whole input is looked through once for ids, so that duplicates are refused while nothing is done; a line is
+ * parsed fully when its turn comes.  Nothing of a sequence in flight is kept: after an interruption it is done again, and gives the same.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/stop.h"
+#include "data/digest.h"
+#include "jobs/fingerprint.h"
+#include "jobs/infer_journal.h"
+#include "jobs/infer_rows.h"
+#include "jobs/job.h"
+#include "model/router_file.h"
+
+static const size_t input_bytes_max = (size_t)4 << 30;
+enum { LINE_BYTES_MAX = 64 << 20, SHOW_ROWS = 20, COLUMNS_DEFAULT = 110, EVENT_SECONDS = 10 };
+
+struct line {
+    size_t at, length;
+    int64_t number; /* from 1, as an editor counts */
+    char *key;
+    bool done;
+    struct infer_request *request; /* while it is in flight */
+};
+
+struct infer {
+    struct job *j;
+    char *text; /* the input */
+    size_t length;
+    struct line *line;
+    struct line **by_key; /* sorted */
+    size_t n, room, next; /* next: the first line that was not submitted */
+    bool batch;           /* the input's form, for lines that have none */
+    struct sampling defaults;
+
+    struct shape shape;
+    struct tokenizer *t;
+    struct router router;
+    struct routing how;
+    struct engine_limits limits;
+    struct engine *engine;
+    struct journal *journal;
+    const char *model_name;
+
+    int64_t ok, failed, skipped, prompt_tokens, generated;
+    double start, last_event;
+};
+
+static void source_of(struct str *out, const struct infer *f, int64_t number)
+{
+    str_clear(out);
+    str_addf(out, "%s line %lld", f->j->spec->infer.input, (long long)number);
+}
+
+static void set_defaults(struct infer *f)
+{
+    const struct spec *s = f->j->spec;
+
+    f->defaults = (struct sampling){.temperature = s->infer.temperature,
+                                    .top_k = (int)s->infer.top_k,
+                                    .top_p = s->infer.top_p,
+                                    .min_p = s->infer.min_p,
+                                    .seed = (uint64_t)s->seed,
+                                    .max_tokens = (int)s->infer.max_tokens,
+                                    .stop = (const char *const *)s->infer.stop.items,
+                                    .n_stop = s->infer.stop.n,
+                                    .ignore_eos = s->infer.ignore_eos};
+}
+
+/* --- the input ------------------------------------------------------------------------------------------------------- */
+
+static bool is_blank(const char *text, size_t length)
+{
+    for (size_t i = 0; i < length; i++)
+        if (!strchr(" \t\r", text[i]) || !text[i]) return false;
+    return true;
+}
+
+static void add_line(struct infer *f, size_t at, size_t length, int64_t number)
+{
+    if (f->n == f->room) {
+        f->room = f->room ? 2 * f->room : 256;
+        f->line = realloc(f->line, f->room * sizeof(*f->line));
+        BUG_ON(!f->line);
+    }
+    f->line[f->n++] = (struct line){.at = at, .length = length, .number = number};
+}
+
+static status split_input(struct infer *f, struct err *e)
+{
+    size_t at = f->length >= 3 && memcmp(f->text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0; /* a byte order mark */
+    const char *input = f->j->spec->infer.input;
+
+    for (int64_t number = 1; at < f->length; number++) {
+        const char *end = memchr(f->text + at, '\n', f->length - at);
+        size_t length = end ? (size_t)(end - f->text) - at : f->length - at;
+
+        if (length > LINE_BYTES_MAX)
+            return err_set(e, ERR_LIMIT, "%s line %lld: is %zu bytes long, at most %d are read", input, (long long)number, length,
+                           LINE_BYTES_MAX);
+        if (!is_blank(f->text + at, length)) add_line(f, at, length, number);
+        at += length + 1;
+    }
+    if (!f->n) return err_set(e, ERR_FORMAT, "%s: expected at least one request, found none", input);
+    return OK;
+}
+
+static int by_key(const void *a, const void *b)
+{
+    const struct line *l = *(struct line *const *)a, *m = *(struct line *const *)b;
+    int order = strcmp(l->key, m->key);
+
+    if (order) return order;
+    return l->number < m->number ? -1 : l->number > m->number;
+}
+
+/* Ids of all lines; the first line with a form decides how lines without one are answered. */
+static status read_ids(struct infer *f, struct err *e)
+{
+    struct str source = {0};
+    bool form_known = false;
+    status s = OK;
+
+    for (size_t i = 0; i < f->n; i++) {
+        struct line *l = &f->line[i];
+        struct infer_request r;
+        struct err ignored; /* it comes again when the line is submitted */
+
+        source_of(&source, f, l->number);
+        bool good = !infer_parse(&r, f->text + l->at, l->length, source.text, l->number, &f->defaults, f->batch, &ignored);
+
+        l->key = str_dup(r.key);
+        if (good && !form_known) f->batch = r.batch;
+        form_known |= good;
+        infer_request_clear(&r);
+        if (i % 1024 == 0) cluster_alive(f->j->cluster);
+    }
+    str_free(&source);
+
+    f->by_key = malloc(f->n * sizeof(struct line *));
+    if (!f->by_key) return err_set(e, ERR_LIMIT, "out of memory for %zu requests", f->n);
+    for (size_t i = 0; i < f->n; i++) f->by_key[i] = &f->line[i];
+    qsort(f->by_key, f->n, sizeof(*f->by_key), by_key);
+    for (size_t i = 1; i < f->n && !s; i++)
+        if (strcmp(f->by_key[i - 1]->key, f->by_key[i]->key) == 0)
+            s = err_set(e, ERR_FORMAT, "%s: lines %lld and %lld have the same id %.200s", f->j->spec->infer.input,
+                        (long long)f->by_key[i - 1]->number, (long long)f->by_key[i]->number, f->by_key[i]->key);
+    return s;
+}
+
+static status read_input(struct infer *f, struct err *e)
+{
+    if (file_read(&f->text, &f->length, f->j->spec->infer.input, input_bytes_max, e)) return e->code;
+    if (split_input(f, e)) return e->code;
+    return read_ids(f, e);
+}
+
+/* --- what was done before -------------------------------------------------------------------------------------------- */
+
+static status mark_done(void *context, const char *key, bool ok, const char *source, struct err *e)
+{
+    struct infer *f = context;
+    union {
+        const char *in;
+        char *out;
+    } k = {.in = key};
+    struct line wanted = {.key = k.out}, *w = &wanted;
+    size_t low = 0, high = f->n;
+
+    (void)ok;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (strcmp(f->by_key[middle]->key, w->key) < 0) low = middle + 1;
+        else high = middle;
+    }
+    if (low == f->n || strcmp(f->by_key[low]->key, key) != 0)
+        return err_set(e, ERR_FORMAT, "%s: id %.200s is not in %s", source, key, f->j->spec->infer.input);
+    if (f->by_key[low]->done) return err_set(e, ERR_FORMAT, "%s: id %.200s is there a second time", source, key);
+    f->by_key[low]->done = true;
+    f->skipped++;
+    return OK;
+}
+
+/* Everything that decides what a row says, and nothing that does not (ranks, batch sizes, threads). */
+static status describe_run(struct infer *f, struct json_t *meta, struct err *e)
+{
+    const struct spec *s = f->j->spec;
+    struct json_t *stop = json_array_new();
+    char digest[65];
+
+    for (int i = 0; i < s->infer.stop.n; i++)
+        json_append(stop, json_text_new(s->infer.stop.items[i], strlen(s->infer.stop.items[i])));
+    json_put(meta, "stop", stop);
+    digest_bytes(digest, f->text, f->length);
+    json_put_text(meta, "input_sha256", digest);
+
+    if (fingerprint_model(digest, s->model, e)) return e->code;
+    json_put_text(meta, "model_sha256", digest);
+    if (f->how.router) {
+        const struct router *r = f->how.router;
+        size_t n = (size_t)r->layers * (size_t)r->experts;
+        char parts[3 * 65] = "";
+
+        digest_bytes(parts, r->weight, n * (size_t)r->width * sizeof(float));
+        digest_bytes(parts + 64, r->bias, n * sizeof(float));
+        digest_bytes(parts + 128, r->threshold, r->threshold ? (size_t)r->layers * sizeof(float) : 0);
+        digest_bytes(digest, parts, strlen(parts));
+        json_put_text(meta, "router_sha256", digest);
+    }
+    json_put_text(meta, "variant", spec_variant_name((enum spec_variant)s->infer.variant));
+    json_put_int(meta, "positions", f->limits.positions);
+    json_put_int(meta, "max_tokens", s->infer.max_tokens);
+    json_put_real(meta, "temperature", s->infer.temperature);
+    json_put_real(meta, "top_p", s->infer.top_p);
+    json_put_real(meta, "min_p", s->infer.min_p);
+    json_put_int(meta, "top_k", s->infer.top_k);
+    json_put_bool(meta, "ignore_eos", s->infer.ignore_eos);
+    json_put_int(meta, "seed", s->seed);
+    return OK;
+}
+
+static status open_journal(struct infer *f, struct err *e)
+{
+    const struct spec *s = f->j->spec;
+    char *path = s->infer.result ? str_dup(s->infer.result) : str_join(s->output, "responses.jsonl");
+    struct json_t *meta = json_object_new();
+    status st = describe_run(f, meta, e);
+
+    if (!st) st = journal_open(&f->journal, path, meta, mark_done, f, e);
+    if (!st && f->skipped) log_line(f->j->log, "%s: %lld of %zu rows are there already", path, (long long)f->skipped, f->n);
+    if (!st) json_put_text(f->j->result, "responses", path);
+    json_free(meta);
+    free(path);
+    return st;
+}
+
+/* --- the model ------------------------------------------------------------------------------------------------------- */
+
+/* A dense model has nothing to route; `dense` and the default are then the same thing. */
+static status choose_routing(struct infer *f, struct err *e)
+{
+    static const enum route routes[VARIANTS] = {[VARIANT_DENSE] = ROUTE_ALL,
+                                                [VARIANT_STATIC] = ROUTE_STATIC,
+                                                [VARIANT_RANDOM] = ROUTE_RANDOM,
+                                                [VARIANT_ROUTER] = ROUTE_ROUTER,
+                                                [VARIANT_ORACLE] = ROUTE_GRAM};
+    const struct spec *s = f->j->spec;
+    enum spec_variant v = (enum spec_variant)s->infer.variant;
+
+    f->how = (struct routing){
+        .route = routes[v], .scale = f->shape.scale, .compensate = f->shape.compensate, .seed = (uint64_t)s->seed};
+    if (!f->shape.experts) {
+        if (v != VARIANT_DENSE && v != VARIANT_ROUTER)
+            return err_set(e, ERR_SPEC, "%s: infer.variant: %s needs a factorized model, %s is dense", s->source,
+                           spec_variant_name(v), s->model);
+        f->how.route = ROUTE_ALL;
+        return OK;
+    }
+    if (v != VARIANT_ROUTER) return OK;
+    f->how.router = &f->router;
+    return router_read(&f->router, s->model, NULL, &f->shape, e);
+}
+
+static status set_limits(struct infer *f, struct err *e)
+{
+    const struct spec *s = f->j->spec;
+    int64_t positions = s->limits.positions ? s->limits.positions : f->shape.positions;
+
+    if (positions > f->shape.positions || positions < 2)
+        return err_set(e, ERR_LIMIT, "%s: limits.positions: expected 2 to the model's %d, found %lld", s->source,
+                       f->shape.positions, (long long)positions);
+    f->limits = (struct engine_limits){
+        .rows = (int)s->limits.batch_rows, .sessions = (int)s->limits.sessions, .positions = (int)positions};
+    return OK;
+}
+
+static status open_engine(struct infer *f, struct err *e)
+{
+    const struct spec *s = f->j->spec;
+    int64_t waiting = (int64_t)f->n - f->skipped;
+    struct model *m;
+
+    if (f->limits.sessions > waiting) f->limits.sessions = (int)waiting; /* memory for more would never be used */
+    struct model_limits limits = {.rows = f->limits.rows,
+                                  .sessions = f->limits.sessions,
+                                  .positions = f->limits.positions,
+                                  .oracle = f->how.route == ROUTE_GRAM,
+                                  .verify = s->verify_weights,
+                                  .calibration = f->how.route == ROUTE_STATIC};
+
+    if (cluster_model(f->j->cluster, s->model, limits, &m, e)) return e->code;
+    return engine_open(&f->engine, m, f->t, &f->how, (int)s->cluster.micro_batches, f->limits, e);
+}
+
+/* --- the run --------------------------------------------------------------------------------------------------------- */
+
+static status encode_prompt(struct infer *f, const struct infer_request *r, int32_t **ids, int *n, struct err *e)
+{
+    int32_t *text = NULL, first = f->shape.bos;
+    size_t n_text = 0;
+
+    *ids = NULL;
+    *n = 0;
+    if (tokenizer_encode(f->t, &text, &n_text, r->prompt, r->prompt_length, e)) return e->code;
+    if (first < 0 && n_text == 0 && f->shape.n_eos) first = f->shape.eos[0]; /* something has to stand before the first token */
+    if (n_text >= (size_t)f->limits.positions) { /* the engine counts the same way; this one before int overflows */
+        free(text);
+        return err_set(e, ERR_LIMIT, "the prompt has %zu tokens, at most %d leave room for an answer in %d positions",
+                       n_text + (first >= 0), f->limits.positions - 1, f->limits.positions);
+    }
+    *ids = malloc((n_text + 1) * sizeof(**ids));
+    BUG_ON(!*ids);
+    if (first >= 0) (*ids)[(*n)++] = first;
+    if (n_text) memcpy(*ids + *n, text, n_text * sizeof(*text));
+    *n += (int)n_text;
+    free(text);
+    return OK;
+}
+
+/* A request that cannot be done gets its error row; only the machine's own errors are returned. */
+static void submit(struct infer *f, size_t at)
+{
+    struct line *l = &f->line[at];
+    struct infer_request *r = calloc(1, sizeof(*r));
+    struct str source = {0}, message = {0};
+    int32_t *ids = NULL;
+    struct err e;
+    int n;
+
+    BUG_ON(!r);
+    source_of(&source, f, l->number);
+    bool parsed = !infer_parse(r, f->text + l->at, l->length, source.text, l->number, &f->defaults, f->batch, &e);
+    if (parsed && !encode_prompt(f, r, &ids, &n, &e) && !engine_submit(f->engine, at, ids, n, &r->how, &e)) {
+        l->request = r;
+    } else {
+        if (parsed) str_addf(&message, "%s: %s", source.text, e.text); /* the parser's messages name the line themselves */
+        else str_addz(&message, e.text);
+        infer_add_error(journal_buffer(f->journal), r, message.text);
+        f->failed++;
+        infer_request_clear(r);
+        free(r);
+    }
+    free(ids);
+    str_free(&source);
+    str_free(&message);
+}
+
+static int terminal_columns(void)
+{
+    struct winsize w;
+
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 0) return w.ws_col - 1;
+    return COLUMNS_DEFAULT;
+}
+
+static void finish(struct infer *f, const struct sequence *s)
+{
+    struct line *l = &f->line[s->tag];
+
+    infer_add_answer(journal_buffer(f->journal), l->request, s, f->model_name);
+    f->ok++;
+    f->prompt_tokens += s->prompt_tokens;
+    f->generated += s->n_tokens;
+    if (f->n <= SHOW_ROWS) {
+        struct str shown = {0};
+
+        infer_show(&shown, l->request->prompt, l->request->prompt_length, s->text, s->text_length, terminal_columns() - 2);
+        log_line(f->j->log, "  %s", shown.text);
+        str_free(&shown);
+    }
+    infer_request_clear(l->request);
+    free(l->request);
+    l->request = NULL;
+}
+
+static status feed(struct infer *f, struct err *e)
+{
+    enum { BUFFER_BYTES = 1 << 20 };
+
+    while (f->next < f->n && engine_has_room(f->engine)) {
+        size_t at = f->next++;
+
+        if (f->line[at].done) continue;
+        submit(f, at);
+        if (at % 256 == 255) cluster_alive(f->j->cluster);
+        if (journal_buffer(f->journal)->length > BUFFER_BYTES && journal_sync(f->journal, e)) return e->code;
+    }
+    return OK;
+}
+
+static status run(struct infer *f, struct err *e)
+{
+    const struct engine_stats *stats = engine_stats(f->engine);
+    const struct sequence *done;
+    int n_done;
+
+    f->start = clock_now();
+    for (;;) {
+        if (feed(f, e)) return e->code;
+        if (engine_step(f->engine, &done, &n_done, e)) return e->code;
+        for (int i = 0; i < n_done; i++) finish(f, &done[i]);
+        if (journal_sync(f->journal, e)) return e->code;
+        if (!engine_busy(f->engine) && f->next == f->n) return OK;
+
+        int64_t rows = f->ok + f->failed + f->skipped;
+        double seconds = clock_now() - f->start;
+
+        log_progress(f->j->log, "infer", (double)rows, (double)f->n, "%lld of %zu rows, %.0f tokens/s", (long long)rows, f->n,
+                     seconds > 0 ? (double)stats->tokens / seconds : 0.0);
+        if (seconds - f->last_event > EVENT_SECONDS) {
+            struct json_t *o = json_object_new();
+
+            f->last_event = seconds;
+            json_put_int(o, "rows", rows);
+            json_put_int(o, "generated_tokens", (int64_t)stats->tokens);
+            json_put_real(o, "tokens_per_second", (double)stats->tokens / seconds);
+            job_event(f->j, "progress", o);
+        }
+        if (stop_asked())
+            return err_set(e, STOPPED, "stopped on request with %lld of %zu rows done; run the same command again to go on",
+                           (long long)rows, f->n);
+    }
+}
+
+static void report(const struct infer *f)
+{
+    static const struct engine_stats nothing;
+    const struct engine_stats *s = f->engine ? engine_stats(f->engine) : &nothing;
+    double seconds = f->engine ? clock_now() - f->start : 0;
+    struct json_t *o = f->j->result;
+
+    json_put_int(o, "rows", (int64_t)f->n);
+    json_put_int(o, "ok", f->ok);
+    json_put_int(o, "failed", f->failed);
+    json_put_int(o, "skipped", f->skipped);
+    json_put_int(o, "prompt_tokens", f->prompt_tokens);
+    json_put_int(o, "generated_tokens", f->generated);
+    json_put_real(o, "tokens_per_second", seconds > 0 ? (double)s->tokens / seconds : 0);
+    json_put_int(o, "steps", (int64_t)s->steps);
+    json_put_int(o, "prefill_rows", (int64_t)s->prefill_rows);
+    json_put_int(o, "decode_rows", (int64_t)s->decode_rows);
+    json_put_real(o, "mean_batch", s->steps ? (double)(s->prefill_rows + s->decode_rows) / (double)s->steps : 0);
+    json_put_real(o, "generation_seconds", seconds);
+    json_put_text(o, "variant",
+                  f->shape.experts ? spec_variant_name((enum spec_variant)f->j->spec->infer.variant)
+                                   : spec_variant_name(VARIANT_DENSE));
+    log_line(f->j->log,
+             "%lld rows answered, %lld refused, %lld done before; %lld tokens in %.1f s (%.0f tokens/s, %.1f rows a step)",
+             (long long)f->ok, (long long)f->failed, (long long)f->skipped, (long long)s->tokens, seconds,
+             seconds > 0 ? (double)s->tokens / seconds : 0.0,
+             s->steps ? (double)(s->prefill_rows + s->decode_rows) / (double)s->steps : 0.0);
+}
+
+static void release(struct infer *f)
+{
+    engine_close(f->engine);
+    journal_close(f->journal);
+    tokenizer_close(f->t);
+    router_free(&f->router);
+    for (size_t i = 0; i < f->n; i++) {
+        if (f->line[i].request) infer_request_clear(f->line[i].request);
+        free(f->line[i].request);
+        free(f->line[i].key);
+    }
+    free(f->line);
+    free(f->by_key);
+    free(f->text);
+}
+
+status job_infer(struct job *j, struct err *e)
+{
+    struct infer f = {.j = j, .model_name = strrchr(j->spec->model, '/')};
+    status s;
+
+    f.model_name = f.model_name && f.model_name[1] ? f.model_name + 1 : j->spec->model;
+    set_defaults(&f);
+    s = read_input(&f, e);
+    if (!s) s = shape_read(&f.shape, j->spec->model, e);
+    if (!s) s = choose_routing(&f, e);
+    if (!s) s = tokenizer_open(&f.t, j->spec->model, e);
+    if (!s) s = set_limits(&f, e);
+    if (!s) s = open_journal(&f, e);
+    if (!s && f.skipped < (int64_t)f.n) s = open_engine(&f, e);
+    if (!s) {
+        if (f.engine) s = run(&f, e);
+        log_progress_end(j->log);
+        report(&f);
+    }
+    release(&f);
+    return s;
+}
