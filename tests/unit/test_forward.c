@@ -1,0 +1,359 @@
+/* The dense forward pass against golden numbers, and the same bits whatever way the rows come. */
+#include <math.h>
+
+#include "../open_model.h"
+#include "base/rng.h"
+
+enum { ROWS = 128, VOCAB = 4096, WIDTH = 256 };
+
+/* Logits are within 1e-4 of the largest magnitude: so is a lead that the best must keep. */
+static float allowed(const float *want, int n)
+{
+    float most = 0.0f;
+
+    for (int i = 0; i < n; i++) most = fmaxf(most, fabsf(want[i]));
+    assert_true(most > 0.0f);
+    return 1e-4f * most;
+}
+
+static void same(const char *what, const float *x, const float *want, int n)
+{
+    float room = allowed(want, n);
+
+    for (int i = 0; i < n; i++)
+        if (!(fabsf(x[i] - want[i]) <= room))
+            fail_msg("%s: element %d is %.7g, not %.7g", what, i, (double)x[i], (double)want[i]);
+}
+
+/* The argmax of every position: [n][vocab] logits; positions with a lead below what rounding may change are counted and must be few. */
+static void same_argmax(const char *what, struct model *m, const float *hidden, int n, const int32_t *argmax_want,
+                        const float *lead)
+{
+    int vocab = model_shape(m)->vocab, width = model_shape(m)->width, near = 0;
+    float *logits = malloc((size_t)vocab * sizeof(*logits));
+
+    assert_non_null(logits);
+    for (int t = 0; t < n; t++) {
+        forward_logits(m, hidden + (size_t)t * width, 1, logits);
+        if (lead[t] <= 2.0f * allowed(logits, vocab)) near++;
+        else if (argmax(logits, vocab) != argmax_want[t])
+            fail_msg("%s: position %d gives %d, not %d", what, t, argmax(logits, vocab), argmax_want[t]);
+    }
+    assert_true(near * 10 <= n);
+    free(logits);
+}
+
+static void same_greedy(const char *what, struct model *m, const struct json_t *greedy)
+{
+    static float hidden[ROWS * WIDTH], logits[VOCAB], lead[ROWS];
+    int32_t ids[2 * ROWS], want[ROWS];
+    int prompt = json_ints(ids, json_at(greedy, "prompt_ids"), ROWS), n = json_ints(want, json_at(greedy, "ids"), ROWS);
+    int vocab = model_shape(m)->vocab, width = model_shape(m)->width;
+
+    assert_true(n >= 20);
+    assert_int_equal(json_floats(lead, json_at(greedy, "lead"), ROWS), n);
+    run_rows(m, ids, 0, prompt, 0, hidden);
+    forward_logits(m, hidden + (size_t)(prompt - 1) * width, 1, logits);
+    for (int i = 0; i < n; i++) {
+        ids[prompt + i] = argmax(logits, vocab);
+        if (ids[prompt + i] != want[i]) {
+            if (lead[i] <= 2.0f * allowed(logits, vocab)) return; /* a near tie: from here on the texts may differ */
+            fail_msg("%s: token %d of the continuation is %d, not %d", what, i, ids[prompt + i], want[i]);
+        }
+        run_rows(m, ids, prompt + i, 1, 0, hidden);
+        forward_logits(m, hidden, 1, logits);
+    }
+}
+
+/* FFN inputs and outputs of the last `n` of `rows` positions, in the first and the last layer. */
+static void run_layers(struct model *m, const int32_t *ids, int rows, float *in[2], float *out[2])
+{
+    static float x[ROWS * WIDTH], h[ROWS * WIDTH], y[ROWS * WIDTH];
+    const struct shape *s = model_shape(m);
+    const struct routing all = {.route = ROUTE_ALL};
+    int32_t position[ROWS], session[ROWS] = {0};
+    size_t bytes = (size_t)rows * (size_t)s->width * sizeof(float);
+    struct err e;
+
+    for (int i = 0; i < rows; i++) position[i] = i;
+    const struct batch b = {rows, ids, position, session, NULL};
+    forward_embed(m, &b, x);
+    for (int l = 0; l < s->layers; l++) {
+        int which = l == 0 ? 0 : 1;
+
+        forward_attention(m, l, &b, 0, rows, x, h);
+        memset(y, 0, bytes);
+        assert_int_equal(moe_begin(model_moe(m), 0, l, h, NULL, rows, &all, &e), OK);
+        assert_int_equal(moe_end(model_moe(m), 0, y, NULL, &e), OK);
+        for (int i = 0; i < rows * s->width; i++) x[i] += y[i];
+        if (l > 0 && l < s->layers - 1) continue;
+        memcpy(in[which], h, bytes);
+        memcpy(out[which], y, bytes);
+    }
+}
+
+static void check_toy(const char *name)
+{
+    static float hidden[ROWS * WIDTH], logits[VOCAB], want[VOCAB], lead[ROWS], in[2][ROWS * WIDTH], out[2][ROWS * WIDTH];
+    static const char *const in_name[] = {"ffn_in_first", "ffn_in_last"}, *const out_name[] = {"ffn_out_first", "ffn_out_last"};
+    int32_t ids[ROWS], best[ROWS];
+    char directory[128], path[160];
+    struct json_t *golden;
+    struct opened o;
+    struct err e;
+
+    snprintf(directory, sizeof(directory), "tests/golden/%s", name);
+    snprintf(path, sizeof(path), "%s/golden.json", directory);
+    assert_int_equal(json_read(&golden, path, 1 << 20, &e), OK);
+    opened_open(&o, directory, (struct model_limits){.rows = ROWS, .sessions = 2, .positions = ROWS, .verify = true}, 1);
+    int n = json_ints(ids, json_at(golden, "ids"), ROWS), width = o.shape.width, vocab = o.shape.vocab;
+    int middle = (int)json_int(json_at(golden, "middle"));
+
+    assert_int_equal(n, 100);
+    run_rows(o.model, ids, 0, n, 1, hidden);
+    forward_logits(o.model, hidden + (size_t)(n - 1) * width, 1, logits);
+    assert_int_equal(json_floats(want, json_at(golden, "logits_last"), VOCAB), vocab);
+    same(name, logits, want, vocab);
+    forward_logits(o.model, hidden + (size_t)middle * width, 1, logits);
+    assert_int_equal(json_floats(want, json_at(golden, "logits_middle"), VOCAB), vocab);
+    same(name, logits, want, vocab);
+    assert_int_equal(json_ints(best, json_at(golden, "argmax"), ROWS), n);
+    assert_int_equal(json_floats(lead, json_at(golden, "argmax_lead"), ROWS), n);
+    same_argmax(name, o.model, hidden, n, best, lead);
+    same_greedy(name, o.model, json_at(golden, "greedy"));
+
+    run_layers(o.model, ids, n, (float *[]){in[0], in[1]}, (float *[]){out[0], out[1]});
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(json_floats(want, json_at(golden, in_name[i]), VOCAB), width);
+        same(in_name[i], in[i] + (size_t)(n - 1) * width, want, width);
+        assert_int_equal(json_floats(want, json_at(golden, out_name[i]), VOCAB), width);
+        same(out_name[i], out[i] + (size_t)(n - 1) * width, want, width);
+    }
+    opened_close(&o);
+    json_free(golden);
+}
+
+static void toy_llama(void **state)
+{
+    (void)state;
+    check_toy("toy-llama");
+}
+
+static void toy_qwen2(void **state)
+{
+    (void)state;
+    check_toy("toy-qwen2");
+}
+
+static void toy_mistral(void **state)
+{
+    (void)state;
+    check_toy("toy-mistral");
+}
+
+static void toy_rope_linear(void **state)
+{
+    (void)state;
+    check_toy("toy-rope-linear");
+}
+
+static void toy_rope_llama3(void **state)
+{
+    (void)state;
+    check_toy("toy-rope-llama3");
+}
+
+/* ---- trained models, where they are at hand ---- */
+
+static void read_floats(float *out, int n, const char *golden, const char *file)
+{
+    char path[600];
+
+    snprintf(path, sizeof(path), "%s/%s", golden, file);
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    assert_int_equal(fread(out, sizeof(*out), (size_t)n, f), n);
+    fclose(f);
+}
+
+static void check_trained(const char *name)
+{
+    static float hidden[ROWS * WIDTH], logits[VOCAB], want[VOCAB], lead[ROWS], in[2][ROWS * WIDTH], out[2][ROWS * WIDTH];
+    char part[128], directory[512], golden[512], file[64];
+    struct json_t *numbers;
+    int32_t ids[ROWS], best[ROWS];
+    struct opened o;
+    struct err e;
+
+    snprintf(part, sizeof(part), "golden/%s/golden.json", name);
+    if (!*shared_path(golden, part)) {
+        printf("%s is not here\n", part);
+        skip();
+    }
+    assert_int_equal(json_read(&numbers, golden, 1 << 24, &e), OK);
+    *strrchr(golden, '/') = 0;
+    snprintf(part, sizeof(part), "models/%s", name);
+    opened_open(&o, shared_path(directory, part), (struct model_limits){.rows = ROWS, .sessions = 1, .positions = ROWS}, 2);
+    int width = o.shape.width, vocab = o.shape.vocab;
+
+    const struct json_t *sequences = json_at(numbers, "sequences");
+    assert_int_equal(json_length(sequences), 3);
+    for (size_t i = 0; i < 3; i++) {
+        const struct json_t *q = json_item(sequences, i);
+        int n = json_ints(ids, json_at(q, "ids"), ROWS);
+
+        run_rows(o.model, ids, 0, n, 0, hidden);
+        forward_logits(o.model, hidden + (size_t)(n - 1) * width, 1, logits);
+        snprintf(file, sizeof(file), "logits_%s.bin", json_text(json_at(q, "name")));
+        read_floats(want, vocab, golden, file);
+        same(file, logits, want, vocab);
+        json_ints(best, json_at(q, "argmax"), ROWS);
+        json_floats(lead, json_at(q, "argmax_lead"), ROWS);
+        same_argmax(file, o.model, hidden, n, best, lead);
+        if (n != 7) continue;
+        run_layers(o.model, ids, n, (float *[]){in[0], in[1]}, (float *[]){out[0], out[1]});
+        read_floats(want, 7 * width, golden, "ffn_in_first_s7.bin");
+        same("ffn_in_first", in[0], want, 7 * width);
+        read_floats(want, 7 * width, golden, "ffn_in_last_s7.bin");
+        same("ffn_in_last", in[1], want, 7 * width);
+        read_floats(want, 7 * width, golden, "ffn_out_first_s7.bin");
+        same("ffn_out_first", out[0], want, 7 * width);
+        read_floats(want, 7 * width, golden, "ffn_out_last_s7.bin");
+        same("ffn_out_last", out[1], want, 7 * width);
+    }
+    same_greedy(name, o.model, json_at(numbers, "greedy"));
+    opened_close(&o);
+    json_free(numbers);
+}
+
+static void quillan_6m(void **state)
+{
+    (void)state;
+    check_trained("quillan-6m");
+}
+
+static void tiny1m(void **state)
+{
+    (void)state;
+    check_trained("tiny1m");
+}
+
+static void stories260k(void **state)
+{
+    (void)state;
+    check_trained("stories260K");
+}
+
+static void stories260k_sharded(void **state)
+{
+    (void)state;
+    check_trained("stories260K-sharded");
+}
+
+/* ---- the same bits ---- */
+
+static void random_ids(int32_t *ids, int n, int vocab, uint64_t seed)
+{
+    struct rng r;
+
+    rng_seed(&r, seed, 0);
+    for (int i = 0; i < n; i++) ids[i] = (int32_t)rng_below(&r, (uint64_t)vocab);
+}
+
+static void a_prompt_in_pieces_of_any_size(void **state)
+{
+    static const char *const toys[] = {"tests/golden/toy-llama", "tests/golden/toy-qwen2", "tests/golden/toy-mistral"};
+    static float whole[ROWS * WIDTH], pieces[ROWS * WIDTH];
+    static const int sizes[] = {1, 2, 7, 33, 64, 100};
+    enum { N = 110 };
+    int32_t ids[N];
+    struct opened o, three;
+
+    (void)state;
+    for (int toy = 0; toy < 3; toy++) {
+        const struct model_limits limits = {.rows = N, .sessions = 3, .positions = N};
+
+        opened_open(&o, toys[toy], limits, 1);
+        opened_open(&three, toys[toy], limits, 3);
+        random_ids(ids, N, o.shape.vocab, 5);
+        size_t bytes = (size_t)N * (size_t)o.shape.width * sizeof(float);
+
+        run_rows(o.model, ids, 0, N, 0, whole);
+        run_rows(three.model, ids, 0, N, 0, pieces);
+        assert_memory_equal(whole, pieces, bytes); /* threads do not matter either */
+        for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+            for (int first = 0; first < N; first += sizes[i]) {
+                int n = first + sizes[i] <= N ? sizes[i] : N - first;
+
+                run_rows(o.model, ids, first, n, 1 + (int)i % 2, pieces + (size_t)first * (size_t)o.shape.width);
+            }
+            assert_memory_equal(whole, pieces, bytes);
+        }
+        opened_close(&three);
+        opened_close(&o);
+    }
+}
+
+/* Five sessions of different lengths, their rows in one batch, in one and in two micro-batches; each against itself alone. */
+static void a_batch_of_sessions_is_each_of_them_alone(void **state)
+{
+    static const int lengths[] = {1, 30, 13, 2, 50};
+    static float alone[ROWS * WIDTH], together[ROWS * WIDTH];
+    enum { SESSIONS = 5, N = 96 };
+    int32_t ids[N], position[N], session[N];
+    const struct routing all = {.route = ROUTE_ALL};
+    struct opened o;
+    struct err e;
+    int at = 0;
+
+    (void)state;
+    opened_open(&o, "tests/golden/toy-llama", (struct model_limits){.rows = N, .sessions = 2 * SESSIONS, .positions = 64}, 2);
+    size_t D = (size_t)o.shape.width;
+    random_ids(ids, N, o.shape.vocab, 6);
+    for (int s = 0; s < SESSIONS; at += lengths[s++]) {
+        run_rows(o.model, ids + at, 0, lengths[s], s, alone + (size_t)at * D);
+        for (int i = 0; i < lengths[s]; i++) position[at + i] = i, session[at + i] = 2 * SESSIONS - 1 - s;
+    }
+    assert_int_equal(at, N);
+    for (int micro = 1; micro <= 2; micro++) {
+        const struct batch b = {N, ids, position, session, NULL};
+
+        memset(together, 0, sizeof(together));
+        if (forward(o.model, &b, &all, micro, together, &e)) fail_msg("%s", e.text);
+        assert_memory_equal(alone, together, (size_t)N * D * sizeof(float));
+    }
+    opened_close(&o);
+}
+
+static void an_empty_batch_is_fine(void **state)
+{
+    const struct routing all = {.route = ROUTE_ALL};
+    const struct batch none = {0};
+    struct opened o;
+    struct err e;
+
+    (void)state;
+    opened_open(&o, "tests/golden/toy-rope-linear", (struct model_limits){.rows = 4, .sessions = 1, .positions = 4}, 1);
+    assert_int_equal(forward(o.model, &none, &all, 2, NULL, &e), OK);
+    opened_close(&o);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(toy_llama),
+        cmocka_unit_test(toy_qwen2),
+        cmocka_unit_test(toy_mistral),
+        cmocka_unit_test(toy_rope_linear),
+        cmocka_unit_test(toy_rope_llama3),
+        cmocka_unit_test(quillan_6m),
+        cmocka_unit_test(tiny1m),
+        cmocka_unit_test(stories260k),
+        cmocka_unit_test(stories260k_sharded),
+        cmocka_unit_test(a_prompt_in_pieces_of_any_size),
+        cmocka_unit_test(a_batch_of_sessions_is_each_of_them_alone),
+        cmocka_unit_test(an_empty_batch_is_fine),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
