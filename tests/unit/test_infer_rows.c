@@ -222,8 +222,8 @@ static void answers_have_the_documented_form(void **state)
     assert_int_equal(parse(&r, "{\"prompt\": \"Hi\", \"id\": 12}", &e), OK);
     infer_add_answer(&out, &r, &s, "toy");
     assert_string_equal(out.text,
-                        "{\"id\":12,\"prompt\":\"Hi\",\"text\":\" there\\n\xef\xbf\xbd\",\"finish_reason\":\"stop\",\"usage\":"
-                        "{\"prompt_tokens\":4,\"completion_tokens\":6,\"total_tokens\":10}}\n");
+                        "{\"id\": 12, \"prompt\": \"Hi\", \"text\": \" there\\n\xef\xbf\xbd\", \"finish_reason\": \"stop\", "
+                        "\"usage\": {\"prompt_tokens\": 4, \"completion_tokens\": 6, \"total_tokens\": 10}}\n");
     assert_int_equal(infer_read_row(&key, &ok, out.text, out.length - 1, "row", &e), OK);
     assert_string_equal(key, "12");
     assert_true(ok);
