@@ -352,22 +352,26 @@ static void look_at(struct exchange *x, int slot, const struct pause *p)
     if (!x->over.code && p->stop && p->now - p->stop > STOP_SECONDS) give_up(x, STOPPED, "stopped by a signal");
 }
 
-static bool any_busy(struct exchange *x, int slot)
+/* Moves all lanes.  Those of the other slot, too: a follower stands still until its answer there was taken. */
+static void advance_all(struct exchange *x)
 {
-    bool any = false;
+    for (int slot = 0; slot < EXCHANGE_SLOTS; slot++)
+        for (int rank = 1; rank < x->comm->size && !x->over.code; rank++)
+            if (busy(lane_of(x, slot, rank))) advance(x, slot, rank);
+}
 
-    for (int rank = 1; rank < x->comm->size && !x->over.code; rank++) {
-        advance(x, slot, rank);
-        any = any || busy(lane_of(x, slot, rank));
-    }
-    return any && !x->over.code;
+static bool any_busy(const struct exchange *x, int slot)
+{
+    for (int rank = 1; rank < x->comm->size; rank++)
+        if (busy(lane_of(x, slot, rank))) return true;
+    return false;
 }
 
 static void collect(struct exchange *x, int slot)
 {
     struct pause p = pause_begin();
 
-    while (any_busy(x, slot)) {
+    for (advance_all(x); any_busy(x, slot); advance_all(x)) {
         if (!pause_step(&p)) continue;
         look_at(x, slot, &p);
         exchange_ping(x); /* to the others */
@@ -413,9 +417,7 @@ const struct answer *exchange_answer_of(const struct exchange *x, int slot, int 
 void exchange_progress(struct exchange *x)
 {
     if (!x->lanes) return;
-    for (int slot = 0; slot < EXCHANGE_SLOTS; slot++)
-        for (int rank = 1; rank < x->comm->size && !x->over.code; rank++)
-            if (busy(lane_of(x, slot, rank))) advance(x, slot, rank);
+    advance_all(x);
     exchange_ping(x);
 }
 

@@ -17,7 +17,7 @@ struct wait {
 
 static status lost(struct exchange *x, const struct wait *w, const char *reason)
 {
-    const struct request *last = &x->request->r;
+    const struct request *last = &x->last;
     struct str text = {0};
 
     str_addf(&text, "rank 0 (%s, the coordinator) was lost: rank %d heard nothing for %.1f s", x->comm->peers[0].host,
@@ -71,13 +71,10 @@ static status wait_all(struct exchange *x, MPI_Request *q, int n, bool receives)
 /* The next head that is not a ping. */
 static status next_head(struct exchange *x)
 {
-    struct request before = x->request->r; /* for messages, while the next one is awaited */
-
     do {
         int code = 0, n;
 
         n = exchange_receive(x, x->in, 0, x->request, sizeof(*x->request) + INLINE, 0, TAG_REQUEST, &code);
-        x->request->r = before;
         if (code)
             return err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to receive", x->comm->peers[0].host);
         if (wait_all(x, x->in, n, true)) return x->over.code;
@@ -105,7 +102,7 @@ status exchange_next(struct exchange *x, struct request *r, const void **payload
         if (code || wait_all(x, x->in, n, true)) goto over;
         *payload = x->buffer;
     }
-    *r = head->r;
+    *r = x->last = head->r;
     x->asked = true;
     x->stats.messages++;
     x->stats.bytes_back += head->r.bytes;
@@ -120,7 +117,7 @@ void exchange_answer(struct exchange *x, const struct request *r, status code, i
     int slot = x->request->slot, n = 0, failed;
     size_t length = sizeof(*x->answer);
 
-    BUG_ON(x->lanes || !x->asked || r->sequence != x->request->r.sequence || bytes > x->limits.answer_bytes);
+    BUG_ON(x->lanes || !x->asked || r->sequence != x->last.sequence || bytes > x->limits.answer_bytes);
     x->asked = false;
     if (x->over.code) return;
     *x->answer = (struct answer_head){.a = {.code = code, .rows = rows, .sequence = r->sequence, .bytes = bytes}};

@@ -57,7 +57,8 @@ struct exchange {
     double pinged;
 
     /* follower */
-    struct request_head *request; /* as in a lane; the last one taken */
+    struct request_head *request; /* as in a lane */
+    struct request last;          /* taken; for messages, while MPI writes over the head */
     struct answer_head *answer;
     char *buffer;
     MPI_Request *out, *in;
