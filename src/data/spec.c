@@ -72,7 +72,7 @@ static status unknown_key(const struct draft *d, const char *name, const char *w
     struct str hint = {0};
 
     key_suggest(&hint, name, d->s->kind);
-    err_set(e, ERR_SPEC, "%s: %s%.80s: expected a key of a %s job, found an unknown one%s", where, d->prefix, name,
+    err_set(e, ERR_SPEC, "%s: %s%.80s: expected a key of %s jobs, found an unknown one%s", where, d->prefix, name,
             spec_kind_name(d->s->kind), hint.text ? hint.text : "");
     str_free(&hint);
     return ERR_SPEC;

@@ -114,7 +114,7 @@ static status put_setting(struct draft *d, const Factorllm__Setting *m, struct e
     struct scalar one = {.text = number, .plain = true}, *items;
 
     if (row < 0 || (d->step && key_row(row)->flags & KEY_TOP))
-        return err_set(e, ERR_SPEC, "%s: %.80s: expected a key of a %s job, found an unknown one", where, m->key,
+        return err_set(e, ERR_SPEC, "%s: %.80s: expected a key of %s jobs, found an unknown one", where, m->key,
                        spec_kind_name(d->s->kind));
     if (d->line[row] != FROM_DEFAULT) return err_set(e, ERR_SPEC, "%s: %s: expected once, found again", where, m->key);
     d->line[row] = FROM_MESSAGE;

@@ -147,14 +147,14 @@ static void test_errors(void **state)
 
         /* keys */
         {FACTOR "expert: 4\n",
-         "job.yaml:4: expert: expected a key of a factorize job, found an unknown one; did you mean 'experts'?"},
+         "job.yaml:4: expert: expected a key of factorize jobs, found an unknown one; did you mean 'experts'?"},
         {FACTOR "tokens: 4\n",
-         "job.yaml:4: tokens: expected a key of a factorize job, found an unknown one; 'tokens' is a key of finetune jobs"},
+         "job.yaml:4: tokens: expected a key of factorize jobs, found an unknown one; 'tokens' is a key of finetune jobs"},
         {FACTOR "cluster: {thread: 4}\n",
-         "cluster.thread: expected a key of a factorize job, found an unknown one; did you mean 'cluster.threads'?"},
-        {FACTOR "cluster.threads: 4\n", "cluster.threads: expected a key of a factorize job, found an unknown one"},
+         "cluster.thread: expected a key of factorize jobs, found an unknown one; did you mean 'cluster.threads'?"},
+        {FACTOR "cluster.threads: 4\n", "cluster.threads: expected a key of factorize jobs, found an unknown one"},
         {FACTOR "cluster: 4\n", "job.yaml:4: cluster: expected a map of keys, found a value"},
-        {FACTOR "steps: []\n", "steps: expected a key of a factorize job, found an unknown one; 'steps' is"},
+        {FACTOR "steps: []\n", "steps: expected a key of factorize jobs, found an unknown one; 'steps' is"},
         {FACTOR "seed: 1\nseed: 1\n", "job.yaml:5: seed: expected once, found again; the first is in line 4"},
         {FACTOR "cluster: {threads: 1}\ncluster: {micro_batches: 1}\n",
          "job.yaml:5: cluster: expected once, found again; the first is in line 4"},
@@ -260,9 +260,9 @@ static void test_errors(void **state)
          "job.yaml:6: eval.output: expected a directory of its own, found 'o/factorize', that of step factorize"},
         {PIPE "  - {kind: factorize, output: o}\n", "output: expected a directory of its own, found 'o', that of the pipeline"},
         {PIPE "  - kind: finetune\n", "job.yaml:5: finetune.text: expected text to learn from"},
-        {PIPE "  - kind: factorize\n    tokens: 3\n", "job.yaml:6: tokens: expected a key of a factorize job"},
+        {PIPE "  - kind: factorize\n    tokens: 3\n", "job.yaml:6: tokens: expected a key of factorize jobs"},
         {"kind: pipeline\n" HEAD "tokens: 3\nsteps: [{kind: factorize}]\n",
-         "job.yaml:4: tokens: expected a key of a pipeline job, found an unknown one; 'tokens' is a key of finetune jobs"},
+         "job.yaml:4: tokens: expected a key of pipeline jobs, found an unknown one; 'tokens' is a key of finetune jobs"},
         {"kind: pipeline\n" HEAD "steps: [{kind: factorize}]\nsteps: [{kind: factorize}]\n",
          "job.yaml:5: steps: expected once, found again"},
     };
@@ -304,7 +304,7 @@ static void test_overrides(void **state)
         {"=3", "--set: expected key=value, found '=3'"},
         {"experts=", "--set: experts: expected an integer from 1 to 4096, found nothing"},
         {"experts=x", "--set: experts: expected an integer from 1 to 4096, found 'x'"},
-        {"expert=3", "--set: expert: expected a key of a factorize job, found an unknown one; did you mean 'experts'?"},
+        {"expert=3", "--set: expert: expected a key of factorize jobs, found an unknown one; did you mean 'experts'?"},
         {"kind=eval", "--set: kind: expected in the job file"},
         {"active=40", "--set: active: expected active <= experts, found 40 active of 32 experts"},
         {"model=", "--set: model: expected text, found an empty text"},
@@ -316,7 +316,7 @@ static void test_overrides(void **state)
     const char *misplaced[] = {"eval.cluster.threads=3"}, *unknown[] = {"evl.window=3"};
     refused(PIPE "  - {kind: eval, text: {file: t}}\n", misplaced, 1,
             "--set: eval.cluster.threads: expected at the top of the pipeline");
-    refused(PIPE "  - {kind: eval, text: {file: t}}\n", unknown, 1, "--set: evl.window: expected a key of a pipeline job");
+    refused(PIPE "  - {kind: eval, text: {file: t}}\n", unknown, 1, "--set: evl.window: expected a key of pipeline jobs");
 }
 
 static const char pipeline_text[] =
