@@ -223,9 +223,9 @@ static void say_broken(struct exchange *x, const struct lane *l, int rank, int c
 
 static int receive_head(struct exchange *x, struct lane *l, int slot, int rank)
 {
-    int code = 0;
+    int code = MPI_Irecv(l->answer, sizeof(*l->answer) + INLINE, MPI_BYTE, rank, TAG_ANSWER + slot, x->comm->world, &l->in[0]);
 
-    l->n_in = exchange_receive(x, l->in, 0, l->answer, sizeof(*l->answer) + INLINE, rank, TAG_ANSWER + slot, &code);
+    l->n_in = code ? 0 : 1;
     l->state = HEAD;
     return code;
 }

@@ -72,12 +72,11 @@ static status wait_all(struct exchange *x, MPI_Request *q, int n, bool receives)
 static status next_head(struct exchange *x)
 {
     do {
-        int code = 0, n;
+        int code = MPI_Irecv(x->request, sizeof(*x->request) + INLINE, MPI_BYTE, 0, TAG_REQUEST, x->comm->world, &x->in[0]);
 
-        n = exchange_receive(x, x->in, 0, x->request, sizeof(*x->request) + INLINE, 0, TAG_REQUEST, &code);
         if (code)
             return err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to receive", x->comm->peers[0].host);
-        if (wait_all(x, x->in, n, true)) return x->over.code;
+        if (wait_all(x, x->in, 1, true)) return x->over.code;
     } while (x->request->r.kind == KIND_PING);
     return OK;
 }
