@@ -285,6 +285,7 @@ static void test_same_bits(void **state)
             struct part u;
 
             if (variant > 0 && shapes[shape].experts == 0) continue; /* nothing to place */
+            if (shape > 0 && variant % 3) continue;                  /* all placements for one shape, three for the others */
             part_open(&u, c, shape, variant);
             if (comm_rank(c) == 0) coordinate(&u, shape, comm_size(c));
             else follow(&u);
