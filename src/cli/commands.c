@@ -47,7 +47,8 @@ static void report(const struct err *e)
 {
     fflush(stdout);
     fprintf(stderr, "factorllm: %s\n", e->text);
-    if (e->code == STOPPED) fputs("factorllm: stopped early; run the same command again to go on\n", stderr);
+    if (e->code == STOPPED && !strstr(e->text, " again"))
+        fputs("factorllm: stopped early; run the same command again to go on\n", stderr);
     fflush(stderr);
 }
 

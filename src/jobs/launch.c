@@ -92,6 +92,8 @@ status launch_run(const struct launch *l, int *argc, char ***argv)
     } else if (st == OK) {
         st = cluster_follow(ranks, &e);
         if (st == ERR_RANK) l->report(&e);
+        /* stopped by a signal of its own, not by the coordinator's word: there is nobody to close with */
+        if (st == STOPPED && e.code == STOPPED) comm_abort(c, STOPPED);
     }
     if (st == ERR_RANK) comm_abort(c, ERR_RANK);
     cluster_close(ranks);
