@@ -423,7 +423,8 @@ status job_eval(struct job *j, struct err *e)
     if (!s) {
         eval_fill_result(r);
         eval_print(r);
-        s = gate(r, e);
+        s = eval_write_items(r, e);
+        if (!s) s = gate(r, e);
     }
     run_free(r);
     free(r);

@@ -117,6 +117,7 @@ void eval_bootstrap(struct interval *out, const double *difference, const double
 bool eval_item_right(const struct item *i, const struct eval_score *pieces, bool normalized);
 
 void eval_fill_result(const struct eval_run *r);
+status eval_write_items(const struct eval_run *r, struct err *e);
 void eval_print(const struct eval_run *r);
 
 #endif

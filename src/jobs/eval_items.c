@@ -93,7 +93,7 @@ status items_parse_line(struct items *to, const char *line, size_t length, const
                         struct err *e)
 {
     struct item item = {.line = number, .file = file};
-    const char *id = "", *set = pairs ? "pairs" : NULL;
+    const char *id = NULL, *set = pairs ? "pairs" : NULL;
     struct json_t *o = NULL;
     char source[512];
 
@@ -112,7 +112,7 @@ status items_parse_line(struct items *to, const char *line, size_t length, const
         json_free(o);
         return s;
     }
-    item.id = str_dup(id);
+    item.id = str_dup(id ? id : source); /* FILE:LINE names it as well */
     json_free(o);
     if (to->n == to->room) {
         to->room = to->room ? 2 * to->room : 256;

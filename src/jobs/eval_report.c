@@ -294,6 +294,31 @@ void eval_fill_result(const struct eval_run *r)
     json_put(to, "compare", c);
 }
 
+/* OUTPUT/items.json: every sum of log p, {variant: {id: [good, bad] or [choices] or [target]}}. */
+status eval_write_items(const struct eval_run *r, struct err *e)
+{
+    char *path = str_join(r->job->spec->output, "items.json");
+    struct json_t *o = json_object_new();
+
+    for (int v = 0; v < VARIANTS; v++) {
+        const struct eval_variant *x = &r->side[0].variant[v];
+        struct json_t *of = x->done && r->n_pieces ? json_object_new() : NULL;
+
+        for (size_t i = 0; of && i < r->items.n; i++) {
+            const struct item *item = &r->items.item[i];
+            struct json_t *sums = json_array_new();
+
+            for (int t = 0; t < item->n; t++) json_append(sums, json_real_new(x->pieces[item->first + (size_t)t].logp));
+            json_put(of, item->id, sums);
+        }
+        if (of) json_put(o, spec_variant_name((enum spec_variant)v), of);
+    }
+    status s = r->n_pieces ? json_write(path, o, e) : OK;
+    json_free(o);
+    free(path);
+    return s;
+}
+
 /* --- for a person --- */
 
 static void print_side(struct log *l, const struct eval_run *r, const struct eval_side *side)
