@@ -110,7 +110,7 @@ status comm_open(struct comm **out, int *argc, char ***argv, struct err *e)
     c->yields = variable_is_on("OMPI_MCA_mpi_yield_when_idle") || variable_is_on("OMPI_MCA_mpi_oversubscribe");
     c->recovery = variable_is_on("OMPI_MCA_orte_enable_recovery");
     if (launched(&rank, &several)) {
-        if (several) watch_fork(rank);
+        if (several) c->closed = watch_fork(rank);
         if (start_mpi(c, argc, argv, e)) {
             free_comm(c);
             return e->code;
@@ -127,6 +127,7 @@ status comm_open(struct comm **out, int *argc, char ***argv, struct err *e)
 void comm_close(struct comm *c)
 {
     if (!c) return;
+    if (c->closed) *c->closed = true;
     if (c->started && !c->dirty) {
         /* Pings that nobody fetched are done with: they are small, and MPI has taken them. */
         MPI_Waitall(c->size, c->ping, MPI_STATUSES_IGNORE);

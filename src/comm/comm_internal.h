@@ -23,6 +23,7 @@ struct comm {
     size_t chunk; /* a longer piece of payload travels as several messages: MPI counts in int */
     MPI_Request *ping;
     bool yields, recovery;
+    bool *closed; /* see watch_fork(); NULL when nobody watches */
 };
 
 /* process.c: which process a rank is, beyond its number: its kernel, its PID namespace and when it started, so that neither a container
@@ -45,8 +46,8 @@ int process_host_cores(const struct process *all, int n, const struct process *p
  * does not look at grandchildren.  So the process that mpirun started forks before MPI_Init, the child is the rank, and when the
  * child is killed the parent lives on for a moment, in which the coordinator sees the loss and ends the job with its own line
  * and ERR_RANK.  If nobody did by then, the parent prints the line and exits with ERR_RANK.  An exit code is passed on.
- * Returns in the child only. */
-void watch_fork(int rank);
+ * Returns in the child only: a flag that the parent sees, to be set when the rank ends in order; exit(0) without it is a loss, too. */
+bool *watch_fork(int rank);
 
 /* doctor.c */
 struct doctor_view {

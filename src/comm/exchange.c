@@ -293,6 +293,14 @@ static void advance(struct exchange *x, int slot, int rank)
     }
 }
 
+/* Moves all lanes.  Those of the other slot, too: a follower stands still until its answer there was taken. */
+static void advance_all(struct exchange *x)
+{
+    for (int slot = 0; slot < EXCHANGE_SLOTS; slot++)
+        for (int rank = 1; rank < x->comm->size && !x->over.code; rank++)
+            if (busy(lane_of(x, slot, rank))) advance(x, slot, rank);
+}
+
 void exchange_post(struct exchange *x, int slot, int rank, const struct request *r, const void *part0, size_t bytes0,
                    const void *part1, size_t bytes1)
 {
@@ -350,14 +358,6 @@ static void look_at(struct exchange *x, int slot, const struct pause *p)
         }
     }
     if (!x->over.code && p->stop && p->now - p->stop > STOP_SECONDS) give_up(x, STOPPED, "stopped by a signal");
-}
-
-/* Moves all lanes.  Those of the other slot, too: a follower stands still until its answer there was taken. */
-static void advance_all(struct exchange *x)
-{
-    for (int slot = 0; slot < EXCHANGE_SLOTS; slot++)
-        for (int rank = 1; rank < x->comm->size && !x->over.code; rank++)
-            if (busy(lane_of(x, slot, rank))) advance(x, slot, rank);
 }
 
 static bool any_busy(const struct exchange *x, int slot)
@@ -428,6 +428,7 @@ void exchange_ping(struct exchange *x)
 
     if (!x->lanes || x->over.code || now - x->pinged < x->limits.deadline / 8) return;
     x->pinged = now;
+    advance_all(x); /* a follower that cannot get rid of its answer hears no ping */
     for (int rank = 1; rank < c->size; rank++) {
         int done = 0;
 

@@ -7,6 +7,8 @@
 
 /* The coordinator that goes because another rank was lost has said so; mpirun's signal follows it within this time, and we need not. */
 static const double GONE_SECONDS = 0.3;
+/* Followers speak one after the other: the first ends the job and the others are spared. */
+static const double TURN_SECONDS = 0.1;
 /* What the coordinator may take to end the job in order after a signal came to all: mpirun leaves 1 s. */
 static const double STOP_SECONDS = 0.6;
 
@@ -32,13 +34,13 @@ static status lost(struct exchange *x, const struct wait *w, const char *reason)
 
 static status look(struct exchange *x, struct wait *w)
 {
-    double now = w->pause.now;
+    double now = w->pause.now, turn = TURN_SECONDS * (x->comm->rank < 10 ? x->comm->rank - 1 : 10);
 
     if (!w->gone && comm_peer_gone(x->comm, 0)) w->gone = now;
     if (w->gone && w->pause.stop) return err_set(&x->over, STOPPED, "the coordinator ended the job");
-    if (w->gone && now - w->gone > GONE_SECONDS) return lost(x, w, "its process is gone");
+    if (w->gone && now - w->gone > GONE_SECONDS + turn) return lost(x, w, "its process is gone");
     if (w->pause.stop && now - w->pause.stop > STOP_SECONDS) return err_set(&x->over, STOPPED, "stopped by a signal");
-    if (now - w->pause.start > x->limits.deadline) {
+    if (now - w->pause.start > x->limits.deadline + turn) {
         char reason[64];
 
         snprintf(reason, sizeof(reason), "deadline %.1f s", x->limits.deadline);
