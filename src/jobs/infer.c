@@ -257,8 +257,8 @@ static status choose_routing(struct infer *f, struct err *e)
         .route = routes[v], .scale = f->shape.scale, .compensate = f->shape.compensate, .seed = (uint64_t)s->seed};
     if (!f->shape.experts) {
         if (v != VARIANT_DENSE && v != VARIANT_ROUTER)
-            return err_set(e, ERR_SPEC, "%s: infer.variant: %s needs a factorized model, %s is dense", s->source,
-                           spec_variant_name(v), s->model);
+            return err_set(e, ERR_SPEC, "%s: variant: %s needs a factorized model, %s is dense", s->source, spec_variant_name(v),
+                           s->model);
         f->how.route = ROUTE_ALL;
         return OK;
     }

@@ -30,6 +30,13 @@ static char *meta_path(const char *path)
     return s.text;
 }
 
+static void spell(struct str *out, const struct json_t *v)
+{
+    if (!v) str_addz(out, "missing");
+    else if (json_is_real(v) && !json_is_int(v)) str_addf(out, "%.15g", json_number(v)); /* 0.1, not its 17 digits */
+    else json_dump(out, v, false);
+}
+
 static status compare_meta(const char *path, const char *meta_file, const struct json_t *meta, struct err *e)
 {
     struct json_t *there = NULL;
@@ -41,11 +48,9 @@ static status compare_meta(const char *path, const char *meta_file, const struct
     if (json_read(&there, meta_file, 1 << 20, e)) return e->code;
     for (void *m = json_first(meta); m && !s; m = json_next(meta, m)) {
         struct str mine = {0}, theirs = {0};
-        const struct json_t *old = json_at(there, json_key(m));
 
-        json_dump(&mine, json_member(m), false);
-        if (old) json_dump(&theirs, old, false);
-        else str_addz(&theirs, "missing");
+        spell(&mine, json_member(m));
+        spell(&theirs, json_at(there, json_key(m)));
         if (strcmp(mine.text, theirs.text) != 0)
             s = err_set(
                 e, ERR_SPEC,
