@@ -1,8 +1,10 @@
 /* The door to OpenBLAS.
  *
- * Why rows are invariant: an element of a product is one sum over k, and in one sgemm its order depends on the shape of the call and on which edge
- * kernel the element falls into.  A product here is calls of a few fixed shapes, panel x tile, and gemm_admit() has compared bit by bit, on random
- * data, what every tile height makes of a row at every position with what the shortest one makes of it.  A height that differs is not used.
+ * Why rows are invariant: an element of a product is one sum over k, and the order of that sum inside sgemm depends on the shape of the call and on where in
+ * it the element stands (the Haswell kernels, for one, treat the first and the last eight rows of a call in another way than those
+ * between).  So a product here is calls of a few fixed shapes, panel x tile.  BASE rows at a time are the definition; gemm_admit() finds out on random
+ * data, bit by bit, which rows of a call with another number of rows come out as they do in a base tile, and only those are used.
+ * The rows of x stand on sgemm's M side, where that holds for most of them, so a call's result is transposed: [panel][tile].
  */
 #include "num/gemm.h"
 
@@ -19,30 +21,33 @@
 #include "base/rng.h"
 #include "num/widen.h"
 
-/* Tile heights.  The first that verifies against itself at every position is the base; a height of 1 always does. */
-static const int TILE[] = {1, 4, 16, 64, 256};
-enum { TILES = sizeof(TILE) / sizeof(*TILE), PAD_MAX = 64, PANEL_MAX = 128, CHUNK = 512, TILE_STEP = 4 };
+enum { BASE = 8, TALLS = 2, TALL_MAX = 256, PANEL_MAX = 120, CHUNK = 480, OFFSETS = 3 };
+static const int TALL[TALLS] = {64, TALL_MAX};
 /* Below this many multiplications waking the workers takes longer than the product. */
 enum { SERIAL_BELOW = 1 << 18, SPINS = 2000 };
 
+struct tile { /* a call of `height` rows, of which rows begin .. end - 1 can be used; begin == end: none */
+    int height, begin, end;
+};
+
 struct admitted {
     int panel, cols;
-    int base;       /* index into TILE */
-    unsigned tiles; /* bit i: TILE[i] gives the base's bits */
+    int base;             /* BASE, or 1 where rows of a base tile are not alike */
+    bool whole[BASE + 1]; /* [h]: a call of h <= base rows gives the bits of a base tile */
+    struct tile tall[TALLS];
 };
 
 struct scratch {
-    float *panel; /* [PANEL_MAX or less][cols] widened weights */
-    float *y;     /* [PAD_MAX][PANEL_MAX] of a padded tile */
+    float *panel; /* [panel][cols] widened weights */
+    float *y;     /* [PANEL_MAX][TALL_MAX] the result of a call */
 };
 
 struct gemm {
     int threads;
     struct admitted *shape;
     int shapes;
-    unsigned tiles; /* usable for every shape so far, for gemm_describe() */
     struct scratch *scratch;
-    float *pad; /* [PAD_MAX][cols]: the last rows of x, filled up with zeros */
+    float *pad; /* [BASE][cols]: the last rows of x, filled up with zeros */
     size_t panel_floats, pad_floats;
     char about[128];
 
@@ -125,19 +130,23 @@ void gemm_parallel(struct gemm *g, int n, void (*task)(void *ctx, int i, int wor
 
 /* ---- opening ---- */
 
+/* Names the tile heights that all shapes so far can use. */
 static void describe(struct gemm *g)
 {
-    char version[32] = "";
-    size_t at;
+    char version[32] = "", tall[64] = "";
+    int base = BASE;
 
     sscanf(openblas_get_config(), "OpenBLAS %31s", version);
-    at = (size_t)snprintf(g->about, sizeof(g->about), "OpenBLAS %s %s, %d thread%s, row tiles ", version, openblas_get_corename(),
-                          g->threads, g->threads == 1 ? "" : "s");
-    for (int i = 0, first = 1; i < TILES && at < sizeof(g->about); i++) {
-        if (!(g->tiles >> i & 1)) continue;
-        at += (size_t)snprintf(g->about + at, sizeof(g->about) - at, "%s%d", first ? "" : "/", TILE[i]);
-        first = 0;
+    for (int i = 0; i < g->shapes; i++)
+        if (g->shape[i].base < base) base = g->shape[i].base;
+    for (int k = 0; k < TALLS; k++) {
+        bool all = true;
+
+        for (int i = 0; i < g->shapes; i++) all = all && g->shape[i].tall[k].end;
+        if (all) snprintf(tall + strlen(tall), sizeof(tall) - strlen(tall), "/%d", TALL[k]);
     }
+    snprintf(g->about, sizeof(g->about), "OpenBLAS %s %s, %d thread%s, row tiles %d%s", version, openblas_get_corename(),
+             g->threads, g->threads == 1 ? "" : "s", base, tall);
 }
 
 status gemm_open(struct gemm **out, int threads, struct err *e)
@@ -152,7 +161,6 @@ status gemm_open(struct gemm **out, int threads, struct err *e)
     pthread_cond_init(&g->wake, NULL);
     pthread_cond_init(&g->idle, NULL);
     g->threads = threads;
-    g->tiles = ((1u << TILES) - 1) & ~1u;
     g->scratch = calloc((size_t)threads, sizeof(*g->scratch));
     g->worker = calloc((size_t)threads, sizeof(*g->worker));
     if (!g->scratch || !g->worker) {
@@ -215,10 +223,10 @@ const char *gemm_describe(const struct gemm *g)
 /* ---- admission ---- */
 
 /* The height of a weight's panels.  Of the shape alone, so that a row is summed alike for ever; about half a MiB, so that a widened
- * panel stays in the second-level cache. */
+ * panel stays in the second-level cache; and a multiple of 12, the width of the widest kernels. */
 static int panel_height(int rows, int cols)
 {
-    int most = cols <= 1024 ? PANEL_MAX : cols <= 4096 ? 64 : 32;
+    int most = cols <= 1024 ? PANEL_MAX : cols <= 4096 ? 60 : 36;
 
     return rows < most ? rows : most;
 }
@@ -230,58 +238,114 @@ static const struct admitted *admitted_find(const struct gemm *g, int panel, int
     return NULL;
 }
 
-static void multiply(float *y, size_t ldy, const float *x, size_t ldx, int rows, const float *w, size_t ldw, int panel, int cols)
+/* y[panel][rows] = w x^T: transposed, see above. */
+static void multiply(float *y, const float *x, size_t ldx, int rows, const float *w, size_t ldw, int panel, int cols)
 {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, panel, cols, 1.0f, x, (int)ldx, w, (int)ldw, 0.0f, y, (int)ldy);
+    cblas_sgemm(CblasColMajor, CblasTrans, CblasNoTrans, rows, panel, cols, 1.0f, x, (int)ldx, w, (int)ldw, 0.0f, y, rows);
 }
 
-/* Does a tile of `height` rows give every row the bits in `want`?  Tiles are laid over the rows of x at up to four offsets, so that every row stands
- * at several positions, in a short tile at all of them, with other neighbours each time. */
-static bool tile_agrees(const float *want, float *y, const float *x, int rows, const float *w, int panel, int cols, int height)
-{
-    int offsets = height < TILE_STEP ? height : TILE_STEP;
+/* Everything one shape is verified with. */
+struct trial {
+    int rows, panel, cols;
+    float *x, *w; /* [rows][cols], [panel][cols] */
+    float *want;  /* [rows][panel] by base tiles */
+    float *y;     /* of one call */
+};
 
-    for (int offset = 0; offset < offsets; offset++)
-        for (int at = offset; at + height <= rows; at += height) {
-            multiply(y, (size_t)panel, x + (size_t)at * cols, (size_t)cols, height, w, (size_t)cols, panel, cols);
-            if (memcmp(y, want + (size_t)at * panel, (size_t)height * panel * sizeof(*y))) return false;
-        }
+/* Clears good[r] of the rows r of a call with rows at .. at + height - 1 that do not have the bits in `want`. */
+static void compare(const struct trial *t, int at, int height, bool *good)
+{
+    multiply(t->y, t->x + (size_t)at * (size_t)t->cols, (size_t)t->cols, height, t->w, (size_t)t->cols, t->panel, t->cols);
+    for (int r = 0; r < height; r++)
+        for (int n = 0; good[r] && n < t->panel; n++)
+            good[r] = !memcmp(&t->y[(size_t)n * (size_t)height + (size_t)r],
+                              &t->want[(size_t)(at + r) * (size_t)t->panel + (size_t)n], sizeof(float));
+}
+
+/* Which rows of a call of this height can be trusted: good at every place where they were laid over x, with other neighbours each time. */
+static void try_height(const struct trial *t, int height, bool *good)
+{
+    int step = height < BASE ? 1 : height, last = height <= BASE ? 4 * BASE : t->rows - height;
+
+    for (int r = 0; r < height; r++) good[r] = true;
+    for (int offset = 0; offset < (height == BASE ? BASE : OFFSETS); offset++)
+        for (int at = offset; at <= last; at += step) compare(t, at, height, good);
+}
+
+static struct tile longest_run(const bool *good, int height)
+{
+    struct tile best = {.height = height};
+
+    for (int begin = 0; begin < height; begin++) {
+        int end = begin;
+
+        while (end < height && good[end]) end++;
+        if (end - begin > best.end - best.begin) best.begin = begin, best.end = end;
+        begin = end;
+    }
+    best.end -=
+        (best.end - best.begin) % BASE; /* calls then begin at multiples of BASE, and only the last rows of all are fewer */
+    if (2 * (best.end - best.begin) < height) best.begin = best.end = 0; /* costs more than it gives */
+    return best;
+}
+
+static void fill_want(const struct trial *t, int base)
+{
+    for (int at = 0; at + base <= t->rows; at += base) {
+        multiply(t->y, t->x + (size_t)at * (size_t)t->cols, (size_t)t->cols, base, t->w, (size_t)t->cols, t->panel, t->cols);
+        for (int r = 0; r < base; r++)
+            for (int n = 0; n < t->panel; n++)
+                t->want[(size_t)(at + r) * (size_t)t->panel + (size_t)n] = t->y[(size_t)n * (size_t)base + (size_t)r];
+    }
+}
+
+static bool all_good(const bool *good, int height)
+{
+    for (int r = 0; r < height; r++)
+        if (!good[r]) return false;
     return true;
 }
 
-/* Fills a->base and a->tiles for a->panel x a->cols. */
+static void examine(struct admitted *a, const struct trial *t)
+{
+    bool good[TALL_MAX];
+
+    a->base = BASE;
+    fill_want(t, BASE);
+    try_height(t, BASE, good);
+    if (!all_good(good, BASE)) { /* then every row is a call of its own, which is right by itself */
+        a->base = 1;
+        a->whole[1] = true;
+        return;
+    }
+    for (int h = 1; h <= BASE; h++) {
+        try_height(t, h, good);
+        a->whole[h] = all_good(good, h);
+    }
+    for (int k = 0; k < TALLS; k++) {
+        try_height(t, TALL[k], good);
+        a->tall[k] = longest_run(good, TALL[k]);
+    }
+}
+
+/* Fills the rest of *a for a->panel x a->cols. */
 static status verify(struct admitted *a, struct err *e)
 {
-    int rows = TILE[TILES - 1] + TILE_STEP;
-    size_t cols = (size_t)a->cols, panel = (size_t)a->panel;
-    float *x = malloc(((size_t)rows + panel) * cols * sizeof(*x) + 1), *w = x ? x + (size_t)rows * cols : NULL;
-    float *want = malloc((size_t)rows * panel * 2 * sizeof(*want) + 1), *y = want ? want + (size_t)rows * panel : NULL;
+    struct trial t = {.rows = TALL_MAX + BASE, .panel = a->panel, .cols = a->cols};
+    size_t rows = (size_t)t.rows, panel = (size_t)t.panel, cols = (size_t)t.cols;
+    float *in = malloc((rows + panel) * cols * sizeof(*in)), *out = malloc(2 * rows * panel * sizeof(*out));
     status s = OK;
 
-    if (!x || !want) {
+    if (in && out) {
+        t.x = in, t.w = in + rows * cols, t.want = out, t.y = out + rows * panel;
+        for (size_t i = 0; i < (rows + panel) * cols; i++) /* full mantissas, so that every other order of a sum shows */
+            in[i] = (float)((double)rng_hash(1, cols, panel, i) * 0x1p-63 - 1.0);
+        examine(a, &t);
+    } else {
         s = err_set(e, ERR_LIMIT, "no memory to verify products of %d x %d weights", a->panel, a->cols);
-        goto done;
     }
-    for (size_t i = 0; i < ((size_t)rows + panel) * cols; i++) /* full mantissas, so that every other order of a sum shows */
-        x[i] = (float)((double)rng_hash(1, (uint64_t)cols, panel, i) * 0x1p-63 - 1.0);
-
-    for (a->base = 1; a->base >= 0; a->base--) {
-        int height = TILE[a->base];
-
-        for (int at = 0; at + height <= rows; at += height)
-            multiply(want + (size_t)at * panel, panel, x + (size_t)at * cols, cols, height, w, cols, a->panel, a->cols);
-        if (tile_agrees(want, y, x, rows, w, a->panel, a->cols, height)) break;
-    }
-    if (a->base < 0) { /* a row alone is not a function of its arguments: no product here can be trusted */
-        s = err_set(e, ERR_LIMIT, "OpenBLAS gives different bits for equal products of %d x %d weights", a->panel, a->cols);
-        goto done;
-    }
-    a->tiles = 1u << a->base;
-    for (int i = a->base + 1; i < TILES; i++)
-        if (tile_agrees(want, y, x, rows, w, a->panel, a->cols, TILE[i])) a->tiles |= 1u << i;
-done:
-    free(x);
-    free(want);
+    free(in);
+    free(out);
     return s;
 }
 
@@ -295,8 +359,6 @@ static status admit_panel(struct gemm *g, int panel, int cols, struct err *e)
     if (!more) return err_set(e, ERR_LIMIT, "no memory for %d shapes of weights", g->shapes + 1);
     g->shape = more;
     g->shape[g->shapes++] = a;
-    g->tiles &= a.tiles;
-    if (!(g->tiles & (1u << a.base))) g->tiles |= 1u << a.base;
     describe(g);
     return OK;
 }
@@ -308,6 +370,11 @@ static status grow(float **p, size_t floats, struct err *e)
     return *p ? OK : err_set(e, ERR_LIMIT, "no memory for %zu bytes of scratch for matrix products", floats * sizeof(**p));
 }
 
+static bool scratch_fits(const struct gemm *g, int panel, int cols)
+{
+    return (size_t)panel * (size_t)cols <= g->panel_floats && (size_t)cols * BASE <= g->pad_floats;
+}
+
 static status take_scratch(struct gemm *g, int panel, int cols, struct err *e)
 {
     size_t floats = (size_t)panel * cols;
@@ -316,14 +383,14 @@ static status take_scratch(struct gemm *g, int panel, int cols, struct err *e)
         g->panel_floats = 0; /* nothing counts as taken unless all of it was */
         for (int i = 0; i < g->threads; i++) {
             if (grow(&g->scratch[i].panel, floats, e)) return e->code;
-            if (!g->scratch[i].y && grow(&g->scratch[i].y, PAD_MAX * PANEL_MAX, e)) return e->code;
+            if (!g->scratch[i].y && grow(&g->scratch[i].y, PANEL_MAX * TALL_MAX, e)) return e->code;
         }
         g->panel_floats = floats;
     }
-    if ((size_t)cols * PAD_MAX > g->pad_floats) {
+    if ((size_t)cols * BASE > g->pad_floats) {
         g->pad_floats = 0;
-        if (grow(&g->pad, (size_t)cols * PAD_MAX, e)) return e->code;
-        g->pad_floats = (size_t)cols * PAD_MAX;
+        if (grow(&g->pad, (size_t)cols * BASE, e)) return e->code;
+        g->pad_floats = (size_t)cols * BASE;
     }
     return OK;
 }
@@ -347,24 +414,34 @@ struct product {
     size_t ldy, ldx;
     int rows, chunks, panel;
     const struct mat *w;
-    int base;
-    unsigned tiles;
-    int padded_from; /* rows from here on are in g->pad, as one tile; == rows: none are */
-    int padded_tile;
+    const struct admitted *whole, *last; /* of full panels, and of the last one */
 };
 
-/* The height of the next tile when `left` rows are left: the tallest that they fill, or nearly. */
-static int next_tile(const struct product *p, int left)
+/* Rows `from` .. `from` + n - 1 of a call's result to their places in y. */
+static void put_rows(const struct product *p, const float *result, int height, int from, int n, int row, int first, int panel)
 {
-    for (int i = TILES - 1; i > p->base; i--)
-        if (p->tiles >> i & 1 && (left >= TILE[i] || (TILE[i] <= PAD_MAX && left * 4 >= TILE[i] * 3))) return TILE[i];
-    return TILE[p->base];
+    const float *bias = p->bias ? p->bias + first : NULL;
+
+    for (int t = 0; t < n; t++) {
+        const float *in = result + from + t;
+        float *y = p->y + (size_t)(row + t) * p->ldy + first;
+
+        if (bias)
+            for (int i = 0; i < panel; i++) y[i] = in[(size_t)i * (size_t)height] + bias[i];
+        else
+            for (int i = 0; i < panel; i++) y[i] = in[(size_t)i * (size_t)height];
+    }
 }
 
-static void add_bias(float *y, size_t ldy, int rows, int n, const float *bias)
+/* The tallest call whose usable rows are among the `left` next ones, and that does not reach out of x. */
+static const struct tile *tall_tile(const struct admitted *a, int row, int left, int rows)
 {
-    for (int t = 0; t < rows; t++)
-        for (int i = 0; i < n; i++) y[t * ldy + i] += bias[i];
+    for (int k = TALLS - 1; k >= 0; k--) {
+        const struct tile *t = &a->tall[k];
+
+        if (t->end && left >= t->end - t->begin && row >= t->begin && row - t->begin + t->height <= rows) return t;
+    }
+    return NULL;
 }
 
 /* One panel of weights against one chunk of rows. */
@@ -372,11 +449,11 @@ static void product_task(void *ctx, int item, int worker)
 {
     const struct product *p = ctx;
     const struct scratch *scratch = &p->g->scratch[worker];
-    int first = item / p->chunks * p->panel, cols = p->w->cols;
+    int chunk = item % p->chunks, first = item / p->chunks * p->panel, cols = p->w->cols;
     int panel = p->w->rows - first < p->panel ? p->w->rows - first : p->panel;
-    int row = item % p->chunks * CHUNK, end = row + CHUNK < p->rows ? row + CHUNK : p->rows;
+    int row = chunk ? BASE + chunk * CHUNK : 0, end = chunk + 1 < p->chunks ? BASE + (chunk + 1) * CHUNK : p->rows;
+    const struct admitted *a = panel == p->panel ? p->whole : p->last;
     const float *w = (const float *)p->w->data + (size_t)first * p->w->stride;
-    const float *bias = p->bias ? p->bias + first : NULL;
     size_t ldw = p->w->stride;
 
     if (p->w->dtype != DT_F32) {
@@ -384,45 +461,41 @@ static void product_task(void *ctx, int item, int worker)
         w = scratch->panel;
         ldw = (size_t)cols;
     }
-    for (int height; row < end; row += height) {
-        float *y = p->y + (size_t)row * p->ldy + first;
+    while (row < end) {
+        const struct tile *tall = tall_tile(a, row, end - row, p->rows);
+        const float *x = p->x + (size_t)row * p->ldx;
+        int n = end - row < a->base ? end - row : a->base, height = n;
 
-        if (row >= p->padded_from) {
-            height = end - row;
-            multiply(scratch->y, (size_t)panel, p->g->pad, (size_t)cols, p->padded_tile, w, ldw, panel, cols);
-            for (int t = 0; t < height; t++)
-                memcpy(y + (size_t)t * p->ldy, scratch->y + (size_t)t * panel, (size_t)panel * sizeof(*y));
+        if (tall) {
+            n = tall->end - tall->begin;
+            multiply(scratch->y, x - (size_t)tall->begin * p->ldx, p->ldx, tall->height, w, ldw, panel, cols);
+            put_rows(p, scratch->y, tall->height, tall->begin, n, row, first, panel);
         } else {
-            height = next_tile(p, end - row);
-            multiply(y, p->ldy, p->x + (size_t)row * p->ldx, p->ldx, height, w, ldw, panel, cols);
+            while (!a->whole[height]) height++;
+            BUG_ON(height != n && row + n != p->rows); /* g->pad has the last rows of all */
+            if (height == n) multiply(scratch->y, x, p->ldx, height, w, ldw, panel, cols);
+            else multiply(scratch->y, p->g->pad, (size_t)cols, height, w, ldw, panel, cols);
+            put_rows(p, scratch->y, height, 0, n, row, first, panel);
         }
-        if (bias) add_bias(y, p->ldy, height, panel, bias);
+        row += n;
     }
 }
 
-/* The rows that do not fill their tile are copied once, ahead of the panels that all need them. */
-static void pad_last(struct product *p)
+/* Calls end at multiples of BASE; the rows that are left over are copied once, ahead of the panels that need them. */
+static void pad_last(const struct product *p, int n)
 {
-    int row = p->rows - p->rows % CHUNK, cols = p->w->cols, height;
+    size_t cols = (size_t)p->w->cols;
 
-    p->padded_from = p->rows;
-    for (; row < p->rows; row += height) {
-        height = next_tile(p, p->rows - row);
-        if (height > p->rows - row) break;
-    }
-    if (row >= p->rows) return;
-    p->padded_from = row;
-    p->padded_tile = height;
-    for (int t = row; t < p->rows; t++)
-        memcpy(p->g->pad + (size_t)(t - row) * cols, p->x + (size_t)t * p->ldx, (size_t)cols * sizeof(float));
-    memset(p->g->pad + (size_t)(p->rows - row) * cols, 0, (size_t)(height - (p->rows - row)) * cols * sizeof(float));
+    for (int t = 0; t < n; t++)
+        memcpy(p->g->pad + (size_t)t * cols, p->x + (size_t)(p->rows - n + t) * p->ldx, cols * sizeof(float));
+    memset(p->g->pad + (size_t)n * cols, 0, (size_t)(BASE - n) * cols * sizeof(float));
 }
 
 void gemm_xwt(struct gemm *g, float *y, size_t ldy, const float *x, size_t ldx, int rows, const struct mat *w, const float *bias)
 {
     BUG_ON(!w->data || ldx < (size_t)w->cols || ldy < (size_t)w->rows || w->stride < (size_t)w->cols);
     BUG_ON(g->busy);
-    int panel = panel_height(w->rows, w->cols);
+    int panel = panel_height(w->rows, w->cols), rest = panel ? w->rows % panel : 0;
     struct err e;
 
     if (rows <= 0 || !panel) return;
@@ -431,18 +504,14 @@ void gemm_xwt(struct gemm *g, float *y, size_t ldy, const float *x, size_t ldx, 
             for (int i = 0; i < w->rows; i++) y[(size_t)t * ldy + i] = bias ? bias[i] : 0.0f;
         return;
     }
-    if (!admitted_find(g, panel, w->cols) || (w->rows % panel && !admitted_find(g, w->rows % panel, w->cols)))
+    if (!admitted_find(g, panel, w->cols) || (rest && !admitted_find(g, rest, w->cols)) || !scratch_fits(g, panel, w->cols))
         BUG_ON(gemm_admit(g, w->rows, w->cols, &e)); /* late, but right */
-    const struct admitted *whole = admitted_find(g, panel, w->cols);
-    const struct admitted *last = w->rows % panel ? admitted_find(g, w->rows % panel, w->cols) : whole;
     struct product p = {.g = g, .y = y, .x = x, .bias = bias, .ldy = ldy, .ldx = ldx, .rows = rows, .panel = panel, .w = w};
 
-    /* A tile height serves the matrix if it serves both of its panel shapes.  The base must be the same for all rows, too: 1 is one
-     * that always is right, though only where a shape's base is 1 are its bits those. */
-    p.base = whole->base < last->base ? whole->base : last->base;
-    p.tiles = whole->base == last->base ? whole->tiles & last->tiles : 1u;
-    p.chunks = (rows + CHUNK - 1) / CHUNK;
-    pad_last(&p);
+    p.whole = admitted_find(g, panel, w->cols);
+    p.last = rest ? admitted_find(g, rest, w->cols) : p.whole;
+    p.chunks = rows <= BASE + CHUNK ? 1 : (rows - BASE + CHUNK - 1) / CHUNK;
+    if (rows % BASE) pad_last(&p, rows % BASE);
 
     int items = p.chunks * ((w->rows + panel - 1) / panel);
     if ((double)rows * w->rows * w->cols < SERIAL_BELOW)
