@@ -180,7 +180,9 @@ static status print_step(FILE *to, const struct plan_step *p, int ranks, struct 
     print_shape(to, p);
     print_makes(to, p);
     if (place(&where, p, ranks, e)) return e->code;
-    status st = print_memory(to, p, &where, ranks, e);
+    status st = OK;
+    if (p->opens) st = print_memory(to, p, &where, ranks, e);
+    else fputs("  memory      the model is not run: its files are read piece by piece\n", to);
     if (st == OK) {
         print_traffic(to, p, &where, ranks);
         print_writes(to, p);

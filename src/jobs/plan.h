@@ -25,6 +25,7 @@ struct plan_step {
     const char *made_by;      /* name of the step that makes this model, or NULL: it is on disk */
     bool routed;              /* there is a router, or there will be */
     size_t element_bytes;     /* of a weight */
+    bool opens;               /* it runs the model; else it only reads its files */
     struct model_limits room; /* as the job will ask for */
 };
 

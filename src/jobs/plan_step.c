@@ -74,55 +74,104 @@ static status check_files(const struct spec *s, const struct spec *before, int n
     return OK;
 }
 
-static const struct spec_text *text_of(const struct spec *s)
-{
-    return s->kind == JOB_FACTORIZE ? &s->factorize.calibration : s->kind == JOB_FINETUNE ? &s->finetune.text : &s->eval.text;
-}
-
-/* The room a job asks for when it opens its model. */
-static status plan_room(struct plan_step *p, struct err *e)
-{
-    const struct spec *s = p->spec;
-    int64_t rows = s->limits.batch_rows, model = p->shape.positions,
-            positions = s->limits.positions ? s->limits.positions : model;
-    int64_t window = s->kind == JOB_FINETUNE ? s->finetune.sequence : s->kind == JOB_EVAL ? s->eval.window : 0;
-    const char *key = s->kind == JOB_FINETUNE ? "sequence" : "window";
-
-    if (positions < 2 || positions > model)
-        return err_set(e, ERR_LIMIT, "%s: limits.positions: expected 2 to the model's %lld, found %lld", s->source,
-                       (long long)model, (long long)positions);
-    p->room = (struct model_limits){
-        .rows = (int)rows, .sessions = (int)s->limits.sessions, .positions = (int)positions, .verify = s->verify_weights};
-    if (s->kind == JOB_INFER) {
-        p->room.oracle = p->shape.experts && s->infer.variant == VARIANT_ORACLE;
-        p->room.calibration = p->shape.experts && s->infer.variant == VARIANT_STATIC;
-        return OK;
-    }
-    if (window > model)
-        return err_set(e, ERR_SPEC, "%s: %s: %lld tokens, the model has %lld positions", s->source, key, (long long)window,
-                       (long long)model);
-    if (window > rows)
-        return err_set(e, ERR_SPEC, "%s: %s: %lld tokens, expected at most limits.batch_rows (%lld): a window passes whole",
-                       s->source, key, (long long)window, (long long)rows);
-    if (!window) window = positions < rows ? positions : rows;
-    p->room.oracle = s->kind != JOB_FACTORIZE && p->shape.experts > 0;
-    p->room.calibration = s->kind == JOB_EVAL && p->shape.calibrated;
-    int64_t sessions = rows / window;
-    if (text_of(s)->sample_tokens == 0) {
-        p->room.sessions = (int)sessions;
-        p->room.positions = (int)window;
-    } else if (sessions > p->room.sessions) {
-        p->room.sessions = (int)sessions;
-    }
-    return OK;
-}
-
 static bool uses(const struct spec *s, enum spec_variant v)
 {
     if (s->kind == JOB_INFER) return s->infer.variant == (int64_t)v;
     for (int i = 0; s->kind == JOB_EVAL && i < s->eval.variants.n; i++)
         if (!strcmp(s->eval.variants.items[i], spec_variant_name(v))) return true;
     return false;
+}
+
+static int larger(int64_t a, int64_t b)
+{
+    return (int)(a > b ? a : b);
+}
+
+static int smaller(int64_t a, int64_t b)
+{
+    return (int)(a < b ? a : b);
+}
+
+/* Windows of the text pass whole, as many at a time as fit. */
+static status room_of_finetune(struct plan_step *p, struct err *e)
+{
+    const struct spec *s = p->spec;
+    int64_t rows = s->limits.batch_rows, model = p->shape.positions, sequence = s->finetune.sequence;
+
+    if (sequence > model)
+        return err_set(e, ERR_SPEC, "%s: sequence: %lld tokens, the model has %lld positions", s->source, (long long)sequence,
+                       (long long)model);
+    if (sequence > rows)
+        return err_set(e, ERR_SPEC, "%s: sequence: %lld tokens, expected at most limits.batch_rows (%lld): a window passes whole",
+                       s->source, (long long)sequence, (long long)rows);
+    if (!sequence) sequence = smaller(model, rows);
+    p->room.sessions = (int)(rows / sequence);
+    p->room.positions = (int)sequence;
+    p->room.oracle = true;
+    if (s->finetune.text.sample_tokens) {
+        p->room.sessions = larger(p->room.sessions, s->limits.sessions);
+        p->room.positions = larger(sequence, s->limits.positions ? s->limits.positions : model);
+    }
+    return OK;
+}
+
+static status room_of_eval(struct plan_step *p, struct err *e)
+{
+    const struct spec *s = p->spec;
+
+    p->room.positions = smaller(p->room.positions, p->shape.positions);
+    if (s->eval.window > p->room.positions)
+        return err_set(e, ERR_SPEC, "%s: window: %lld tokens, the model takes %d positions", s->source, (long long)s->eval.window,
+                       p->room.positions);
+    p->room.oracle = p->shape.experts && (uses(s, VARIANT_ORACLE) || uses(s, VARIANT_ROUTER));
+    p->room.calibration = p->shape.experts && p->shape.calibrated && uses(s, VARIANT_STATIC);
+    return OK;
+}
+
+static status room_of_infer(struct plan_step *p, struct err *e)
+{
+    const struct spec *s = p->spec;
+
+    if (p->room.positions < 2 || p->room.positions > p->shape.positions)
+        return err_set(e, ERR_LIMIT, "%s: limits.positions: expected 2 to the model's %d, found %d", s->source,
+                       p->shape.positions, p->room.positions);
+    p->room.oracle = p->shape.experts && s->infer.variant == VARIANT_ORACLE;
+    p->room.calibration = p->shape.experts && s->infer.variant == VARIANT_STATIC;
+    return OK;
+}
+
+static void room_of_factorize(struct plan_step *p)
+{
+    enum { WINDOW_MAX = 512 };
+    const struct spec *s = p->spec;
+
+    p->opens = s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
+    p->room.positions = smaller(smaller(p->room.positions, p->shape.positions), WINDOW_MAX);
+    p->room.sessions = larger(s->limits.batch_rows / p->room.positions, 1);
+    if (s->factorize.calibration.sample_tokens > 0) p->room.sessions = larger(p->room.sessions, s->limits.sessions);
+}
+
+/* The room a job asks for when it opens its model. */
+static status plan_room(struct plan_step *p, struct err *e)
+{
+    const struct spec *s = p->spec;
+
+    p->opens = true;
+    p->room = (struct model_limits){.rows = (int)s->limits.batch_rows,
+                                    .sessions = (int)s->limits.sessions,
+                                    .positions = (int)(s->limits.positions ? s->limits.positions : p->shape.positions),
+                                    .verify = s->verify_weights};
+    switch (s->kind) {
+    case JOB_FINETUNE:
+        return room_of_finetune(p, e);
+    case JOB_EVAL:
+        return room_of_eval(p, e);
+    case JOB_INFER:
+        return room_of_infer(p, e);
+    default:
+        room_of_factorize(p);
+        return OK;
+    }
 }
 
 /* The model and the job must be of the same sort. */
@@ -138,9 +187,10 @@ static status check_model(const struct plan_step *p, struct err *e)
     if (s->kind == JOB_INFER && !p->shape.experts && s->infer.variant != VARIANT_DENSE && s->infer.variant != VARIANT_ROUTER)
         return err_set(e, ERR_SPEC, "%s: variant: %s needs a factorized model, %s is dense", s->source,
                        spec_variant_name((enum spec_variant)s->infer.variant), s->model);
-    if (p->shape.experts && uses(s, VARIANT_ROUTER) && !p->routed)
+    if (s->kind != JOB_INFER || !p->shape.experts) return OK; /* eval leaves out what it cannot measure */
+    if (uses(s, VARIANT_ROUTER) && !p->routed)
         return err_set(e, ERR_IO, "%s: has no router yet (no routers/current): run a finetune job on it first", s->model);
-    if (p->shape.experts && uses(s, VARIANT_STATIC) && !p->shape.calibrated)
+    if (uses(s, VARIANT_STATIC) && !p->shape.calibrated)
         return err_set(e, ERR_SPEC, "%s: the variant static needs a model with calibration, %s has none", s->source, s->model);
     return OK;
 }
