@@ -32,7 +32,7 @@ bool pause_step(struct pause *p)
     p->now = clock_now();
     if (p->now - p->look < LOOK_SECONDS) return false;
     p->look = p->now;
-    if (!p->stop && stop_asked() == STOP_NOW) p->stop = p->now;
+    if (p->stop <= 0 && stop_asked() == STOP_NOW) p->stop = p->now;
     return true;
 }
 
@@ -337,7 +337,7 @@ void exchange_post(struct exchange *x, int slot, int rank, const struct request 
 }
 
 /* One look at the ranks that are waited for; whoever is lost ends the exchange.  The deadline of a rank counts from the post, but a
- * coordinator that comes late itself leaves at least a quarter of it to hear what is waiting inside MPI. */
+ * coordinator that comes late itself leaves at least half of it to hear what is waiting inside MPI. */
 static void look_at(struct exchange *x, int slot, const struct pause *p)
 {
     double deadline = x->limits.deadline;
@@ -345,19 +345,19 @@ static void look_at(struct exchange *x, int slot, const struct pause *p)
 
     for (int rank = 1; rank < x->comm->size && !x->over.code; rank++) {
         struct lane *l = lane_of(x, slot, rank);
-        bool gone = (busy(l) || p->stop) && comm_peer_gone(x->comm, rank);
+        bool gone = (busy(l) || p->stop > 0) && comm_peer_gone(x->comm, rank);
 
         if (gone) advance(x, slot, rank); /* its last answer may have come before it went */
-        if (x->over.code || (!busy(l) && !(gone && p->stop))) continue;
+        if (x->over.code || (!busy(l) && !(gone && p->stop > 0))) continue;
         if (gone) {
             if (!busy(l)) *l->request = (struct request_head){.r = {.layer = -1, .what = "end of the job"}}, l->posted = p->now;
             say_lost(x, l, rank, p->now, "its process is gone");
-        } else if (p->now - l->heard > deadline && p->now - p->start > deadline / 4) {
+        } else if (p->now - l->heard > deadline && p->now - p->start > deadline / 2) {
             snprintf(reason, sizeof(reason), "deadline %.1f s", deadline);
             say_lost(x, l, rank, p->now, reason);
         }
     }
-    if (!x->over.code && p->stop && p->now - p->stop > STOP_SECONDS) give_up(x, STOPPED, "stopped by a signal");
+    if (!x->over.code && p->stop > 0 && p->now - p->stop > STOP_SECONDS) give_up(x, STOPPED, "stopped by a signal");
 }
 
 static bool any_busy(const struct exchange *x, int slot)
@@ -380,20 +380,9 @@ static void collect(struct exchange *x, int slot)
     x->stats.wait_seconds += clock_now() - p.start;
 }
 
-status exchange_wait(struct exchange *x, int slot, struct err *e)
+/* The status of the answers to a slot that was collected. */
+static status answers(const struct exchange *x, int slot, struct err *e)
 {
-    if (!x->over.code) collect(x, slot);
-    if (!x->over.code && stop_asked() == STOP_NOW) {
-        struct pause p = pause_begin();
-
-        p.stop = p.now;
-        look_at(x, slot, &p); /* a signal, and somebody is gone: it is not the user's */
-        if (!x->over.code) return err_set(e, STOPPED, "stopped by a signal");
-    }
-    if (x->over.code) {
-        *e = x->over;
-        return e->code;
-    }
     for (int rank = 1; rank < x->comm->size; rank++) {
         const struct lane *l = lane_of(x, slot, rank);
         const struct answer *a = &l->answer->a;
@@ -403,6 +392,33 @@ status exchange_wait(struct exchange *x, int slot, struct err *e)
                            (const char *)l->payload);
     }
     return OK;
+}
+
+static void collect_all(struct exchange *x)
+{
+    for (int slot = 0; slot < EXCHANGE_SLOTS; slot++)
+        if (!x->over.code) collect(x, slot);
+}
+
+status exchange_wait(struct exchange *x, int slot, struct err *e)
+{
+    status st = OK;
+
+    if (!x->over.code) collect(x, slot);
+    if (!x->over.code && stop_asked() == STOP_NOW) {
+        struct pause p = pause_begin();
+
+        p.stop = p.now;
+        look_at(x, slot, &p); /* a signal, and somebody is gone: it is not the user's */
+        if (!x->over.code) st = err_set(e, STOPPED, "stopped by a signal");
+    }
+    if (!x->over.code && !st) st = answers(x, slot, e);
+    if (st) collect_all(x); /* the caller leaves now, and will not wait for the other slot */
+    if (x->over.code) {
+        *e = x->over;
+        st = e->code;
+    }
+    return st;
 }
 
 const struct answer *exchange_answer_of(const struct exchange *x, int slot, int rank, const void **payload)
@@ -441,7 +457,5 @@ void exchange_ping(struct exchange *x)
 /* What is still under way is waited for, as far as a rank lives and is in time: nothing of this exchange comes into the next. */
 void exchange_close(struct exchange *x)
 {
-    if (!x || !x->lanes) return;
-    for (int slot = 0; slot < EXCHANGE_SLOTS; slot++)
-        if (!x->over.code) collect(x, slot);
+    if (x && x->lanes) collect_all(x);
 }

@@ -62,7 +62,9 @@ void exchange_close(struct exchange *x);
 /* Coordinator.  `payload` (up to two parts) must stay unchanged until exchange_wait() of the slot returns. */
 void exchange_post(struct exchange *x, int slot, int rank, const struct request *r, const void *part0, size_t bytes0,
                    const void *part1, size_t bytes1);
-/* Waits for the answers to everything posted in the slot.  ERR_RANK; or the first failed answer's status and text. */
+/* Waits for the answers to everything posted in the slot.  ERR_RANK; or the first failed answer's status and "rank R (HOST): text"; or STOPPED.
+ * After an error nothing is in flight in any slot.  After ERR_RANK (and after a stop that came between a request and its answer) the
+ * exchange is over: posts do nothing and every wait returns the same; MPI may then still write into the arena, so keep it until comm_abort(). */
 status exchange_wait(struct exchange *x, int slot, struct err *e);
 /* After a wait: the answer of `rank`, valid until the next post to it in this slot.  NULL if nothing was posted to it. */
 const struct answer *exchange_answer_of(const struct exchange *x, int slot, int rank, const void **payload);

@@ -36,10 +36,10 @@ static status look(struct exchange *x, struct wait *w)
 {
     double now = w->pause.now, turn = TURN_SECONDS * (x->comm->rank < 10 ? x->comm->rank - 1 : 10);
 
-    if (!w->gone && comm_peer_gone(x->comm, 0)) w->gone = now;
-    if (w->gone && w->pause.stop) return err_set(&x->over, STOPPED, "the coordinator ended the job");
-    if (w->gone && now - w->gone > GONE_SECONDS + turn) return lost(x, w, "its process is gone");
-    if (w->pause.stop && now - w->pause.stop > STOP_SECONDS) return err_set(&x->over, STOPPED, "stopped by a signal");
+    if (w->gone <= 0 && comm_peer_gone(x->comm, 0)) w->gone = now;
+    if (w->gone > 0 && w->pause.stop > 0) return err_set(&x->over, STOPPED, "the coordinator ended the job");
+    if (w->gone > 0 && now - w->gone > GONE_SECONDS + turn) return lost(x, w, "its process is gone");
+    if (w->pause.stop > 0 && now - w->pause.stop > STOP_SECONDS) return err_set(&x->over, STOPPED, "stopped by a signal");
     if (now - w->pause.start > x->limits.deadline + turn) {
         char reason[64];
 
