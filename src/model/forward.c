@@ -87,26 +87,15 @@ void forward_logits(struct model *m, const float *hidden, int n, float *logits)
 
 /* ---- the whole ---- */
 
-/* Where to cut a batch in two: the boundary of two sessions that is nearest to the middle; its end if there is none. */
-static int cut(const struct batch *b)
-{
-    for (int away = 0; away < b->rows; away++)
-        for (int sign = -1; sign <= 1; sign += 2) {
-            int at = b->rows / 2 + sign * away;
-
-            if (at > 0 && at < b->rows && b->session[at] != b->session[at - 1]) return at;
-        }
-    return b->rows;
-}
-
 /* T rows, D width, L layers; P micro-batches, whose rows begin at first[p].
- * Micro-batch p waits for its experts of layer l - 1 only when the other one's attention is done and its rows are under way. */
+ * Micro-batch p waits for its experts of layer l - 1 only when the other one's attention is done and its rows are under way.  The cut may fall into a
+ * session: in every layer the first half's keys and values are in the cache before the second half looks. */
 status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden, struct err *e)
 {
     int T = b->rows, L = m->shape.layers, middle = cut(b);
     int P =
         micro_batches > 1 && middle < T && (b->key || how->route != ROUTE_RANDOM) ? 2 : 1; /* without keys rows are numbered */
-    int first[] = {0, P == 2 ? middle : T, T};
+    int first[] = {0, P == 2 ? T / 2 : T, T};
     size_t D = (size_t)m->shape.width;
     status s = OK;
 

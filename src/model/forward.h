@@ -16,7 +16,7 @@ struct batch {
     const uint64_t *key; /* for ROUTE_RANDOM, or NULL */
 };
 
-/* hidden: [T, D] after the final norm.  micro_batches 1 or 2: the batch is cut between sessions near the middle.
+/* hidden: [T, D] after the final norm.  micro_batches 1 or 2: the batch is cut in the middle.
  * ERR_RANK and STOPPED from the exchange. */
 status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
                struct err *e);

@@ -325,6 +325,34 @@ static void a_batch_of_sessions_is_each_of_them_alone(void **state)
     opened_close(&o);
 }
 
+/* Two micro-batches may cut a session: any number of rows, on top of what the session has already. */
+static void a_session_cut_in_two_is_the_session(void **state)
+{
+    static const int sizes[] = {1, 2, 3, 17, 40};
+    static float whole[ROWS * WIDTH], halves[ROWS * WIDTH];
+    enum { N = 63 };
+    int32_t ids[N], position[N], session[N] = {0};
+    const struct routing all = {.route = ROUTE_ALL};
+    struct opened o;
+    struct err e;
+    int first = 0;
+
+    (void)state;
+    opened_open(&o, "tests/golden/toy-mistral", (struct model_limits){.rows = N, .sessions = 2, .positions = N}, 1);
+    size_t D = (size_t)o.shape.width;
+    random_ids(ids, N, o.shape.vocab, 8);
+    run_rows(o.model, ids, 0, N, 1, whole);
+    for (int i = 0; i < N; i++) position[i] = i;
+    for (int i = 0; i < 5; first += sizes[i++]) {
+        const struct batch b = {sizes[i], ids + first, position + first, session, NULL};
+
+        if (forward(o.model, &b, &all, 2, halves + (size_t)first * D, &e)) fail_msg("%s", e.text);
+    }
+    assert_int_equal(first, N);
+    assert_memory_equal(whole, halves, (size_t)N * D * sizeof(float));
+    opened_close(&o);
+}
+
 static void an_empty_batch_is_fine(void **state)
 {
     const struct routing all = {.route = ROUTE_ALL};
@@ -352,6 +380,7 @@ int main(void)
         cmocka_unit_test(stories260k_sharded),
         cmocka_unit_test(a_prompt_in_pieces_of_any_size),
         cmocka_unit_test(a_batch_of_sessions_is_each_of_them_alone),
+        cmocka_unit_test(a_session_cut_in_two_is_the_session),
         cmocka_unit_test(an_empty_batch_is_fine),
     };
 
