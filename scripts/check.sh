@@ -39,7 +39,7 @@ warn="-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wmissing-prototy
 for cc in gcc clang-14; do
     command -v $cc >/dev/null || { echo "check: $cc is not installed, its warnings were not looked at"; continue; }
     for h in src/*/*.h; do
-        $cc -std=gnu11 -D_GNU_SOURCE $warn $include -fsyntax-only -x c "$h" || say "$h does not compile alone under $cc"
+        $cc -std=gnu11 -D_GNU_SOURCE $warn -Wno-unused-function $include -fsyntax-only -x c "$h" || say "$h does not compile alone under $cc"
     done
     for c in src/*/*.c; do
         $cc -std=gnu11 -D_GNU_SOURCE -O1 -DVERSION='""' $warn $include -c "$c" -o /dev/null || say "$c under $cc"
