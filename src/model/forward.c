@@ -92,9 +92,9 @@ void forward_logits(struct model *m, const float *hidden, int n, float *logits)
  * session: in every layer the first half's keys and values are in the cache before the second half looks. */
 status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden, struct err *e)
 {
-    int T = b->rows, L = m->shape.layers, middle = cut(b);
-    int P =
-        micro_batches > 1 && middle < T && (b->key || how->route != ROUTE_RANDOM) ? 2 : 1; /* without keys rows are numbered */
+    int T = b->rows, L = m->shape.layers;
+    bool keyed = b->key || how->route != ROUTE_RANDOM; /* without keys the rows of a micro-batch are numbered */
+    int P = micro_batches > 1 && T > 1 && keyed ? 2 : 1;
     int first[] = {0, P == 2 ? T / 2 : T, T};
     size_t D = (size_t)m->shape.width;
     status s = OK;
