@@ -23,7 +23,7 @@ struct cluster {
     struct arena *control, *arena;
     struct placement placement;
     struct model *model;
-    bool asked; /* the followers were asked to open this model */
+    bool asked;                          /* the followers were asked to open this model */
     struct exchange_stats before, total; /* of exchanges closed; and with the open one, as last asked for */
     struct str notes;
 };
@@ -123,7 +123,8 @@ static status place(struct cluster *c, const struct shape *s, struct err *e)
 
 /* Every rank's need against what its host has, and the share of each host that all its ranks take together; on the coordinator,
  * before anything is taken. */
-static status check_memory(struct cluster *c, const struct shape *s, size_t element_bytes, struct model_limits limits, struct err *e)
+static status check_memory(struct cluster *c, const struct shape *s, size_t element_bytes, struct model_limits limits,
+                           struct err *e)
 {
     int ranks = comm_size(c->comm);
     size_t allowed = (size_t)c->spec->limits.memory_mib << 20;
@@ -142,9 +143,11 @@ static status check_memory(struct cluster *c, const struct shape *s, size_t elem
             if (q == r) need = all;
         }
         if (allowed && need > allowed)
-            return err_set(e, ERR_LIMIT, "rank %d (%s) needs %zu MiB, limits.memory_mib allows %zu", r, peer->host, need >> 20, allowed >> 20);
+            return err_set(e, ERR_LIMIT, "rank %d (%s) needs %zu MiB, limits.memory_mib allows %zu", r, peer->host, need >> 20,
+                           allowed >> 20);
         if (!allowed && peer->memory_bytes > 0 && host > (size_t)peer->memory_bytes)
-            return err_set(e, ERR_LIMIT, "the ranks on %s need %zu MiB together, %lld MiB are available (rank %d: %zu MiB)", peer->host, host >> 20, (long long)(peer->memory_bytes >> 20), r, need >> 20);
+            return err_set(e, ERR_LIMIT, "the ranks on %s need %zu MiB together, %lld MiB are available (rank %d: %zu MiB)",
+                           peer->host, host >> 20, (long long)(peer->memory_bytes >> 20), r, need >> 20);
     }
     return OK;
 }
@@ -154,7 +157,8 @@ static void note_idle_ranks(struct cluster *c, const struct shape *s)
     if (!s->experts) return;
     for (int r = 1; r < comm_size(c->comm); r++)
         if (placement_count(&c->placement, -1, r) == 0)
-            str_addf(&c->notes, "rank %d (%s) holds no experts: %d experts a layer, %d ranks\n", r, comm_peer(c->comm, r)->host, s->experts, comm_size(c->comm));
+            str_addf(&c->notes, "rank %d (%s) holds no experts: %d experts a layer, %d ranks\n", r, comm_peer(c->comm, r)->host,
+                     s->experts, comm_size(c->comm));
 }
 
 static size_t element_bytes(const char *directory, struct err *e)
@@ -163,7 +167,9 @@ static size_t element_bytes(const char *directory, struct err *e)
 
     if (safetensors_open(&t, directory, e)) return 0;
     const struct tensor_info *embed = safetensors_find(t, "model.embed_tokens.weight");
-    size_t bytes = embed && embed->dims == 2 && embed->shape[0] > 0 && embed->shape[1] > 0 ? embed->bytes / (size_t)(embed->shape[0] * embed->shape[1]) : 0;
+    size_t bytes = embed && embed->dims == 2 && embed->shape[0] > 0 && embed->shape[1] > 0
+                       ? embed->bytes / (size_t)(embed->shape[0] * embed->shape[1])
+                       : 0;
     if (!bytes) err_set(e, ERR_FORMAT, "%s: model.embed_tokens.weight is missing", directory);
     safetensors_close(t);
     return bytes;
