@@ -1,11 +1,4 @@
-/* The door to OpenBLAS.
- *
- * Why rows are invariant: an element of a product is one sum over k, and the order of that sum inside sgemm depends on the shape of the call and on where in
- * it the element stands (the Haswell kernels, for one, treat the first and the last eight rows of a call in another way than those
- * between).  So a product here is calls of a few fixed shapes, panel x tile.  BASE rows at a time are the definition; gemm_admit() finds out on random
- * data, bit by bit, which rows of a call with another number of rows come out as they do in a base tile, and only those are used.
- * The rows of x stand on sgemm's M side, where that holds for most of them, so a call's result is transposed: [panel][tile].
- */
+/* The door to OpenBLAS: a product is calls of the fixed shapes of num/tiles.h, panel x tile, spread over the threads. */
 #include "num/gemm.h"
 
 #include <cblas.h>
@@ -18,28 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/rng.h"
+#include "num/tiles.h"
 #include "num/widen.h"
 
-enum { BASE = 8, TALLS = 2, TALL_MAX = 256, PANEL_MAX = 120, CHUNK = 480, OFFSETS = 3 };
-static const int TALL[TALLS] = {64, TALL_MAX};
+enum { BASE = TILE_BASE, TALLS = TILE_TALLS, PANEL_MAX = 120, CHUNK = 480 };
 /* Below this many multiplications waking the workers takes longer than the product. */
 enum { SERIAL_BELOW = 1 << 18, SPINS = 2000 };
 
-struct tile { /* a call of `height` rows, of which rows begin .. end - 1 can be used; begin == end: none */
-    int height, begin, end;
-};
-
-struct admitted {
-    int panel, cols;
-    int base;             /* BASE, or 1 where rows of a base tile are not alike */
-    bool whole[BASE + 1]; /* [h]: a call of h <= base rows gives the bits of a base tile */
-    struct tile tall[TALLS];
-};
-
 struct scratch {
     float *panel; /* [panel][cols] widened weights */
-    float *y;     /* [PANEL_MAX][TALL_MAX] the result of a call */
+    float *y;     /* [PANEL_MAX][TILE_TALL_MAX] the result of a call */
 };
 
 struct gemm {
@@ -143,7 +124,7 @@ static void describe(struct gemm *g)
         bool all = true;
 
         for (int i = 0; i < g->shapes; i++) all = all && g->shape[i].tall[k].end;
-        if (all) snprintf(tall + strlen(tall), sizeof(tall) - strlen(tall), "/%d", TALL[k]);
+        if (all) snprintf(tall + strlen(tall), sizeof(tall) - strlen(tall), "/%d", tile_tall[k]);
     }
     snprintf(g->about, sizeof(g->about), "OpenBLAS %s %s, %d thread%s, row tiles %d%s", version, openblas_get_corename(),
              g->threads, g->threads == 1 ? "" : "s", base, tall);
@@ -238,123 +219,12 @@ static const struct admitted *admitted_find(const struct gemm *g, int panel, int
     return NULL;
 }
 
-/* y[panel][rows] = w x^T: transposed, see above. */
-static void multiply(float *y, const float *x, size_t ldx, int rows, const float *w, size_t ldw, int panel, int cols)
-{
-    cblas_sgemm(CblasColMajor, CblasTrans, CblasNoTrans, rows, panel, cols, 1.0f, x, (int)ldx, w, (int)ldw, 0.0f, y, rows);
-}
-
-/* Everything one shape is verified with. */
-struct trial {
-    int rows, panel, cols;
-    float *x, *w; /* [rows][cols], [panel][cols] */
-    float *want;  /* [rows][panel] by base tiles */
-    float *y;     /* of one call */
-};
-
-/* Clears good[r] of the rows r of a call with rows at .. at + height - 1 that do not have the bits in `want`. */
-static void compare(const struct trial *t, int at, int height, bool *good)
-{
-    multiply(t->y, t->x + (size_t)at * (size_t)t->cols, (size_t)t->cols, height, t->w, (size_t)t->cols, t->panel, t->cols);
-    for (int r = 0; r < height; r++)
-        for (int n = 0; good[r] && n < t->panel; n++)
-            good[r] = !memcmp(&t->y[(size_t)n * (size_t)height + (size_t)r],
-                              &t->want[(size_t)(at + r) * (size_t)t->panel + (size_t)n], sizeof(float));
-}
-
-/* Which rows of a call of this height can be trusted: good at every place where they were laid over x, with other neighbours each time. */
-static void try_height(const struct trial *t, int height, bool *good)
-{
-    int step = height < BASE ? 1 : height, last = height <= BASE ? 4 * BASE : t->rows - height;
-
-    for (int r = 0; r < height; r++) good[r] = true;
-    for (int offset = 0; offset < (height == BASE ? BASE : OFFSETS); offset++)
-        for (int at = offset; at <= last; at += step) compare(t, at, height, good);
-}
-
-static struct tile longest_run(const bool *good, int height)
-{
-    struct tile best = {.height = height};
-
-    for (int begin = 0; begin < height; begin++) {
-        int end = begin;
-
-        while (end < height && good[end]) end++;
-        if (end - begin > best.end - best.begin) best.begin = begin, best.end = end;
-        begin = end;
-    }
-    best.end -=
-        (best.end - best.begin) % BASE; /* calls then begin at multiples of BASE, and only the last rows of all are fewer */
-    if (2 * (best.end - best.begin) < height) best.begin = best.end = 0; /* costs more than it gives */
-    return best;
-}
-
-static void fill_want(const struct trial *t, int base)
-{
-    for (int at = 0; at + base <= t->rows; at += base) {
-        multiply(t->y, t->x + (size_t)at * (size_t)t->cols, (size_t)t->cols, base, t->w, (size_t)t->cols, t->panel, t->cols);
-        for (int r = 0; r < base; r++)
-            for (int n = 0; n < t->panel; n++)
-                t->want[(size_t)(at + r) * (size_t)t->panel + (size_t)n] = t->y[(size_t)n * (size_t)base + (size_t)r];
-    }
-}
-
-static bool all_good(const bool *good, int height)
-{
-    for (int r = 0; r < height; r++)
-        if (!good[r]) return false;
-    return true;
-}
-
-static void examine(struct admitted *a, const struct trial *t)
-{
-    bool good[TALL_MAX];
-
-    a->base = BASE;
-    fill_want(t, BASE);
-    try_height(t, BASE, good);
-    if (!all_good(good, BASE)) { /* then every row is a call of its own, which is right by itself */
-        a->base = 1;
-        a->whole[1] = true;
-        return;
-    }
-    for (int h = 1; h <= BASE; h++) {
-        try_height(t, h, good);
-        a->whole[h] = all_good(good, h);
-    }
-    for (int k = 0; k < TALLS; k++) {
-        try_height(t, TALL[k], good);
-        a->tall[k] = longest_run(good, TALL[k]);
-    }
-}
-
-/* Fills the rest of *a for a->panel x a->cols. */
-static status verify(struct admitted *a, struct err *e)
-{
-    struct trial t = {.rows = TALL_MAX + BASE, .panel = a->panel, .cols = a->cols};
-    size_t rows = (size_t)t.rows, panel = (size_t)t.panel, cols = (size_t)t.cols;
-    float *in = malloc((rows + panel) * cols * sizeof(*in)), *out = malloc(2 * rows * panel * sizeof(*out));
-    status s = OK;
-
-    if (in && out) {
-        t.x = in, t.w = in + rows * cols, t.want = out, t.y = out + rows * panel;
-        for (size_t i = 0; i < (rows + panel) * cols; i++) /* full mantissas, so that every other order of a sum shows */
-            in[i] = (float)((double)rng_hash(1, cols, panel, i) * 0x1p-63 - 1.0);
-        examine(a, &t);
-    } else {
-        s = err_set(e, ERR_LIMIT, "no memory to verify products of %d x %d weights", a->panel, a->cols);
-    }
-    free(in);
-    free(out);
-    return s;
-}
-
 static status admit_panel(struct gemm *g, int panel, int cols, struct err *e)
 {
     struct admitted a = {.panel = panel, .cols = cols}, *more;
 
     if (!panel || admitted_find(g, panel, cols)) return OK;
-    if (verify(&a, e)) return e->code;
+    if (tiles_verify(&a, e)) return e->code;
     more = realloc(g->shape, (size_t)(g->shapes + 1) * sizeof(*more));
     if (!more) return err_set(e, ERR_LIMIT, "no memory for %d shapes of weights", g->shapes + 1);
     g->shape = more;
@@ -383,7 +253,7 @@ static status take_scratch(struct gemm *g, int panel, int cols, struct err *e)
         g->panel_floats = 0; /* nothing counts as taken unless all of it was */
         for (int i = 0; i < g->threads; i++) {
             if (grow(&g->scratch[i].panel, floats, e)) return e->code;
-            if (!g->scratch[i].y && grow(&g->scratch[i].y, PANEL_MAX * TALL_MAX, e)) return e->code;
+            if (!g->scratch[i].y && grow(&g->scratch[i].y, PANEL_MAX * TILE_TALL_MAX, e)) return e->code;
         }
         g->panel_floats = floats;
     }
@@ -468,13 +338,13 @@ static void product_task(void *ctx, int item, int worker)
 
         if (tall) {
             n = tall->end - tall->begin;
-            multiply(scratch->y, x - (size_t)tall->begin * p->ldx, p->ldx, tall->height, w, ldw, panel, cols);
+            tile_multiply(scratch->y, x - (size_t)tall->begin * p->ldx, p->ldx, tall->height, w, ldw, panel, cols);
             put_rows(p, scratch->y, tall->height, tall->begin, n, row, first, panel);
         } else {
             while (!a->whole[height]) height++;
             BUG_ON(height != n && row + n != p->rows); /* g->pad has the last rows of all */
-            if (height == n) multiply(scratch->y, x, p->ldx, height, w, ldw, panel, cols);
-            else multiply(scratch->y, p->g->pad, (size_t)cols, height, w, ldw, panel, cols);
+            if (height == n) tile_multiply(scratch->y, x, p->ldx, height, w, ldw, panel, cols);
+            else tile_multiply(scratch->y, p->g->pad, (size_t)cols, height, w, ldw, panel, cols);
             put_rows(p, scratch->y, height, 0, n, row, first, panel);
         }
         row += n;
