@@ -11,7 +11,7 @@
 #include "comm/exchange_internal.h"
 
 enum { KIND_ECHO = 1, KIND_FAIL, KIND_REOPEN, KIND_STALE, KIND_STOP };
-enum { LIMIT = 300000, SMALL = 2000 };
+enum { LIMIT = 100000, SMALL = 2000 };
 
 static struct comm *world;
 static struct exchange *x;
@@ -26,6 +26,7 @@ static void open_exchange(size_t bytes)
     size_t cost = exchange_cost(comm_rank(world) == 0, comm_size(world), limits);
     BUG_ON(arena_open(&arena, "exchange", world->chunk < COMM_CHUNK ? 2 * cost + 65536 : cost, &e));
     BUG_ON(exchange_open(&x, world, limits, arena, &e));
+    arena_freeze(arena); /* nothing is taken later */
 }
 
 static void close_exchange(void)
@@ -148,6 +149,17 @@ static void every_size(void **state)
     }
 }
 
+/* After trouble: the exchange goes on. */
+static void still_works(void)
+{
+    struct err e = {0};
+
+    fill(payloads[0], LIMIT, 7);
+    for (int rank = 1; rank < comm_size(world); rank++) post(0, rank, KIND_ECHO, LIMIT, 5, LIMIT, 7);
+    assert_int_equal(exchange_wait(x, 0, &e), OK);
+    for (int rank = 1; rank < comm_size(world); rank++) expect(0, rank, LIMIT, 7);
+}
+
 static void two_slots(void **state)
 {
     struct err e = {0};
@@ -206,7 +218,7 @@ static void failed_answer(void **state)
         assert_string_equal(e.text, expected);
         assert_int_equal(e.code, ERR_LIMIT);
     }
-    every_size(state);
+    still_works();
 }
 
 /* An error in one slot leaves nothing in flight in the other: the caller goes on with another request there. */
@@ -282,19 +294,6 @@ static void stale_answers_are_dropped(void **state)
     }
 }
 
-static void nothing_is_allocated(void **state)
-{
-#if !defined(__SANITIZE_ADDRESS__)
-    size_t used = arena_used(arena);
-
-    every_size(state);
-    two_slots(state);
-    assert_int_equal(arena_used(arena), used);
-#else
-    (void)state;
-#endif
-}
-
 /* Slow is not lost, and an idle rank beside a slow one is kept alive by pings: the deadline is shorter than the sum of it. */
 static void slow_ranks_and_pings(void **state)
 {
@@ -312,7 +311,7 @@ static void slow_ranks_and_pings(void **state)
     }
     for (double start = clock_now(); clock_now() - start < 0.3;) exchange_ping(x);
     x->limits.deadline = deadline;
-    every_size(state); /* the pings were swallowed */
+    still_works(); /* the pings were swallowed */
 }
 
 /* A coordinator that was away for longer than the deadline still takes the answer that lies there. */
@@ -387,7 +386,7 @@ static void stopped(void **state)
     post(0, 1, KIND_ECHO, 100, 0, 20, 1);
     assert_int_equal(exchange_wait(x, 0, &e), STOPPED);
     stop_reset();
-    every_size(state);
+    still_works();
 }
 
 static int lead(void)
@@ -398,7 +397,6 @@ static int lead(void)
         cmocka_unit_test(only_who_was_asked),
         cmocka_unit_test(failed_answer),
         cmocka_unit_test(statistics),
-        cmocka_unit_test(nothing_is_allocated),
         cmocka_unit_test(late_coordinator),
         cmocka_unit_test(slow_ranks_and_pings),
         cmocka_unit_test(limits_refuse),
@@ -430,7 +428,7 @@ int main(int argc, char **argv)
     if (comm_size(world) == 1) printf("1..1\nok 1 - alone: nobody to talk to, and no exchange\n");
     /* Twice: as it is, and with pieces so small that all is cut. */
     for (int pass = 0; pass < 2 && comm_size(world) > 1; pass++) {
-        if (pass == 1) world->chunk = 1000;
+        if (pass == 1) world->chunk = 7000;
         open_exchange(LIMIT);
         failed += comm_rank(world) == 0 ? lead() : follow();
         close_exchange();
