@@ -1,0 +1,270 @@
+/* The finetune job on a toy model: routers learn; a run that is stopped after every single step and gone on with ends with the bits of one that
+ * was not; the bits are the same wherever the experts are; other settings are refused by name, and so are damaged checkpoints.
+ * np: 1 2 3 5 */
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../check.h"
+#include "base/directory.h"
+#include "base/file.h"
+#include "base/rng.h"
+#include "base/stop.h"
+#include "comm/comm.h"
+#include "jobs/job.h"
+
+#define TOY "tests/golden/toy-llama"
+
+static struct {
+    struct comm *comm;
+    struct cluster *cluster;
+    char directory[64];
+    int steps; /* of a whole run: 1200 tokens in batches of at most 200, whole windows */
+} world;
+
+#define PAPER "labels: paper\nloss: paper\nselect: top_k\n"
+#define GRAM  "labels: gram\nloss: bce\nselect: threshold\n"
+
+static status run(struct json_t **result, const char *yaml, struct err *e)
+{
+    struct json_t *file;
+    struct err late;
+    struct spec *s;
+
+    if (result) *result = NULL;
+    if (spec_parse(&s, yaml, strlen(yaml), "test.yaml", NULL, 0, e)) fail_msg("%s", e->text);
+    struct log *log = log_open(stderr, 1);
+    status st = job_run(s, world.cluster, log, e);
+    char *path = str_join(s->output, "result.json");
+
+    log_close(log);
+    if (result && !st && json_read(&file, path, 1 << 24, &late) == OK) {
+        *result = json_clone(json_at(file, s->name));
+        json_free(file);
+    }
+    free(path);
+    spec_free(s);
+    return st;
+}
+
+static status finetune(struct json_t **result, const char *version, const char *output, const char *more, struct err *e)
+{
+    struct str yaml = {0};
+
+    str_addf(&yaml, "kind: finetune\nmodel: %s/model\noutput: %s/%s\ntext: {file: %s/text}\n", world.directory, world.directory,
+             output, world.directory);
+    str_addf(&yaml,
+             "tokens: 1200\nsequence: 20\nbatch_tokens: 200\nlimits: {batch_rows: 64}\nlearning_rate: 0.02\nversion: %s\n%s",
+             version, more);
+    status s = run(result, yaml.text, e);
+    str_free(&yaml);
+    return s;
+}
+
+static char *router_bytes(const char *version, size_t *n)
+{
+    struct str path = {0};
+    struct err e;
+    char *bytes;
+
+    str_addf(&path, "%s/model/routers/%s/router.safetensors", world.directory, version);
+    if (file_read(&bytes, n, path.text, 1 << 24, &e)) fail_msg("%s", e.text);
+    str_free(&path);
+    return bytes;
+}
+
+static void same_router(const char *a, const char *b)
+{
+    size_t n, m;
+    char *x = router_bytes(a, &n), *y = router_bytes(b, &m);
+
+    assert_int_equal(n, m);
+    assert_memory_equal(x, y, n);
+    free(x);
+    free(y);
+}
+
+static char *checkpoint_path(const char *output)
+{
+    struct str path = {0};
+
+    str_addf(&path, "%s/%s/checkpoint", world.directory, output);
+    return path.text;
+}
+
+static void make_model(void **state)
+{
+    static const char *const words[] = {"the", "cat", "sat",  "on",  "a",   "mat",  "and",
+                                        "saw", "two", "dogs", "run", "far", "away", "."};
+    struct str text = {0}, yaml = {0};
+    char *path = str_join(world.directory, "text");
+    struct rng r;
+    struct err e;
+
+    (void)state;
+    rng_seed(&r, 1, 0);
+    for (int i = 0; i < 500; i++) str_addf(&text, "%s ", words[rng_below(&r, sizeof(words) / sizeof(words[0]))]);
+    assert_int_equal(file_write(path, text.text, text.length, &e), OK);
+    str_addf(&yaml, "kind: factorize\nmethod: factorllm\nmodel: " TOY "\noutput: %s\nexperts: 4\nactive: 2\n", world.directory);
+    if (run(NULL, yaml.text, &e)) fail_msg("%s", e.text);
+    free(path);
+    str_free(&text);
+    str_free(&yaml);
+}
+
+static double mean_of(const struct json_t *array)
+{
+    double sum = 0;
+
+    for (size_t i = 0; i < json_length(array); i++) sum += json_number(json_item(array, i));
+    return sum / (double)json_length(array);
+}
+
+static void learns(const char *version, const char *more)
+{
+    struct json_t *o;
+    struct err e;
+    char *left = checkpoint_path(version);
+
+    if (finetune(&o, version, version, more, &e)) fail_msg("%s", e.text);
+    const struct json_t *agreement = json_at(o, "agreement"), *loss = json_at(o, "loss");
+    assert_int_equal(json_length(json_at(agreement, "after")), 3);
+    assert_true(mean_of(json_at(agreement, "after")) > mean_of(json_at(agreement, "before")) + 0.05);
+    assert_true(mean_of(json_at(agreement, "after")) > 0.6); /* chance is 0.5 */
+    assert_true(json_number(json_at(loss, "after")) < json_number(json_at(loss, "before")));
+    assert_true(json_int(json_at(o, "tokens")) >= 1200 && json_int(json_at(o, "tokens")) < 1220);
+    world.steps = (int)json_int(json_at(o, "steps"));
+    assert_in_range(world.steps, 6, 7);
+    assert_string_equal(json_text(json_at(o, "version")), version);
+    assert_false(file_exists(left));
+    json_free(o);
+    free(left);
+}
+
+static void stopped_after_every_step(const char *version, const char *whole, const char *more)
+{
+    char *path = checkpoint_path(version);
+    int stops = 0;
+    status s;
+    struct err e;
+
+    do {
+        stop_reset();
+        if (stops < world.steps) raise(SIGUSR1);
+        s = finetune(NULL, version, version, more, &e);
+        if (s == STOPPED) {
+            struct str expected = {0};
+
+            stops++;
+            str_addf(&expected, "stopped after step %d of %d", stops, world.steps);
+            assert_non_null(strstr(e.text, expected.text));
+            assert_true(file_exists(path));
+            str_free(&expected);
+        }
+    } while (s == STOPPED && stops < 20);
+    stop_reset();
+    if (s) fail_msg("%s", e.text);
+    assert_int_equal(stops, world.steps);
+    assert_false(file_exists(path));
+    same_router(version, whole);
+    free(path);
+}
+
+static void paper(void **state)
+{
+    (void)state;
+    learns("paper", PAPER);
+    stopped_after_every_step("paper-stopped", "paper", PAPER);
+}
+
+static void gram(void **state)
+{
+    (void)state;
+    learns("gram", GRAM);
+    stopped_after_every_step("gram-stopped", "gram", GRAM);
+}
+
+static void refusals(void **state)
+{
+    char *path = checkpoint_path("refused"), *bytes;
+    size_t n;
+    struct err e;
+
+    (void)state;
+    assert_int_equal(finetune(NULL, "paper", "again", PAPER, &e), ERR_SPEC); /* the version is taken */
+    assert_non_null(strstr(e.text, "exists already"));
+
+    raise(SIGUSR1);
+    assert_int_equal(finetune(NULL, "refused", "refused", PAPER, &e), STOPPED);
+    stop_reset();
+    assert_int_equal(finetune(NULL, "refused", "refused", PAPER "seed: 2\n", &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "seed was 1 and is 2"));
+    assert_int_equal(finetune(NULL, "refused", "refused", GRAM, &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "labels was \"paper\" and is \"gram\""));
+    assert_int_equal(file_read(&bytes, &n, path, 1 << 24, &e), OK);
+    assert_int_equal(file_write(path, bytes, n / 2, &e), OK);
+    assert_int_equal(finetune(NULL, "refused", "refused", PAPER, &e), ERR_FORMAT);
+    assert_non_null(strstr(e.text, path));
+    assert_int_equal(file_write(path, bytes, n, &e), OK);
+    if (finetune(NULL, "refused", "refused", PAPER, &e)) fail_msg("%s", e.text);
+    same_router("refused", "paper");
+    free(bytes);
+    free(path);
+}
+
+static void elsewhere(void **state)
+{
+    struct err e;
+
+    (void)state;
+    if (finetune(NULL, "paper-elsewhere", "e1", PAPER, &e)) fail_msg("%s", e.text);
+    same_router("paper-elsewhere", "paper");
+    if (finetune(NULL, "gram-elsewhere", "e2", GRAM, &e)) fail_msg("%s", e.text);
+    same_router("gram-elsewhere", "gram");
+}
+
+static int lead(int turn)
+{
+    const struct CMUnitTest first[] = {cmocka_unit_test(make_model), cmocka_unit_test(paper), cmocka_unit_test(gram),
+                                       cmocka_unit_test(refusals)};
+    const struct CMUnitTest second[] = {cmocka_unit_test(elsewhere)};
+
+    return turn ? cmocka_run_group_tests(second, NULL, NULL) : cmocka_run_group_tests(first, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const placements[] = {"{placement: block}", "{placement: round_robin, coordinator_experts: false}"};
+    int failed = 0;
+    struct err e;
+
+    if (comm_open(&world.comm, &argc, &argv, &e)) return 1;
+    stop_install();
+    strcpy(world.directory, "/tmp/factorllm-test-XXXXXX");
+    if (comm_rank(world.comm) == 0 && !mkdtemp(world.directory)) return 1;
+    for (int turn = 0; turn < 2; turn++) {
+        struct str yaml = {0};
+        struct spec *s;
+
+        str_addf(&yaml, "kind: finetune\nmodel: unused\noutput: unused-too\ntext: {file: unused}\ncluster: %s\n",
+                 placements[turn]);
+        if (spec_parse(&s, yaml.text, yaml.length, "world", NULL, 0, &e) || cluster_open(&world.cluster, world.comm, s, &e)) {
+            fprintf(stderr, "%s\n", e.text);
+            return 1;
+        }
+        if (comm_rank(world.comm) == 0) {
+            failed += lead(turn);
+            cluster_release(world.cluster);
+            cluster_stop(world.cluster, OK);
+        } else {
+            failed += cluster_follow(world.cluster, &e) != OK;
+        }
+        cluster_close(world.cluster);
+        spec_free(s);
+        str_free(&yaml);
+    }
+    if (comm_rank(world.comm) == 0 && directory_remove(world.directory, &e)) printf("# %s\n", e.text);
+    comm_close(world.comm);
+    return failed != 0;
+}
