@@ -27,7 +27,7 @@ bool pause_step(struct pause *p)
 {
     double waited = p->now - p->start;
 
-    if (waited < SPIN_SECONDS) sched_yield();
+    if (waited < SPIN_SECONDS || p->now < p->quick) sched_yield();
     else clock_sleep(waited / 8 < SLEEP_SECONDS ? waited / 8 : SLEEP_SECONDS);
     p->now = clock_now();
     if (p->now - p->look < LOOK_SECONDS) return false;
@@ -286,7 +286,10 @@ static void advance(struct exchange *x, int slot, int rank)
     if (!code && busy(l)) code = MPI_Testall(l->n_out, l->out, &out, MPI_STATUSES_IGNORE);
     if (code) {
         say_broken(x, l, rank, code);
-    } else if (l->state == BODY && in && out) {
+        return;
+    }
+    l->sent = out;
+    if (l->state == BODY && in && out) {
         l->state = DONE;
         x->stats.messages++;
         x->stats.bytes_back += l->answer->a.bytes;
@@ -319,6 +322,7 @@ void exchange_post(struct exchange *x, int slot, int rank, const struct request 
     l->request->r.bytes = bytes;
     l->posted = l->heard = clock_now();
     l->n_out = 0;
+    l->sent = false;
     code = receive_head(x, l, slot, rank);
     if (bytes <= INLINE) {
         if (bytes0) memcpy(l->request + 1, part0, bytes0);
@@ -367,11 +371,25 @@ static bool any_busy(const struct exchange *x, int slot)
     return false;
 }
 
+/* Until when a body may be expected to move, 0 if none does: the follower that works on something else does not take it. */
+static double quick_until(const struct exchange *x, int slot)
+{
+    double until = 0;
+
+    for (int rank = 1; rank < x->comm->size; rank++) {
+        const struct lane *l = lane_of(x, slot, rank);
+
+        if (busy(l) && (l->state != HEAD || !l->sent) && l->heard + QUICK_SECONDS > until) until = l->heard + QUICK_SECONDS;
+    }
+    return until;
+}
+
 static void collect(struct exchange *x, int slot)
 {
     struct pause p = pause_begin();
 
     for (advance_all(x); any_busy(x, slot); advance_all(x)) {
+        p.quick = quick_until(x, slot);
         if (!pause_step(&p)) continue;
         look_at(x, slot, &p);
         exchange_ping(x); /* to the others */

@@ -50,11 +50,12 @@ static status look(struct exchange *x, struct wait *w)
 }
 
 /* Until all n requests are done, or the exchange is over. */
-static status wait_all(struct exchange *x, MPI_Request *q, int n, bool receives)
+static status wait_all(struct exchange *x, MPI_Request *q, int n, bool receives, bool body)
 {
     struct wait w = {.pause = pause_begin()};
     int done = 0, code;
 
+    if (body) w.pause.quick = w.pause.now + QUICK_SECONDS;
     while (!(code = MPI_Testall(n, q, &done, MPI_STATUSES_IGNORE)) && !done) {
         if (!pause_step(&w.pause) || !look(x, &w)) continue;
         exchange_settle(x, q, n, receives);
@@ -78,7 +79,7 @@ static status next_head(struct exchange *x)
 
         if (code)
             return err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to receive", x->comm->peers[0].host);
-        if (wait_all(x, x->in, 1, true)) return x->over.code;
+        if (wait_all(x, x->in, 1, true, false)) return x->over.code;
     } while (x->request->r.kind == KIND_PING);
     return OK;
 }
@@ -100,7 +101,7 @@ status exchange_next(struct exchange *x, struct request *r, const void **payload
         n = exchange_receive(x, x->in, n, x->buffer, bytes0, 0, tag, &code);
         n = exchange_receive(x, x->in, n, x->buffer + bytes0, bytes1, 0, tag, &code);
         if (code) err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to receive", x->comm->peers[0].host);
-        if (code || wait_all(x, x->in, n, true)) goto over;
+        if (code || wait_all(x, x->in, n, true, true)) goto over;
         *payload = x->buffer;
     }
     *r = x->last = head->r;
@@ -133,5 +134,5 @@ void exchange_answer(struct exchange *x, const struct request *r, status code, i
     x->stats.bytes_out += bytes;
     /* The caller may change its payload after this; what goes wrong shows in the next exchange_next(). */
     if (failed) err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to send", x->comm->peers[0].host);
-    else wait_all(x, x->out, n, false);
+    else wait_all(x, x->out, n, false, true);
 }

@@ -37,6 +37,7 @@ enum lane_state { FREE, HEAD, BODY, STALE, DONE };
 struct lane { /* of the coordinator: one (slot, rank) */
     enum lane_state state;
     double posted, heard;
+    bool sent; /* the whole request */
     int n_out, n_in;
     MPI_Request *out, *in;
     struct request_head *request; /* with room for INLINE bytes behind it, as has the answer */
@@ -68,8 +69,11 @@ struct exchange {
 /* How a wait passes its time: yield at first, then sleep an eighth of what was waited already, up to 1 ms. */
 struct pause {
     double start, now, look;
-    double stop; /* since when STOP_NOW is seen, 0 never */
+    double stop;  /* since when STOP_NOW is seen, 0 never */
+    double quick; /* until then a body is on its way: only yield, because MPI moves it a piece at each call */
 };
+
+#define QUICK_SECONDS 0.01
 
 struct pause pause_begin(void);
 bool pause_step(struct pause *p); /* true every 50 ms: time to look at signals, processes and deadlines */
