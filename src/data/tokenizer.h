@@ -2,7 +2,7 @@
  *
  * Ids never include BOS; whoever builds a sequence puts it in front.  Special tokens are not looked for in the text: "<s>" in a
  * text is three characters, because texts come from strangers.
- * Invalid UTF-8: every maximal invalid part becomes U+FFFD before tokenizing (SentencePiece's own rule), so encode never fails on bytes.
+ * Invalid UTF-8: every maximal invalid part (data/utf8.h) becomes U+FFFD before tokenizing, so encode never fails on bytes.
  * Threads: one at a time.
  */
 #ifndef DATA_TOKENIZER_H

@@ -25,12 +25,10 @@ static struct {
 
 static const char *const pair_lines[] = {"{\"id\":\"p0\",\"set\":\"a\",\"good\":\"The mill turns.\",\"bad\":\"The mill turn.\"}",
                                          "{\"id\":\"p1\",\"set\":\"b\",\"good\":\"x\",\"bad\":\"the water of the river\"}"};
-/* c1's context is longer than the model's positions: it is cut from the left */
-static const char *const choice_lines[] = {
-    "{\"id\":\"c0\",\"set\":\"q\",\"context\":\"Where is the water?\",\"choices\":[\"in the "
-    "mill\",\"gone\",\"up\"],\"answer\":1}",
-    "{\"id\":\"c1\",\"set\":\"q\",\"context\":\"%s\",\"choices\":[\"one more time\",\"enough\"],\"answer\":0}",
-    "{\"id\":\"t0\",\"context\":\"The end of the story is the\",\"target\":\"water\"}"};
+#define QUESTION                                                                                                                 \
+    "{\"id\":\"c0\",\"set\":\"q\",\"context\":\"Where is the water?\",\"choices\":[\"in the "                                    \
+    "mill\",\"gone\",\"up\"],\"answer\":1}\n"
+#define LAST_WORD "{\"id\":\"t0\",\"context\":\"The end of the story is the\",\"target\":\"water\"}\n"
 
 static void put(const char *path, const char *text)
 {
@@ -59,9 +57,9 @@ static void write_inputs(void)
     str_addf(&s, "%s\n%s\n", pair_lines[0], pair_lines[1]);
     put(world.pairs, s.text);
     str_clear(&s);
-    str_addf(&s, "%s\n", choice_lines[0]);
-    str_addz(&s, "{\"id\":\"c1\",\"set\":\"q\",\"context\":\"");
-    str_addf(&s, "%s%s\n%s\n", context, strstr(choice_lines[1], "%s") + 2, choice_lines[2]);
+    str_addz(&s, QUESTION LAST_WORD); /* c1's context is longer than the model's positions: it is cut from the left */
+    str_addf(&s, "{\"id\":\"c1\",\"set\":\"q\",\"context\":\"%s\",\"choices\":[\"one more time\",\"enough\"],\"answer\":0}\n",
+             context);
     put(world.choices, s.text);
     str_free(&s);
     free(context);
