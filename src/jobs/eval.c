@@ -46,8 +46,8 @@ static void add_tokens(struct tokens *to, const int32_t *id, size_t n)
 }
 
 /* One continuation behind its context: whole = context + blank + text is tokenized at once, the continuation is what stands behind the context's
- * own number of tokens.  What does not fit is dropped from the left of the context. */
-static status make_piece(struct eval_sequence *q, size_t *begin, struct tokens *to, const struct eval_run *r,
+ * own number of tokens.  What does not fit is dropped from the left of the context; *fits: the continuation alone does. */
+static status make_piece(bool *fits, struct eval_sequence *q, size_t *begin, struct tokens *to, const struct eval_run *r,
                          const struct item *i, const char *text, int positions, struct err *e)
 {
     struct str whole = {0};
@@ -63,10 +63,8 @@ static status make_piece(struct eval_sequence *q, size_t *begin, struct tokens *
     }
     if (!s) s = tokenizer_encode(r->tokenizer, &ids, &n, whole.text, whole.length, e);
     if (!s && before > n) before = n;
-    if (!s && n - before > (size_t)positions)
-        s = err_set(e, ERR_LIMIT, "%s:%d: %zu tokens to score, the model takes %d positions", i->file, i->line, n - before,
-                    positions);
-    if (!s) {
+    *fits = s || n - before <= (size_t)positions;
+    if (!s && *fits) {
         size_t room = (size_t)positions - (n - before), dropped = before > room ? before - room : 0;
 
         *begin = to->n;
@@ -82,23 +80,43 @@ static status make_piece(struct eval_sequence *q, size_t *begin, struct tokens *
 static status make_pieces(struct eval_run *r, int positions, struct err *e)
 {
     struct tokens all = {0};
-    size_t *begin = NULL, n = 0;
+    size_t *begin = NULL, n = 0, kept = 0, i = 0;
+    char first[256] = "";
     status s = OK;
 
-    for (size_t i = 0; i < r->items.n; i++) r->n_pieces += (size_t)r->items.item[i].n;
+    for (size_t k = 0; k < r->items.n; k++) r->n_pieces += (size_t)r->items.item[k].n;
     r->pieces = calloc(r->n_pieces + 1, sizeof(*r->pieces));
     begin = calloc(r->n_pieces + 1, sizeof(*begin));
     BUG_ON(!r->pieces || !begin);
-    for (size_t i = 0; i < r->items.n && !s; i++) {
+    for (; i < r->items.n && !s; i++) {
         struct item *item = &r->items.item[i];
+        bool fits = true;
 
         item->first = n;
-        for (int t = 0; t < item->n && !s; t++, n++)
-            s = make_piece(&r->pieces[n], &begin[n], &all, r, item, item->text[t], positions, e);
+        for (int t = 0; t < item->n && !s && fits; t++, n++)
+            s = make_piece(&fits, &r->pieces[n], &begin[n], &all, r, item, item->text[t], positions, e);
+        if (fits) {
+            r->items.item[kept++] = *item;
+        } else { /* sums over different numbers of tokens could not be compared: the whole item goes */
+            n = item->first;
+            if (!r->left_out++) snprintf(first, sizeof(first), "%.200s:%d", item->file, item->line);
+            items_leave_out(&r->items, item);
+        }
         if (i % 256 == 0) cluster_alive(r->job->cluster);
     }
+    memmove(r->items.item + kept, r->items.item + i, (r->items.n - i) * sizeof(*r->items.item)); /* after an error: the rest */
+    r->items.n = kept + r->items.n - i;
+    r->n_pieces = n;
+    if (!s && r->left_out && !kept)
+        s = err_set(e, ERR_LIMIT, "%s: has more tokens to score than the model takes positions (%d), and so have all other items",
+                    first, positions);
+    else if (!s && r->left_out)
+        log_warn(
+            r->job->log,
+            "items left out because they have more tokens to score than the model takes positions (%d): %zu, the first is %s",
+            positions, r->left_out, first);
     r->piece_tokens = all.id;
-    for (size_t i = 0; i < n && !s; i++) r->pieces[i].target = all.id + begin[i];
+    for (size_t k = 0; k < n && !s; k++) r->pieces[k].target = all.id + begin[k];
     free(begin);
     return s;
 }
@@ -340,7 +358,7 @@ static status prepare(struct model **m, struct eval_run *r, struct shape *shape,
         if (items_read(&r->items, s->eval.minimal_pairs.items[i], true, s->eval.items, e)) return e->code;
     for (int i = 0; i < s->eval.multiple_choice.n; i++)
         if (items_read(&r->items, s->eval.multiple_choice.items[i], false, s->eval.items, e)) return e->code;
-    if (make_pieces(r, positions, e) || open_side(m, r, s->model, shape, positions, e)) return e->code;
+    if ((r->items.n && make_pieces(r, positions, e)) || open_side(m, r, s->model, shape, positions, e)) return e->code;
     if (!text) return OK;
     if (job_text(r->job, &s->eval.text, "eval", *m, r->tokenizer, &r->corpus, e)) return e->code;
     make_windows(r);

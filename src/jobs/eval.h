@@ -40,6 +40,7 @@ status items_parse_line(struct items *to, const char *line, size_t length, const
                         struct err *e);
 /* A file of minimal pairs, or of questions.  `file` is borrowed. */
 status items_read(struct items *to, const char *file, bool pairs, int64_t most, struct err *e);
+void items_leave_out(struct items *from, struct item *i); /* frees it and counts it out of its set; its place is the caller's */
 void items_free(struct items *i);
 
 /* --- eval_score.c: log-probabilities of many sequences, batched --- */
@@ -102,6 +103,7 @@ struct eval_run {
     size_t n_windows, n_pieces;
     int32_t *piece_tokens; /* what pieces point into */
     struct items items;
+    size_t left_out; /* items that do not fit */
     struct eval_side side[2];
     int n_sides;
 };

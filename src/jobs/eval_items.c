@@ -15,6 +15,12 @@ static void item_free(struct item *i)
     for (int t = 0; t < i->n; t++) free(i->text[t]);
 }
 
+void items_leave_out(struct items *from, struct item *i)
+{
+    from->sets[i->set].n--;
+    item_free(i);
+}
+
 void items_free(struct items *to)
 {
     for (size_t i = 0; i < to->n; i++) item_free(&to->item[i]);

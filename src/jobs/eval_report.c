@@ -278,6 +278,7 @@ void eval_fill_result(const struct eval_run *r)
         json_put_int(text, "window", r->window);
         json_put(to, "text", text);
     }
+    if (r->items.n) json_put_int(to, "items_left_out", (int64_t)r->left_out);
     put_compare(c, "router_vs_dense", r, &v[VARIANT_DENSE], &v[VARIANT_ROUTER]);
     put_compare(c, "router_vs_static", r, &v[VARIANT_STATIC], &v[VARIANT_ROUTER]);
     if (r->n_sides == 2) {

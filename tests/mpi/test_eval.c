@@ -340,6 +340,31 @@ static void test_refusals(void **state)
     str_free(&yaml);
 }
 
+/* An item whose continuation alone is too long is left out whole and counted; the others stand. */
+static void test_left_out(void **state)
+{
+    struct json_t *result, *items;
+    struct str yaml = {0};
+    struct err e;
+
+    (void)state;
+    str_addf(&yaml,
+             "kind: eval\nmodel: " TOY "\nvariants: [dense]\nlimits: {positions: 8}\nminimal_pairs: [%s]\nmultiple_choice: [%s]",
+             world.pairs, world.choices);
+    if (run_job(&result, "left", yaml.text, &e)) fail_msg("%s", e.text);
+    char *path = str_join(world.directory, "left/items.json");
+    assert_int_equal(json_read(&items, path, 1 << 20, &e), OK);
+    int64_t left = json_int(json_at(result, "items_left_out"));
+    assert_int_equal(left, 1); /* c1: "one more time" is nine tokens; the others have eight at most */
+    assert_int_equal(json_length(json_at(items, "dense")) + (size_t)left, 5);
+    for (void *i = json_first(json_at(items, "dense")); i; i = json_next(json_at(items, "dense"), i))
+        for (size_t k = 0; k < json_length(json_member(i)); k++) assert_true(json_number(json_item(json_member(i), k)) < 0);
+    free(path);
+    json_free(items);
+    json_free(result);
+    str_free(&yaml);
+}
+
 /* Real models against the oracle's numbers. */
 static void test_shared_goldens(void **state)
 {
@@ -395,8 +420,9 @@ static void test_shared_goldens(void **state)
 static int lead(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_make_model), cmocka_unit_test(test_text_and_items), cmocka_unit_test(test_packing),
-        cmocka_unit_test(test_gate),       cmocka_unit_test(test_refusals),       cmocka_unit_test(test_shared_goldens),
+        cmocka_unit_test(test_make_model),     cmocka_unit_test(test_text_and_items), cmocka_unit_test(test_packing),
+        cmocka_unit_test(test_gate),           cmocka_unit_test(test_left_out),       cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_shared_goldens),
     };
     struct err e;
 
