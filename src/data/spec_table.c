@@ -96,7 +96,7 @@ static const struct key table[] = {
     {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, oracle]", NULL, 0, 0, variant_names, 0, "what is measured side by side"},
     {"minimal_pairs", E, KEY_LIST, AT(eval.minimal_pairs), NULL, NULL, 0, 0, NULL, 0, "JSONL files of sentence pairs"},
     {"multiple_choice", E, KEY_LIST, AT(eval.multiple_choice), NULL, NULL, 0, 0, NULL, 0, "JSONL files of questions with choices"},
-    {"items", E, KEY_INT, AT(eval.items), "0", NULL, 0, LARGE, NULL, 0, "first items of each of these files, 0: all"},
+    {"items", E, KEY_INT, AT(eval.items), "0", NULL, 0, LARGE, NULL, 0, "first items of each set in these files, 0: all"},
     {"compare_model", E, KEY_TEXT, AT(eval.compare_model), NULL, NULL, 0, 0, NULL, 0, "another model directory, side by side"},
     {"compare_router", E, KEY_TEXT, AT(eval.compare_router), NULL, NULL, 0, 0, NULL, 0, "another router version of the model, side by side"},
     {"bootstrap", E, KEY_INT, AT(eval.bootstrap), "1000", NULL, 0, 1000000, NULL, 0, "resamples for confidence intervals, 0: none"},

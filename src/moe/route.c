@@ -1,5 +1,6 @@
 #include "moe/route.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -79,7 +80,7 @@ float route_threshold(float *z, int64_t rows, int experts, double mean)
     for (int64_t i = 0; i < n; i++) {
         if (isnan(z[i])) z[i] = -INFINITY;
     }
-    if (mean * (double)rows >= (double)n) return -INFINITY;
+    if (mean * (double)rows >= (double)n) return -FLT_MAX; /* below every score, and finite: it goes into a file */
     wanted = (int64_t)llround(mean * (double)rows);
-    return wanted < n ? nth_largest(z, n, wanted) : -INFINITY;
+    return wanted < n ? nth_largest(z, n, wanted) : -FLT_MAX;
 }
