@@ -27,6 +27,9 @@ CFLAGS   += -std=gnu11 $(OPT) -fno-math-errno $(CWARN) $(SANFLAGS)
 CXXFLAGS += -std=c++17 $(OPT) $(WARN) $(SANFLAGS)
 LDLIBS   := $(filter-out -lsentencepiece_train,$(shell pkg-config --libs $(PKGS))) -lpthread -lm
 
+# The set-up targets build on all processors, unless make was told how many
+JOBS := $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
+
 # make V=1 shows the commands
 Q   := $(if $(V),,@)
 say := @printf '  %-5s %s\n'
@@ -76,16 +79,16 @@ bootstrap:
 	@scripts/bootstrap.sh
 
 demo: bootstrap
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory $(JOBS) all
 	@scripts/demo.sh
 
 test: bootstrap
-	@$(MAKE) --no-print-directory all unit-and-mpi
-	@$(MAKE) --no-print-directory SAN=1 unit-and-mpi
+	@$(MAKE) --no-print-directory $(JOBS) all unit-and-mpi
+	@$(MAKE) --no-print-directory $(JOBS) SAN=1 unit-and-mpi
 	@scripts/run_tests.sh $(BUILD) $(BUILD)/sanitize
 
 sanitize:
-	@$(MAKE) --no-print-directory SAN=1 all unit-and-mpi
+	@$(MAKE) --no-print-directory $(JOBS) SAN=1 all unit-and-mpi
 	@scripts/run_tests.sh build/sanitize
 
 .PHONY: unit-and-mpi

@@ -35,6 +35,7 @@ pid_of_rank() { # mpirun's child is a watcher that outlives the rank (src/comm/w
     for p in $(pgrep -P "$(pgrep -d, -P "$mpirun_pid")"); do
         tr '\0' '\n' <"/proc/$p/environ" | grep -qx "OMPI_COMM_WORLD_RANK=$1" && echo "$p"
     done
+    true
 }
 
 finish() {
