@@ -59,7 +59,7 @@ static const struct key table[] = {
     {"shared", F, KEY_REAL, AT(factorize.shared), "0", NULL, 0, 0.95, NULL, 0, "share of all neurons that is always active"},
     {"grouping", F, KEY_ENUM, AT(factorize.grouping), "coactivation", "contiguous", 0, 0, grouping_names, 0, "how neurons come together in experts"},
     {"scale", F, KEY_ENUM, AT(factorize.scale), "one", "paper", 0, 0, scale_names, 0, "of active experts; paper: N/k"},
-    {"compensation", F, KEY_ENUM, AT(factorize.compensation), "mean", "none", 0, 0, compensation_names, 0, "mean: inactive experts give their mean output"},
+    {"compensation", F, KEY_ENUM, AT(factorize.compensation), "none", "none", 0, 0, compensation_names, 0, "mean: inactive experts give their mean output"},
     {"calibration.file", F, KEY_TEXT, AT(factorize.calibration.file), NULL, NULL, 0, 0, NULL, 0, "text for grouping, shared neurons, compensation, static control"},
     {"calibration.bytes", F, KEY_INT, AT(factorize.calibration.bytes), "0", NULL, 0, LARGE, NULL, 0, "first bytes of the file, 0: all"},
     {"calibration.sample_tokens", F, KEY_INT, AT(factorize.calibration.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},

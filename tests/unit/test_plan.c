@@ -66,7 +66,7 @@ static void test_factorized_shape(void **state)
         dense = {.layers = 3, .width = 8, .neurons = 100, .heads = 2, .kv_heads = 2, .head_dim = 4, .vocab = 9, .positions = 16},
         made;
     struct err e = {0};
-    struct spec *s = factorize("experts: 7\nactive: 3\nshared: 0.2\nscale: paper\n");
+    struct spec *s = factorize("experts: 7\nactive: 3\nshared: 0.2\nscale: paper\ncompensation: mean\n");
 
     (void)state;
     assert_int_equal(plan_factorized(&made, &dense, s, &e), OK);

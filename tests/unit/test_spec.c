@@ -46,7 +46,7 @@ static void test_defaults(void **state)
     assert_true(s->cluster.deadline_seconds > 0);
     assert_int_equal(s->factorize.method, METHOD_DEFAULT);
     assert_int_equal(s->factorize.grouping, GROUP_COACTIVATION);
-    assert_int_equal(s->factorize.compensation, COMPENSATE_MEAN);
+    assert_int_equal(s->factorize.compensation, COMPENSATE_NONE);
     assert_true(s->factorize.active <= s->factorize.experts);
     assert_true(s->factorize.calibration.sample_tokens > 0); /* the method needs it, and no text was given */
     spec_free(s);
