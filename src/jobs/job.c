@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/str.h"
+#include "jobs/inputs.h"
 #include "jobs/summary.h"
 
 /* A kind is a row: its file in src/jobs, its keys in src/data/spec_table.c, an example in configs/. */
@@ -62,8 +63,15 @@ static void print_notes(struct cluster *c, struct log *l)
     str_free(&notes);
 }
 
-/* A step that ended well before, with the same spec, is not done again: that is how a pipeline goes on after exit 75. */
-static struct json_t *finished_before(const struct spec *s, const char *spec_path, const char *result_path,
+static bool says(const struct json_t *o, const char *key, const char *text)
+{
+    const struct json_t *v = json_at(o, key);
+
+    return v && json_is_text(v) && strcmp(json_text(v), text) == 0;
+}
+
+/* A step that ended well before, with the same spec on the same inputs, is not done again: that is how a pipeline goes on after exit 75. */
+static struct json_t *finished_before(const struct spec *s, const char *inputs, const char *spec_path, const char *result_path,
                                       const struct str *yaml)
 {
     struct json_t *result = NULL, *mine = NULL;
@@ -75,8 +83,9 @@ static struct json_t *finished_before(const struct spec *s, const char *spec_pat
     bool same = n == yaml->length && memcmp(old, yaml->text, n) == 0;
     free(old);
     if (!same || json_read(&result, result_path, 64 << 20, &ignored)) return NULL;
-    const struct json_t *done = json_at(result, "status"), *o = json_at(result, s->name);
-    if (done && json_is_text(done) && strcmp(json_text(done), "ok") == 0 && o) mine = json_clone(o);
+    const struct json_t *o = json_at(result, s->name);
+    if (says(result, "status", "ok") && says(result, "inputs_sha256", inputs) && o && inputs_product_exists(s, o))
+        mine = json_clone(o);
     json_free(result);
     return mine;
 }
@@ -119,12 +128,15 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
     struct exchange_stats before = *cluster_exchange(c);
     struct str yaml = {0};
     double start = clock_now();
+    struct err unknown;
+    char inputs[65];
     status st;
 
     *mine = NULL;
     spec_dump(&yaml, s);
     st = file_make_directory(s->output, e);
-    if (!st && resume && (*mine = finished_before(s, spec_path, result_path, &yaml))) {
+    bool known = resume && !st && !inputs_digest(inputs, s, c, &unknown); /* if not, the job will say why */
+    if (known && (*mine = finished_before(s, inputs, spec_path, result_path, &yaml))) {
         log_line(l, "%s: done before, see %s", s->name, result_path);
         goto out;
     }
@@ -134,6 +146,7 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
 
     log_line(l, "%s: %s -> %s", s->name, kinds[s->kind].does, s->output);
     describe(file, s, c);
+    if (known) json_put_text(file, "inputs_sha256", inputs);
     job_event(&j, "start", NULL);
     st = kinds[s->kind].run(&j, e);
     log_progress_end(l);

@@ -63,3 +63,28 @@ YAML
     [ "$status" = 0 ]
     [ "$(grep -c 'done before' <<<"$output")" = 4 ]
 }
+
+@test "a step whose input or product changed is done again, and only then" {
+    toy_prompts >"$dir/prompts.jsonl"
+    toy_pipeline >"$dir/job.yaml"
+    "$FACTORLLM" run "$dir/job.yaml" --quiet
+    # another factorization is another model for the steps behind it; answers of the old one are not mixed with new ones
+    run "$FACTORLLM" run "$dir/job.yaml" --set factorize.active=4
+    echo "$output"
+    [ "$status" = 2 ]
+    ! grep -q 'done before, see' <<<"$output"
+    grep -q "responses.jsonl: its rows belong to another run" <<<"$output"
+    rm "$dir/run/infer/responses.jsonl"
+    run "$FACTORLLM" run "$dir/job.yaml" --set factorize.active=4
+    echo "$output"
+    [ "$status" = 0 ]
+    [ "$(grep -c 'done before, see' <<<"$output")" = 3 ]
+    jq -e '.finetune.chance | . * 7 - 4 | fabs < 1e-9' "$dir/run/result.json"
+    # what was made is gone
+    rm -r "$dir/run/factorize/model/routers"
+    run "$FACTORLLM" run "$dir/job.yaml" --set factorize.active=4
+    echo "$output"
+    [ "$status" = 0 ]
+    [ "$(grep -c 'done before, see' <<<"$output")" = 3 ] # the same router is trained again, so eval and infer stand
+    ! grep -q 'finetune: done before' <<<"$output"
+}
