@@ -22,7 +22,7 @@ door() { # PATTERN PLACES...: only these files may match
     grep -nE "$pattern" src/*/*.[ch] src/*/*.cc 2>/dev/null | grep -vE "${places#|}" && say "the lines above go round the one door: $*"
 }
 door '#include <mpi' src/comm/
-door '#include <(cblas|openblas)' src/num/gemm
+door '#include <(cblas|openblas)' src/num/gemm src/num/tiles
 door '#include <jansson' src/data/json
 door '#include <yaml' src/data/spec
 door '#include "job.pb-c' src/data/spec

@@ -30,7 +30,7 @@ struct gemm {
     struct scratch *scratch;
     float *pad; /* [BASE][cols]: the last rows of x, filled up with zeros */
     size_t panel_floats, pad_floats;
-    char about[128];
+    char about[192];
 
     /* One parallel region at a time; `generation` counts them. */
     pthread_t *worker;
