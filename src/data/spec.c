@@ -297,8 +297,7 @@ status draft_finish(struct draft *d, const struct spec *parent, struct err *e)
 
 status job_finish(struct draft *d, struct err *e)
 {
-    if (draft_finish(d, NULL, e)) return e->code;
-    if (!d->s->name) d->s->name = str_dup(spec_kind_name(d->s->kind));
+    if (steps_name(d, 1, e) || draft_finish(d, NULL, e)) return e->code;
     job_resolve(d->s);
     return draft_check(d, e);
 }

@@ -8,6 +8,17 @@ static bool good_step_name(const char *name)
     return *name && strlen(name) <= 64 && !name[strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_-")];
 }
 
+/* result.json has members of its own beside the steps'. */
+static bool is_result_member(const char *name)
+{
+    static const char *const members[] = {"schema",  "kind", "spec",   "started", "seconds",      "ranks",
+                                          "threads", "blas", "status", "error",   "inputs_sha256"};
+
+    for (size_t i = 0; i < sizeof(members) / sizeof(*members); i++)
+        if (!strcmp(name, members[i])) return true;
+    return false;
+}
+
 status steps_name(struct draft *drafts, int n, struct err *e)
 {
     for (int i = 0; i < n; i++) {
@@ -18,6 +29,8 @@ status steps_name(struct draft *drafts, int n, struct err *e)
             return draft_fail(&drafts[i], "name", e, "expected at most 64 of a-z, 0-9, _ and -, found '%.80s'", name);
         if (key_is_section(name, JOB_PIPELINE) || key_find(name, JOB_PIPELINE) >= 0)
             return draft_fail(&drafts[i], "name", e, "expected a name that is no key of a pipeline, found '%s'", name);
+        if (is_result_member(name))
+            return draft_fail(&drafts[i], "name", e, "expected a name that is no member of result.json, found '%s'", name);
         for (int j = 0; j < i; j++)
             if (drafts[j].s->name && !strcmp(drafts[j].s->name, name))
                 return draft_fail(&drafts[i], "name", e, "expected a name of its own, found '%s' for two steps", name);

@@ -242,6 +242,8 @@ static void test_errors(void **state)
         {INFER "result: i\n", "result: expected another file than input, found 'i' for both"},
         {INFER "max_tokens: 64\nlimits: {positions: 64}\n", "max_tokens: expected max_tokens < limits.positions"},
 
+        {INFER "name: ../x\n", "name: expected at most 64 of a-z, 0-9, _ and -, found '../x'"},
+
         /* pipelines */
         {"kind: pipeline\n" HEAD, "job.yaml:1: steps: expected a list of 1 to 32 jobs, found no such key"},
         {PIPE " []\n", "steps: expected a list of 1 to 32 jobs, found none"},
@@ -253,6 +255,8 @@ static void test_errors(void **state)
          "job.yaml:6: cluster.threads: expected at the top of the pipeline"},
         {PIPE "  - kind: factorize\n    limits: {memory_mib: 2}\n", "limits.memory_mib: expected at the top of the pipeline"},
         {PIPE "  - kind: factorize\n    name: A\n", "name: expected at most 64 of a-z, 0-9, _ and -, found 'A'"},
+        {PIPE "  - kind: factorize\n    name: status\n",
+         "name: expected a name that is no member of result.json, found 'status'"},
         {PIPE "  - kind: factorize\n    name: cluster\n", "name: expected a name that is no key of a pipeline, found 'cluster'"},
         {PIPE "  - {kind: factorize, name: x}\n  - {kind: eval, text: {file: t}, name: x}\n",
          "job.yaml:6: name: expected a name of its own"},
