@@ -9,6 +9,8 @@
 #include "comm/exchange_internal.h"
 
 static const double LOOK_SECONDS = 0.05, SPIN_SECONDS = 50e-6, SLEEP_SECONDS = 1e-3, SETTLE_SECONDS = 0.1;
+/* A longer gap between two looks means that this process did not run (it was stopped, or waited for the disk): nobody else was silent then. */
+static const double ABSENT_SECONDS = 1;
 /* For answers under way when a signal comes: mpirun leaves 1 s. */
 static const double STOP_SECONDS = 0.3;
 
@@ -25,11 +27,12 @@ struct pause pause_begin(void)
 
 bool pause_step(struct pause *p)
 {
-    double waited = p->now - p->start;
+    double waited = p->now - p->start, before = p->now;
 
     if (waited < SPIN_SECONDS || p->now < p->quick) sched_yield();
     else clock_sleep(waited / 8 < SLEEP_SECONDS ? waited / 8 : SLEEP_SECONDS);
     p->now = clock_now();
+    if (p->now - before > ABSENT_SECONDS) p->start += p->now - before;
     if (p->now - p->look < LOOK_SECONDS) return false;
     p->look = p->now;
     if (p->stop <= 0 && stop_asked() == STOP_NOW) p->stop = p->now;
