@@ -456,12 +456,16 @@ static status open_all(struct run *r, struct err *e)
 static status finish(struct run *r, struct err *e)
 {
     const struct spec *s = r->spec;
+    struct json_t *after = NULL;
+    int64_t pass = r->windows.visit.pass;
+    int at = r->windows.visit.at;
     char version[64];
 
-    if (s->finetune.select == SELECT_THRESHOLD && set_thresholds(r, e)) return stopped(r, e);
-    struct json_t *after = measured(r, e);
-
-    if (!after) return stopped(r, e);
+    if (s->finetune.select != SELECT_THRESHOLD || !set_thresholds(r, e)) after = measured(r, e);
+    if (!after) {
+        windows_seek(&r->windows, pass, at); /* the next launch sets the thresholds from the same text */
+        return stopped(r, e);
+    }
     struct json_t *about = about_router(r, after);
     status st = OK;
 

@@ -1,6 +1,7 @@
 /* The finetune job on a toy model: routers learn; a run that is stopped after every single step and gone on with ends with the bits of one that
  * was not; the bits are the same wherever the experts are; other settings are refused by name, and so are damaged checkpoints.
  * np: 1 2 3 5 */
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -185,6 +186,54 @@ static void gram(void **state)
     stopped_after_every_step("gram-stopped", "gram", GRAM);
 }
 
+/* Asks to stop at once, `microseconds` after the log has the last step. */
+struct late_stop {
+    const char *log;
+    useconds_t microseconds;
+};
+
+static void *stop_late(void *context)
+{
+    const struct late_stop *o = context;
+
+    for (int tries = 0, steps = 0; tries < 100000 && steps < world.steps; tries++, usleep(100)) {
+        struct err e;
+        char *text;
+        size_t n;
+
+        if (file_read(&text, &n, o->log, 1 << 24, &e)) continue;
+        steps = 0;
+        for (const char *at = text; (at = strstr(at, "\"gradient_norm\"")); at++) steps++;
+        free(text);
+    }
+    usleep(o->microseconds);
+    raise(SIGTERM);
+    return NULL;
+}
+
+/* The thresholds are set after the last step, from text; a stop in the middle of that changes nothing either. */
+static void stopped_behind_the_last_step(void **state)
+{
+    (void)state;
+    if (comm_size(world.comm) > 1) return; /* to stop at once ends the followers too */
+    for (int i = 0; i < 7; i++) {
+        char name[32], path[160];
+        struct late_stop o = {path, 500u << i};
+        pthread_t thread;
+        struct err e;
+
+        snprintf(name, sizeof(name), "late-%d", i);
+        snprintf(path, sizeof(path), "%s/%s/log.jsonl", world.directory, name);
+        assert_int_equal(pthread_create(&thread, NULL, stop_late, &o), 0);
+        status s = finetune(NULL, name, name, GRAM, &e);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        stop_reset();
+        if (s == STOPPED) s = finetune(NULL, name, name, GRAM, &e);
+        if (s) fail_msg("%s", e.text);
+        same_router(name, "gram");
+    }
+}
+
 static void refusals(void **state)
 {
     char *path = checkpoint_path("refused"), *bytes;
@@ -227,7 +276,7 @@ static void elsewhere(void **state)
 static int lead(int turn)
 {
     const struct CMUnitTest first[] = {cmocka_unit_test(make_model), cmocka_unit_test(paper), cmocka_unit_test(gram),
-                                       cmocka_unit_test(refusals)};
+                                       cmocka_unit_test(stopped_behind_the_last_step), cmocka_unit_test(refusals)};
     const struct CMUnitTest second[] = {cmocka_unit_test(elsewhere)};
 
     return turn ? cmocka_run_group_tests(second, NULL, NULL) : cmocka_run_group_tests(first, NULL, NULL);
