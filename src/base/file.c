@@ -15,7 +15,7 @@ status file_read(char **out, size_t *length, const char *path, size_t limit, str
     struct stat st;
     char *text = NULL;
     size_t n = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer would keep us waiting */
 
     *out = NULL;
     *length = 0;
@@ -25,6 +25,10 @@ status file_read(char **out, size_t *length, const char *path, size_t limit, str
     }
     if (S_ISDIR(st.st_mode)) {
         err_set(e, ERR_IO, "%s: is a directory, expected a file", path);
+        goto fail;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        err_set(e, ERR_IO, "%s: expected a file, found a pipe or a device", path);
         goto fail;
     }
     if (st.st_size < 0 || (size_t)st.st_size > limit) {

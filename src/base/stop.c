@@ -23,6 +23,7 @@ void stop_install(void)
     sigemptyset(&action.sa_mask);
     for (unsigned i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) sigaction(numbers[i], &action, NULL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is an error of write() like a full disk */
 }
 
 enum stop stop_asked(void)

@@ -185,6 +185,8 @@ static void test_files_appear_whole(void **state)
     file_abandon(&w);
     assert_int_equal(file_read(&text, &n, path, 2, &e), ERR_LIMIT);
     assert_int_equal(file_read(&text, &n, deep, 100, &e), ERR_IO);
+    assert_int_equal(file_read(&text, &n, "/dev/zero", 100, &e), ERR_IO);
+    assert_non_null(strstr(e.text, "found a pipe or a device"));
     assert_int_equal(file_write("/nonexistent/x", "", 0, &e), ERR_IO);
     assert_non_null(strstr(e.text, "/nonexistent/x"));
     assert_int_equal(file_make_directory(path, &e), ERR_IO);
