@@ -1,14 +1,14 @@
 # make            build build/factorllm
 # make demo       install what is missing, build, run the main job on the model that ships with the repository
 # make test       the same set-up and all tests; ends in one line "N passed, M failed"
-# make check      layers, headers, formatting, warnings under gcc and clang
+# make check      layers, headers, formatting, and no warning under gcc and clang
 # make sanitize   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz       every parser for SECONDS=60 each, with clang's libFuzzer
 # make install    PREFIX=/usr/local
 
 PREFIX  ?= /usr/local
 SECONDS ?= 60
-BUILD   ?= build$(if $(SAN),/sanitize)
+BUILD   ?= build
 CC      := $(if $(filter default,$(origin CC)),gcc,$(CC))
 CXX     := $(if $(filter default,$(origin CXX)),g++,$(CXX))
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -17,15 +17,15 @@ LAYERS ?= $(shell sed -n 's/^\([a-z]*\):.*/\1/p' src/LAYERS)
 PKGS   := jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c openblas ompi-c sentencepiece libcrypto
 
 OPT      ?= -O3 -g
-WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
+WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
 CWARN    := $(WARN) -Wmissing-prototypes -Wstrict-prototypes -Wvla
 comma    := ,
 SANFLAGS := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
-INCLUDE  := -Isrc -I$(BUILD)/proto $(patsubst -I%,-isystem %,$(shell pkg-config --cflags-only-I $(PKGS)))
+INCLUDE  := -Isrc -I$(BUILD)/proto $(patsubst -I%,-isystem %,$(shell pkg-config --cflags-only-I $(PKGS) 2>/dev/null))
 CPPFLAGS += -D_GNU_SOURCE -MMD -MP $(INCLUDE)
 CFLAGS   += -std=gnu11 $(OPT) -fno-math-errno $(CWARN) $(SANFLAGS)
 CXXFLAGS += -std=c++17 $(OPT) $(WARN) $(SANFLAGS)
-LDLIBS   := $(filter-out -lsentencepiece_train,$(shell pkg-config --libs $(PKGS))) -lpthread -lm
+LDLIBS   := $(filter-out -lsentencepiece_train,$(shell pkg-config --libs $(PKGS) 2>/dev/null)) -lpthread -lm
 
 # The set-up targets build on all processors, unless make was told how many
 JOBS := $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
@@ -43,7 +43,7 @@ UNIT    := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/*.c))
 MPI     := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/mpi/*.c))
 FUZZERS := $(patsubst %.c,%,$(notdir $(wildcard tests/fuzz/*.c)))
 
-.PHONY: all demo test check sanitize fuzz install clean bootstrap format
+.PHONY: FORCE all demo test check sanitize fuzz install clean bootstrap format
 all: $(BUILD)/factorllm
 
 $(BUILD)/factorllm: $(BUILD)/src/cli/main.o $(LIBRARY)
@@ -62,7 +62,14 @@ $(BUILD)/%.o: %.cc
 	$(say) CXX $<
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c $< -o $@
+
+# rewritten only when the version changes, so that what is built says what it was built from
+$(BUILD)/version: FORCE
+	$(Q)mkdir -p $(@D)
+	$(Q)echo '$(VERSION)' | cmp -s - $@ || echo '$(VERSION)' >$@
+FORCE:
 $(BUILD)/src/cli/main.o: CPPFLAGS += -DVERSION='"$(VERSION)"'
+$(BUILD)/src/cli/main.o: $(BUILD)/version
 
 # protoc-c's output is not ours to warn about
 $(PROTO).c $(PROTO).h &: proto/job.proto
@@ -84,12 +91,12 @@ demo: bootstrap
 
 test: bootstrap
 	@$(MAKE) --no-print-directory $(JOBS) all unit-and-mpi
-	@$(MAKE) --no-print-directory $(JOBS) SAN=1 unit-and-mpi
+	@$(MAKE) --no-print-directory $(JOBS) BUILD=$(BUILD)/sanitize SAN=1 unit-and-mpi
 	@scripts/run_tests.sh $(BUILD) $(BUILD)/sanitize
 
-sanitize:
-	@$(MAKE) --no-print-directory $(JOBS) SAN=1 all unit-and-mpi
-	@scripts/run_tests.sh build/sanitize
+sanitize: bootstrap
+	@$(MAKE) --no-print-directory $(JOBS) BUILD=$(BUILD)/sanitize SAN=1 all unit-and-mpi
+	@scripts/run_tests.sh $(BUILD)/sanitize
 
 .PHONY: unit-and-mpi
 unit-and-mpi: $(UNIT) $(MPI)
@@ -98,7 +105,7 @@ check:
 	@scripts/check.sh
 
 format:
-	clang-format-14 -i $(wildcard src/*/*.[ch] src/*/*.cc tests/*/*.[ch])
+	clang-format-14 -i $(wildcard src/*/*.[ch] src/*/*.cc tests/*.h tests/*/*.[ch])
 
 fuzz:
 	@scripts/fuzz.sh $(SECONDS) $(FUZZERS)

@@ -1,16 +1,18 @@
 #!/bin/bash
 # Runs every test and ends in one line "N passed, M failed[, K skipped]".
 #
-#   scripts/run_tests.sh BUILD [SANITIZER_BUILD]
+#   scripts/run_tests.sh BUILD [BUILD/sanitize]
 #
-# Unit tests run once, MPI tests without mpirun and at np = 1, 2, 3, 5; with a second build directory both also run under its sanitizers.  The command-line
-# tests (bats) use BUILD.  A test program that does not exist (did not compile) or prints no result is a failure.
+# Unit tests run once, MPI tests without mpirun and at np = 1, 2, 3, 5, in each of the build directories; the command-line tests (bats) run with the
+# first.  A test program that does not exist (did not compile) or prints no result is a failure.
 set -u
 cd "$(dirname "$0")/.."
 . scripts/env.sh
-export CMOCKA_MESSAGE_OUTPUT=TAP
+export CMOCKA_MESSAGE_OUTPUT=TAP BATS_TEST_TIMEOUT=240
 export FACTORLLM_SHARED=${FACTORLLM_SHARED:-../shared}
-export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+# Open MPI unloads plugins before it ends, so only slow unwinding gives stacks that lsan.supp can match
+asan=detect_leaks=1:allocator_may_return_null=1
+export ASAN_OPTIONS=$asan UBSAN_OPTIONS=print_stacktrace=1
 export LSAN_OPTIONS=suppressions=$PWD/tests/mpi/lsan.supp:print_suppressions=0
 passed=0 failed=0 skipped=0
 out=$(mktemp)
@@ -26,7 +28,7 @@ fi
 run() {
     local name=$1 status ok bad skip
     shift
-    timeout 300 "$@" >"$out" 2>&1 </dev/null
+    timeout 1200 "$@" >"$out" 2>&1 </dev/null
     status=$?
     skip=$(grep -ciE '^(not )?ok .*# *skip' "$out") # cmocka 1.1.5 says "not ok 7 # SKIP"
     ok=$(grep -E '^ok ' "$out" | grep -civE '# *skip')
@@ -43,14 +45,13 @@ run() {
 
 first=$1
 for build in "$@"; do
-    label=
-    [ "$build" = "$first" ] || label=" (sanitizers)"
+    case $build in */sanitize) label=" (sanitizers)" ;; *) label= ;; esac
+    export ASAN_OPTIONS=$asan
     for source in tests/unit/test_*.c; do
         name=$(basename "$source" .c)
         run "$name$label" "$build/tests/unit/$name"
     done
-    # Open MPI unloads plugins before it ends, so only slow unwinding gives stacks that lsan.supp can match
-    [ -z "$label" ] || export ASAN_OPTIONS=$ASAN_OPTIONS:fast_unwind_on_malloc=0
+    export ASAN_OPTIONS=$asan:fast_unwind_on_malloc=0
     for source in tests/mpi/test_*.c; do
         name=$(basename "$source" .c)
         run "$name alone$label" "$build/tests/mpi/$name"
@@ -60,6 +61,7 @@ for build in "$@"; do
         done
     done
 done
+export ASAN_OPTIONS=$asan:fast_unwind_on_malloc=0
 export FACTORLLM=$PWD/$first/factorllm
 export LOST_RANK=$PWD/$first/tests/mpi/lost_rank
 for file in tests/cli/*.bats; do
