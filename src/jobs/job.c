@@ -3,10 +3,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/str.h"
+#include "data/digest.h"
 #include "jobs/inputs.h"
 #include "jobs/summary.h"
 
@@ -70,21 +73,30 @@ static bool says(const struct json_t *o, const char *key, const char *text)
     return v && json_is_text(v) && strcmp(json_text(v), text) == 0;
 }
 
-/* A step that ended well before, with the same spec on the same inputs, is not done again: that is how a pipeline goes on after exit 75. */
-static struct json_t *finished_before(const struct spec *s, const char *inputs, const char *spec_path, const char *result_path,
-                                      const struct str *yaml)
+/* What a step answers to: its resolved spec and everything it reads. */
+static status answers_digest(char hex[65], const struct spec *s, const struct str *yaml, struct cluster *c, struct err *e)
+{
+    struct str both = {0};
+    char inputs[65];
+
+    if (inputs_digest(inputs, s, c, e)) return e->code;
+    str_add(&both, yaml->text, yaml->length);
+    str_addz(&both, inputs);
+    digest_bytes(hex, both.text, both.length);
+    str_free(&both);
+    return OK;
+}
+
+/* A step that ended well before, with the same spec on the same inputs, is not done again: that is how a pipeline goes on after exit 75.
+ * Only result.json says so, because it is written last and removed first. */
+static struct json_t *finished_before(const struct spec *s, const char *answers, const char *result_path)
 {
     struct json_t *result = NULL, *mine = NULL;
     struct err ignored;
-    char *old;
-    size_t n;
 
-    if (file_read(&old, &n, spec_path, 1 << 20, &ignored)) return NULL;
-    bool same = n == yaml->length && memcmp(old, yaml->text, n) == 0;
-    free(old);
-    if (!same || json_read(&result, result_path, 64 << 20, &ignored)) return NULL;
+    if (json_read(&result, result_path, 64 << 20, &ignored)) return NULL;
     const struct json_t *o = json_at(result, s->name);
-    if (says(result, "status", "ok") && says(result, "inputs_sha256", inputs) && o && inputs_product_exists(s, o))
+    if (says(result, "status", "ok") && says(result, "answers_sha256", answers) && o && inputs_product_exists(s, o))
         mine = json_clone(o);
     json_free(result);
     return mine;
@@ -118,6 +130,23 @@ static const char *verdict_name(status st)
     }
 }
 
+/* Whoever has log.jsonl open has the directory; the lock goes with the process, however that ends. */
+static status open_events(FILE **f, const char *output, const char *path, struct err *e)
+{
+    *f = fopen(path, "a+e");
+    if (!*f) return err_set(e, ERR_IO, "%s: %s", path, strerror(errno));
+    /* file systems without locks are none of our business */
+    if (flock(fileno(*f), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+        return err_set(e, ERR_IO, "%s: another job is at work in this directory", output);
+    if (fseeko(*f, -1, SEEK_END) == 0) { /* a line that a kill tore is ended, not continued */
+        int last = fgetc(*f);
+
+        fseeko(*f, 0, SEEK_END);
+        if (last != '\n') fputc('\n', *f);
+    }
+    return OK;
+}
+
 /* One job that is not a pipeline.  *mine gets a copy of its result object (NULL when it failed), whatever was written. */
 static status run_one(const struct spec *s, struct cluster *c, struct log *l, bool resume, struct json_t **mine, struct err *e)
 {
@@ -129,24 +158,25 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
     struct str yaml = {0};
     double start = clock_now();
     struct err unknown;
-    char inputs[65];
+    char answers[65];
     status st;
 
     *mine = NULL;
     spec_dump(&yaml, s);
     st = file_make_directory(s->output, e);
-    bool known = resume && !st && !inputs_digest(inputs, s, c, &unknown); /* if not, the job will say why */
-    if (known && (*mine = finished_before(s, inputs, spec_path, result_path, &yaml))) {
+    bool known = resume && !st && !answers_digest(answers, s, &yaml, c, &unknown); /* if not, the job will say why */
+    if (known && (*mine = finished_before(s, answers, result_path))) {
         log_line(l, "%s: done before, see %s", s->name, result_path);
         goto out;
     }
+    if (!st) st = open_events(&j.events, s->output, events_path, e);
     if (!st) st = file_write(spec_path, yaml.text, yaml.length, e);
-    if (!st && !(j.events = fopen(events_path, "ae"))) st = err_set(e, ERR_IO, "%s: %s", events_path, strerror(errno));
     if (st) goto out;
 
+    unlink(result_path); /* whatever ends this run, the old result does not speak for it */
     log_line(l, "%s: %s -> %s", s->name, kinds[s->kind].does, s->output);
     describe(file, s, c);
-    if (known) json_put_text(file, "inputs_sha256", inputs);
+    if (known) json_put_text(file, "answers_sha256", answers);
     job_event(&j, "start", NULL);
     st = kinds[s->kind].run(&j, e);
     log_progress_end(l);
@@ -158,6 +188,7 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
     json_put_real(end, "seconds", seconds);
     job_event(&j, "end", end);
 
+    BUG_ON(json_at(j.result, "seconds") || json_at(j.result, "exchange"));
     json_put_real(j.result, "seconds", seconds);
     json_put(j.result, "exchange", traffic(c, &before));
     json_put_text(file, "status", verdict_name(st));
@@ -195,6 +226,7 @@ static status run_pipeline(const struct spec *s, struct cluster *c, struct log *
     spec_dump(&yaml, s);
     st = file_make_directory(s->output, e);
     if (!st) st = file_write(spec_path, yaml.text, yaml.length, e);
+    unlink(result_path);
     describe(file, s, c);
     /* A gate that is not passed does not stop the steps behind it; it decides the exit code. */
     for (int i = 0; i < s->n_steps && !st; i++) {

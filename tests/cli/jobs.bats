@@ -88,3 +88,19 @@ YAML
     [ "$(grep -c 'done before, see' <<<"$output")" = 3 ] # the same router is trained again, so eval and infer stand
     ! grep -q 'finetune: done before' <<<"$output"
 }
+
+@test "two jobs in one directory: the second is refused, the first is not disturbed" {
+    toy_prompts >"$dir/prompts.jsonl"
+    toy_pipeline >"$dir/job.yaml"
+    mkdir -p "$dir/run/factorize"
+    (
+        flock 9
+        run "$FACTORLLM" run "$dir/job.yaml" --quiet
+        echo "$output"
+        [ "$status" = 3 ]
+        [ "$(grep -c '^factorllm: ' <<<"$output")" = 1 ]
+        grep -q "$dir/run/factorize: another job is at work in this directory" <<<"$output"
+        [ "$(ls "$dir/run/factorize")" = log.jsonl ]
+    ) 9>>"$dir/run/factorize/log.jsonl"
+    "$FACTORLLM" run "$dir/job.yaml" --quiet
+}
