@@ -12,7 +12,7 @@ static bool good_step_name(const char *name)
 static bool is_result_member(const char *name)
 {
     static const char *const members[] = {"schema",  "kind", "spec",   "started", "seconds",      "ranks",
-                                          "threads", "blas", "status", "error",   "inputs_sha256"};
+                                          "threads", "blas", "status", "error",   "answers_sha256"};
 
     for (size_t i = 0; i < sizeof(members) / sizeof(*members); i++)
         if (!strcmp(name, members[i])) return true;

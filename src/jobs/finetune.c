@@ -329,7 +329,7 @@ static void fill_result(struct run *r, const struct json_t *after, const char *v
     json_put_int(probe, "tokens", json_int(json_at(after, "tokens")));
     json_put_bool(probe, "held_out", r->windows.held_out);
     json_put(o, "measured_on", probe);
-    json_put_real(o, "seconds", seconds);
+    json_put_real(o, "training_seconds", seconds); /* of all launches that trained */
     json_put_real(o, "tokens_per_second", (double)r->tokens / seconds);
 }
 

@@ -46,7 +46,7 @@ static void print_model(struct log *l, const struct json_t *factorize, const str
              number(factorize, "experts"), number(factorize, "active"), 100 * number(factorize, "active_share"));
     if (finetune)
         log_line(l, "  router           trained on %.0f tokens in %.1f s", number(finetune, "tokens"),
-                 number(finetune, "seconds"));
+                 number(finetune, "training_seconds"));
 }
 
 static void print_variants(struct log *l, const struct json_t *eval)

@@ -152,3 +152,32 @@ YAML
     [ "$status" = 0 ]
     [ "$(sha256sum <"$dir/made/model/routers/v1/router.safetensors")" = "$sum" ]
 }
+
+@test "a step that was killed hard is done again, whatever stands there of an earlier run" {
+    toy_prompts >"$dir/prompts.jsonl"
+    toy_pipeline >"$dir/job.yaml"
+    "$FACTORLLM" run "$dir/job.yaml" --quiet
+    cp "$dir/run/eval/result.json" "$dir/before.json"
+    "$FACTORLLM" run "$dir/job.yaml" --quiet --set eval.bootstrap=1000000 2>"$dir/out" &
+    pid=$!
+    for i in $(seq 100); do
+        [ "$(grep -c '"start"' "$dir/run/eval/log.jsonl")" = 2 ] && break
+        sleep 0.05
+    done
+    kill -KILL "$pid"
+    wait "$pid" || true
+    grep -q 'bootstrap: 1000000' "$dir/run/eval/spec.yaml"
+    [ ! -e "$dir/run/eval/result.json" ]
+    printf '{"torn' >>"$dir/run/eval/log.jsonl"
+    run "$FACTORLLM" run "$dir/job.yaml" --set eval.bootstrap=50
+    echo "$output"
+    [ "$status" = 0 ]
+    [ "$(grep -c 'done before' <<<"$output")" = 3 ]
+    ! grep -q 'eval: done before' <<<"$output"
+    [ "$(jq -s -R 'split("\n") | map(select(. != "" and . != "{\"torn") | fromjson) | length > 3' "$dir/run/eval/log.jsonl")" = true ]
+    # an old result that came back speaks for the spec it was made with only
+    cp "$dir/before.json" "$dir/run/eval/result.json"
+    run "$FACTORLLM" run "$dir/job.yaml" --set eval.bootstrap=50
+    [ "$(grep -c 'done before' <<<"$output")" = 3 ]
+    jq -e '.finetune | .training_seconds <= .seconds' "$dir/run/result.json"
+}
