@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/machine.h"
 #include "comm/comm_internal.h"
 
 /* The first line of a small file of the kernel; empty if there is none. */
@@ -35,33 +36,6 @@ static bool read_stat(long pid, char *state, uint64_t *started)
     return n == 2;
 }
 
-/* Bytes that may still be taken on this host: what the kernel thinks is available, or what a memory limit of the batch system or the
- * container leaves. */
-static int64_t memory_available(void)
-{
-    static const char *const limits[][2] = {
-        {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
-    };
-    FILE *f = fopen("/proc/meminfo", "r");
-    char line[256];
-    long long kib, bytes = 0;
-
-    while (f && fgets(line, sizeof(line), f))
-        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1) bytes = kib * 1024;
-    if (f) fclose(f);
-    for (unsigned i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
-        long long most, used;
-
-        read_line(limits[i][0], line, sizeof(line));
-        if (sscanf(line, "%lld", &most) != 1) continue;
-        read_line(limits[i][1], line, sizeof(line));
-        if (sscanf(line, "%lld", &used) != 1) used = 0;
-        if (most > used && most - used < bytes) bytes = most - used;
-    }
-    return bytes;
-}
-
 void process_describe(struct process *p, struct comm_peer *peer)
 {
     cpu_set_t *set = CPU_ALLOC(sizeof(p->processors) * 8);
@@ -85,7 +59,7 @@ void process_describe(struct process *p, struct comm_peer *peer)
     }
     CPU_FREE(set);
     peer->pid = getpid();
-    peer->memory_bytes = memory_available();
+    peer->memory_bytes = machine_memory();
     if (gethostname(peer->host, sizeof(peer->host) - 1)) strcpy(peer->host, "unknown");
     peer->host[sizeof(peer->host) - 1] = 0;
 }
