@@ -6,9 +6,11 @@
 #include "comm/exchange_internal.h"
 
 /* The coordinator that goes because another rank was lost has said so; mpirun's signal follows it within this time, and we need not. */
-static const double GONE_SECONDS = 0.3;
-/* Followers speak one after the other: the first ends the job and the others are spared. */
-static const double TURN_SECONDS = 0.1;
+static const double GONE_SECONDS = 0.8;
+/* The lowest follower speaks for all and ends the job, which may take MPI_Abort a second; the next waits as long before it thinks that nobody
+ * will, and behind the third nobody waits longer. */
+static const double TURN_SECONDS = 2;
+enum { TURNS_MAX = 3 };
 /* What the coordinator may take to end the job in order after a signal came to all: mpirun leaves 1 s. */
 static const double STOP_SECONDS = 0.6;
 
@@ -32,15 +34,25 @@ static status lost(struct exchange *x, const struct wait *w, const char *reason)
     return ERR_RANK;
 }
 
+/* How long this rank leaves the word to those before it. */
+static double turn_of(const struct exchange *x)
+{
+    int before = 0;
+
+    for (int rank = 1; rank < x->comm->rank && before < TURNS_MAX; rank++) before += !comm_peer_gone(x->comm, rank);
+    return TURN_SECONDS * before;
+}
+
 static status look(struct exchange *x, struct wait *w)
 {
-    double now = w->pause.now, turn = TURN_SECONDS * (x->comm->rank < 10 ? x->comm->rank - 1 : 10);
+    double now = w->pause.now;
 
     if (w->gone <= 0 && comm_peer_gone(x->comm, 0)) w->gone = now;
     if (w->gone > 0 && w->pause.stop > 0) return err_set(&x->over, STOPPED, "the coordinator ended the job");
-    if (w->gone > 0 && now - w->gone > GONE_SECONDS + turn) return lost(x, w, "its process is gone");
+    if (w->gone > 0 && now - w->gone > GONE_SECONDS && now - w->gone > GONE_SECONDS + turn_of(x))
+        return lost(x, w, "its process is gone");
     if (w->pause.stop > 0 && now - w->pause.stop > STOP_SECONDS) return err_set(&x->over, STOPPED, "stopped by a signal");
-    if (now - w->pause.start > x->limits.deadline + turn) {
+    if (now - w->pause.start > x->limits.deadline && now - w->pause.start > x->limits.deadline + turn_of(x)) {
         char reason[64];
 
         snprintf(reason, sizeof(reason), "deadline %.1f s", x->limits.deadline);
