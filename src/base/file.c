@@ -80,6 +80,26 @@ status file_begin(struct file_writer *w, const char *path, struct err *e)
     return OK;
 }
 
+status file_append(struct file_writer *w, const void *bytes, size_t length, const struct alive *alive, struct err *e)
+{
+    while (length) {
+        size_t n = length < ALIVE_BYTES ? length : ALIVE_BYTES;
+        bool bad = fwrite(bytes, 1, n, w->f) != n;
+
+        w->pending += n;
+        if (!bad && w->pending >= ALIVE_BYTES) {
+            alive_tick(alive);
+            bad = fflush(w->f) || fdatasync(fileno(w->f)); /* its error is reported once: it cannot be left to the commit */
+            alive_tick(alive);
+            w->pending = 0;
+        }
+        if (bad) return err_set(e, ERR_IO, "%s: cannot be written: %s", w->path, strerror(errno));
+        bytes = (const char *)bytes + n;
+        length -= n;
+    }
+    return OK;
+}
+
 static void sync_directory_of(const char *path)
 {
     char *copy = str_dup(path);

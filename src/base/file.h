@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
+#include "base/alive.h"
 #include "base/err.h"
 
 /* The whole file, with a 0 behind it (not counted).  The caller frees *out.  ERR_IO, or ERR_LIMIT if it is longer than limit. */
@@ -15,12 +16,15 @@ status file_read(char **out, size_t *length, const char *path, size_t limit, str
 status file_write(const char *path, const void *bytes, size_t length, struct err *e);
 
 /* The same in pieces: file_begin() opens the temporary file, the caller writes to it, file_commit() makes it durable and renames,
- * file_abandon() removes it (also after a failed commit; a second call does nothing). */
+ * file_abandon() removes it (also after a failed commit; a second call does nothing).
+ * file_append() is for what is large: it makes durable as it goes, so that the commit has little left to wait for. */
 struct file_writer {
     FILE *f;
     char *path, *temporary;
+    size_t pending; /* appended and not yet made durable */
 };
 status file_begin(struct file_writer *w, const char *path, struct err *e);
+status file_append(struct file_writer *w, const void *bytes, size_t length, const struct alive *alive, struct err *e);
 status file_commit(struct file_writer *w, struct err *e);
 void file_abandon(struct file_writer *w);
 

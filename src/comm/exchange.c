@@ -11,6 +11,8 @@
 static const double LOOK_SECONDS = 0.05, SPIN_SECONDS = 50e-6, SLEEP_SECONDS = 1e-3, SETTLE_SECONDS = 0.1;
 /* A longer gap between two looks means that this process did not run (it was stopped, or waited for the disk): nobody else was silent then. */
 static const double ABSENT_SECONDS = 1;
+/* After a silence of its own the coordinator takes the end of a follower for the answer to it, for so long. */
+static const double SILENT_SECONDS = 5;
 /* For answers under way when a signal comes: mpirun leaves 1 s. */
 static const double STOP_SECONDS = 0.3;
 
@@ -151,7 +153,7 @@ status exchange_open(struct exchange **out, struct comm *c, struct exchange_limi
     BUG_ON(c->size < 2 || !(limits.deadline > 0));
     if (asked > most) return err_set(e, ERR_LIMIT, "a message between ranks may have %zu bytes, not %zu", most, asked);
     struct exchange *x = take(&t, 1, sizeof(*x));
-    if (x) *x = (struct exchange){.comm = c, .limits = limits, .pinged = clock_now()};
+    if (x) *x = (struct exchange){.comm = c, .limits = limits, .pinged = clock_now(), .spoke = clock_now()};
     if (x && c->rank != 0) take_follower(&t, x);
     if (x && c->rank == 0) {
         x->lanes = take(&t, (size_t)EXCHANGE_SLOTS * (size_t)c->size, sizeof(*x->lanes));
@@ -184,6 +186,13 @@ static struct lane *lane_of(const struct exchange *x, int slot, int rank)
 static bool busy(const struct lane *l)
 {
     return l->state != FREE && l->state != DONE;
+}
+
+/* Something is sent now.  After a silence that was too long the followers are ending the job, and that they go is not their fault. */
+static void speak(struct exchange *x, double now)
+{
+    if (now - x->spoke > x->limits.deadline) x->silent = now;
+    x->spoke = now;
 }
 
 /* The exchange is over: `why` is what every later wait returns, and no request is left behind. */
@@ -324,6 +333,7 @@ void exchange_post(struct exchange *x, int slot, int rank, const struct request 
     l->request->r.sequence = ++x->comm->sequence;
     l->request->r.bytes = bytes;
     l->posted = l->heard = clock_now();
+    speak(x, l->posted);
     l->n_out = 0;
     l->sent = false;
     code = receive_head(x, l, slot, rank);
@@ -347,16 +357,19 @@ void exchange_post(struct exchange *x, int slot, int rank, const struct request 
  * coordinator that comes late itself leaves at least half of it to hear what is waiting inside MPI. */
 static void look_at(struct exchange *x, int slot, const struct pause *p)
 {
-    double deadline = x->limits.deadline;
     char reason[64];
 
+    if (p->now - x->spoke > x->limits.deadline) x->silent = p->now;
     for (int rank = 1; rank < x->comm->size && !x->over.code; rank++) {
         struct lane *l = lane_of(x, slot, rank);
         bool gone = (busy(l) || p->stop > 0) && comm_peer_gone(x->comm, rank);
+        double deadline = l->request->r.deadline > 0 ? l->request->r.deadline : x->limits.deadline;
 
         if (gone) advance(x, slot, rank); /* its last answer may have come before it went */
         if (x->over.code || (!busy(l) && !(gone && p->stop > 0))) continue;
-        if (gone) {
+        if (gone && x->silent > 0 && p->now - x->silent < SILENT_SECONDS) {
+            give_up(x, STOPPED, "the coordinator was silent for too long, and the others have ended the job");
+        } else if (gone) {
             if (!busy(l)) *l->request = (struct request_head){.r = {.layer = -1, .what = "end of the job"}}, l->posted = p->now;
             say_lost(x, l, rank, p->now, "its process is gone");
         } else if (p->now - l->heard > deadline && p->now - p->start > deadline / 2) {
@@ -465,6 +478,7 @@ void exchange_ping(struct exchange *x)
 
     if (!x->lanes || x->over.code || now - x->pinged < x->limits.deadline / 8) return;
     x->pinged = now;
+    speak(x, now);
     advance_all(x); /* a follower that cannot get rid of its answer hears no ping */
     for (int rank = 1; rank < c->size; rank++) {
         int done = 0;

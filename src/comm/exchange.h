@@ -3,7 +3,7 @@
  *
  * Coordinator, per slot (micro-batch): exchange_post() to any number of ranks, then exchange_wait() for all their answers; two slots may be
  * in flight at once.  Follower: exchange_next(), exchange_answer(), in a loop.
- * Deadline: the coordinator gives a rank up that has not answered for `deadline` seconds, or whose process is gone; a follower gives
+ * Deadline: the coordinator gives a rank up that has not answered for `deadline` seconds (or the request's own), or whose process is gone; a follower gives
  *     the coordinator up that has sent nothing, not even a ping, for `deadline` seconds, or whose process is gone.  ERR_RANK: one line that
  *     names rank, host, what it was doing (the request's `what`, its layer) and how long it was waited for.
  * Pings: exchange_ping() must be called now and then by a coordinator that works long alone; it sends at most one ping per deadline / 8.
@@ -37,6 +37,7 @@ struct request {   /* travels in front of the payload, as it is: ranks are one a
     int32_t rows;
     int32_t flags;
     double number[2];  /* small arguments */
+    double deadline;   /* seconds for the answer, 0: the exchange's */
     uint64_t sequence; /* filled by post */
     uint64_t bytes;    /* of payload, filled by post */
     char what[24];     /* phase in words, for messages: "experts", "scores", "open model" */

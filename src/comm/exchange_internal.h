@@ -20,7 +20,7 @@ struct request_head {
     struct request r;
     uint64_t bytes0; /* of the first part */
     int32_t slot;
-    char pad[44];
+    char pad[36];
 };
 
 struct answer_head {
@@ -56,6 +56,7 @@ struct exchange {
     struct lane *lanes; /* [slot][rank] */
     bool collected[EXCHANGE_SLOTS];
     double pinged;
+    double spoke, silent; /* when something was sent last; when a silence longer than the deadline ended, 0 never */
 
     /* follower */
     struct request_head *request; /* as in a lane */

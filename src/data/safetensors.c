@@ -467,9 +467,15 @@ size_t safetensors_mapped_bytes(const struct safetensors *s)
     return s->asked;
 }
 
-status mat_check_finite(const struct mat *m, const char *name, struct err *e)
+status mat_check_finite(const struct mat *m, const char *name, const struct alive *alive, struct err *e)
 {
+    size_t row_bytes = (size_t)m->cols * dtype_bytes(m->dtype), unseen = 0;
+
     for (int r = 0; r < m->rows; r++) {
+        if ((unseen += row_bytes) > ALIVE_BYTES) {
+            alive_tick(alive);
+            unseen = 0;
+        }
         size_t at = (size_t)r * m->stride, cols = (size_t)m->cols;
         bool bad = false;
 
@@ -488,5 +494,6 @@ status mat_check_finite(const struct mat *m, const char *name, struct err *e)
                 return err_set(e, ERR_FORMAT, "%s: row %d, column %d is %s", name, r, c, isnan(x) ? "NaN" : "infinite");
         }
     }
+    alive_tick(alive);
     return OK;
 }

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/alive.h"
 #include "base/err.h"
 #include "base/mat.h"
 
@@ -44,8 +45,8 @@ status safetensors_rows(struct mat *out, struct safetensors *s, const char *name
                         struct err *e);
 size_t safetensors_mapped_bytes(const struct safetensors *s);
 
-/* ERR_FORMAT naming tensor, row and column if an element is NaN or infinite. */
-status mat_check_finite(const struct mat *m, const char *name, struct err *e);
+/* ERR_FORMAT naming tensor, row and column if an element is NaN or infinite.  Reads all of it, perhaps from the disk. */
+status mat_check_finite(const struct mat *m, const char *name, const struct alive *alive, struct err *e);
 
 /* Writing.  Declare every tensor in order, then give their data in the same order, in any number of pieces; the file appears under
  * its name at commit only.  Splits into shards of at most shard_bytes with an index when the total is larger (0: never). */
@@ -55,7 +56,8 @@ status safetensors_create(struct safetensors_writer **out, const char *directory
 status safetensors_create_file(struct safetensors_writer **out, const char *path, struct err *e); /* one file of any name */
 void safetensors_declare(struct safetensors_writer *w, const char *name, enum dtype t, int dims, const int64_t *shape);
 void safetensors_metadata(struct safetensors_writer *w, const char *key,
-                          const char *value); /* __metadata__, before the first data */
+                          const char *value);                             /* __metadata__, before the first data */
+void safetensors_alive(struct safetensors_writer *w, struct alive alive); /* called while data is written and made durable */
 status safetensors_write(struct safetensors_writer *w, const void *data, size_t bytes, struct err *e);
 status safetensors_commit(struct safetensors_writer *w, struct err *e); /* frees w, also on error */
 void safetensors_abandon(struct safetensors_writer *w);                 /* removes what was begun; NULL is fine */

@@ -34,6 +34,7 @@ struct safetensors_writer {
     struct declared *tensors;
     size_t n, room;
     struct json_t *metadata;
+    struct alive alive; /* tick NULL: nobody waits */
 
     struct part *parts; /* from the first data on */
     int n_parts;
@@ -191,6 +192,11 @@ static status seek_tensor(struct safetensors_writer *w, struct err *e)
     return OK;
 }
 
+void safetensors_alive(struct safetensors_writer *w, struct alive alive)
+{
+    w->alive = alive;
+}
+
 status safetensors_write(struct safetensors_writer *w, const void *data, size_t bytes, struct err *e)
 {
     if (!w->parts && begin_parts(w, e)) return e->code;
@@ -201,8 +207,7 @@ status safetensors_write(struct safetensors_writer *w, const void *data, size_t 
         struct part *p = &w->parts[t->shard];
         size_t n = bytes < t->bytes - w->given ? bytes : t->bytes - w->given;
 
-        if (fwrite(data, 1, n, p->file.f) != n)
-            return err_set(e, ERR_IO, "%s: cannot be written: %s", p->file.path, strerror(errno));
+        if (file_append(&p->file, data, n, w->alive.tick ? &w->alive : NULL, e)) return e->code;
         data = (const char *)data + n;
         bytes -= n;
         w->given += n;
@@ -236,7 +241,10 @@ status safetensors_commit(struct safetensors_writer *w, struct err *e)
     if (!w->parts) s = begin_parts(w, e); /* nothing but empty tensors */
     if (!s) s = seek_tensor(w, e);
     BUG_ON(!s && w->at != w->n); /* less than was declared */
-    for (int p = 0; !s && p < w->n_parts; p++) s = file_commit(&w->parts[p].file, e);
+    for (int p = 0; !s && p < w->n_parts; p++) {
+        if (w->alive.tick) alive_tick(&w->alive);
+        s = file_commit(&w->parts[p].file, e);
+    }
     if (!s && w->directory) {
         const char *stale_name = w->n_parts > 1 ? "model.safetensors" : "model.safetensors.index.json";
         char *stale = str_join(w->directory, stale_name);

@@ -10,6 +10,9 @@
  * sized for its rows.  Both sides change over at the same message: OPEN is answered in the small one, CLOSE in the model's. */
 enum { KIND_OPEN = 1, KIND_CLOSE, KIND_STOP };
 
+/* To open a part of a model is to read it, perhaps from a disk that others use, too. */
+static const double OPEN_SECONDS = 600;
+
 struct open_request {
     struct model_limits limits;
     char directory[4096];
@@ -229,6 +232,7 @@ static status ask_all(struct cluster *c, int kind, const char *what, const void 
 
     if (alone(c)) return OK;
     strncpy(r.what, what, sizeof(r.what) - 1);
+    if (kind == KIND_OPEN && c->spec->cluster.deadline_seconds < OPEN_SECONDS) r.deadline = OPEN_SECONDS;
     for (int rank = 1; rank < comm_size(c->comm); rank++) exchange_post(c->exchange, 0, rank, &r, payload, bytes, NULL, 0);
     return exchange_wait(c->exchange, 0, e);
 }

@@ -19,6 +19,7 @@ struct item {
 
 struct writing {
     struct job *job;
+    struct alive alive;
     const struct cut *cut;
     struct safetensors *from;
     struct safetensors_writer *to;
@@ -107,7 +108,7 @@ static status take_layer(struct writing *w, int layer, bool check, struct err *e
         snprintf(name, sizeof(name), "model.layers.%d.mlp.%s_proj.weight", layer, names[i]);
         if (safetensors_mat(mats[i], w->from, name, i < 2 ? s->neurons : s->width, i < 2 ? s->width : s->neurons, e))
             return e->code;
-        if (check && w->job->spec->verify_weights && mat_check_finite(mats[i], name, e)) return e->code;
+        if (check && w->job->spec->verify_weights && mat_check_finite(mats[i], name, &w->alive, e)) return e->code;
     }
     w->layer = layer;
     return OK;
@@ -154,7 +155,7 @@ static status copy(struct writing *w, const struct tensor_info *t, struct err *e
     struct mat m;
 
     if (safetensors_mat(&m, w->from, t->name, rows, cols, e)) return e->code;
-    if (w->job->spec->verify_weights && mat_check_finite(&m, t->name, e)) return e->code;
+    if (w->job->spec->verify_weights && mat_check_finite(&m, t->name, &w->alive, e)) return e->code;
     return safetensors_write(w->to, m.data, t->bytes, e);
 }
 
@@ -226,11 +227,17 @@ static size_t item_bytes(const struct writing *w, const struct item *t)
     return (size_t)neurons_of(w->cut, t->expert, &order, t->layer) * (size_t)w->cut->dense->width * dtype_bytes(m->dtype);
 }
 
+static void tick(void *ctx)
+{
+    cluster_alive(ctx);
+}
+
 status write_experts(struct job *j, const struct cut *c, struct safetensors *from, const char *directory, struct err *e)
 {
-    struct writing w = {.job = j, .cut = c, .from = from, .layer = -1};
+    struct writing w = {.job = j, .alive = {tick, j->cluster}, .cut = c, .from = from, .layer = -1};
     status s = safetensors_create(&w.to, directory, (size_t)j->spec->factorize.shard_mib << 20, e);
 
+    if (!s) safetensors_alive(w.to, w.alive);
     w.mu = malloc((size_t)c->experts * (size_t)c->dense->width * sizeof(*w.mu));
     if (!s && !w.mu) s = err_set(e, ERR_LIMIT, "no memory for the compensation of %d experts", c->experts);
     if (!s) list_items(&w);

@@ -170,6 +170,7 @@ struct binder {
     struct model *m;
     struct safetensors *from;
     struct err *e;
+    struct alive alive;
     char name[160];
 };
 
@@ -188,7 +189,8 @@ static status bind(struct binder *b, struct mat *out, int rows, int cols)
 {
     status s = safetensors_mat(out, b->from, b->name, rows, cols, b->e);
 
-    return s || !b->m->limits.verify ? s : mat_check_finite(out, b->name, b->e);
+    alive_tick(&b->alive);
+    return s || !b->m->limits.verify ? s : mat_check_finite(out, b->name, &b->alive, b->e);
 }
 
 /* A vector is small and used in every row: it is widened once. */
@@ -263,7 +265,7 @@ static status bind_compensation(struct binder *b, int l, const struct placement 
     for (int i = 0; i < s->experts; i++) {
         if (b->m->rank && !held(b->m, p, l, i)) continue;
         if ((code = safetensors_rows(&view, b->from, b->name, s->experts, s->width, i, 1, b->e))) return code;
-        if (b->m->limits.verify && (code = mat_check_finite(&view, b->name, b->e))) return code;
+        if (b->m->limits.verify && (code = mat_check_finite(&view, b->name, &b->alive, b->e))) return code;
         mat_widen(mu + (size_t)i * (size_t)s->width, &view, 0, 1);
         for (int d = 0; total && d < s->width; d++) total[d] += grid(mu[(size_t)i * (size_t)s->width + (size_t)d]);
     }
@@ -395,11 +397,17 @@ static status check_limits(const char *directory, const struct shape *s, struct 
     return OK;
 }
 
+/* Followers expect to hear of the coordinator while it opens its part; a follower has nothing to say. */
+static void tick(void *exchange)
+{
+    if (exchange) exchange_ping(exchange);
+}
+
 status model_open(struct model **out, const char *directory, const struct shape *s, const struct placement *p, int rank,
                   struct model_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e)
 {
     struct taker t = {.arena = a, .e = e};
-    struct binder b = {.e = e};
+    struct binder b = {.e = e, .alive = {tick, x}};
     struct model *m;
     status code;
 

@@ -27,7 +27,7 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
                 struct model_limits limits);
 
 /* Local.  Binds what `rank` needs: the coordinator attention, embeddings, norms, head and shared experts; every rank its own experts.
- * g, x (NULL with one rank), p and a are borrowed.  ERR_IO, ERR_FORMAT, ERR_LIMIT. */
+ * g, x (NULL with one rank), p and a are borrowed.  The coordinator pings through x meanwhile.  ERR_IO, ERR_FORMAT, ERR_LIMIT. */
 status model_open(struct model **out, const char *directory, const struct shape *s, const struct placement *p, int rank,
                   struct model_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e);
 void model_close(struct model *m);

@@ -115,14 +115,14 @@ static status read_layer(struct router *r, struct safetensors *f, int layer, str
     char name[80];
 
     tensor_name(name, layer, "weight");
-    if (safetensors_mat(&m, f, name, r->experts, r->width, e) || mat_check_finite(&m, name, e)) return e->code;
+    if (safetensors_mat(&m, f, name, r->experts, r->width, e) || mat_check_finite(&m, name, NULL, e)) return e->code;
     mat_widen(r->weight + (size_t)layer * n * (size_t)r->width, &m, 0, r->experts);
     tensor_name(name, layer, "bias");
-    if (safetensors_mat(&m, f, name, 1, r->experts, e) || mat_check_finite(&m, name, e)) return e->code;
+    if (safetensors_mat(&m, f, name, 1, r->experts, e) || mat_check_finite(&m, name, NULL, e)) return e->code;
     mat_widen(r->bias + (size_t)layer * n, &m, 0, 1);
     if (!r->by_threshold) return OK;
     tensor_name(name, layer, "threshold");
-    if (safetensors_mat(&m, f, name, 1, 1, e) || mat_check_finite(&m, name, e)) return e->code;
+    if (safetensors_mat(&m, f, name, 1, 1, e) || mat_check_finite(&m, name, NULL, e)) return e->code;
     mat_widen(r->threshold + layer, &m, 0, 1);
     return OK;
 }

@@ -60,6 +60,12 @@ says() {
     says "lost_rank: rank 2 \(.+\) was lost: no answer for 2\.[0-9] s to 'experts', layer 2 \(deadline 2\.0 s\)"
 }
 
+@test "the coordinator hangs: one follower names it, though both wait" {
+    job 0 hang
+    [ "$status" = 6 ]
+    says "rank 0 \(.+, the coordinator\) was lost: rank 1 heard nothing for 2\.[0-9] s after 'experts', layer 1 \(deadline"
+}
+
 @test "a follower is killed while the coordinator computes: named by the process that watches it" {
     job 2 kill 8
     [ "$status" = 6 ]
@@ -81,7 +87,7 @@ says() {
 @test "the coordinator is stopped: a follower names it after the deadline" {
     job 0 stop
     [ "$status" = 6 ]
-    grep -qE "rank 0 \(.+, the coordinator\) was lost: rank 1 heard nothing for 2\.[0-9] s after 'experts', layer 1 \(deadline" <<<"$output"
+    says "rank 0 \(.+, the coordinator\) was lost: rank 1 heard nothing for 2\.[0-9] s after 'experts', layer 1 \(deadline"
 }
 
 # Open MPI decides the exit code itself when what it started is killed: here nothing can be done but to say who it was and to leave nothing behind.

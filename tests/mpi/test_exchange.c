@@ -315,6 +315,22 @@ static void slow_ranks_and_pings(void **state)
 }
 
 /* A coordinator that was away for longer than the deadline still takes the answer that lies there. */
+/* A request may take longer than others: its own deadline counts, longer or shorter. */
+static void deadline_of_its_own(void **state)
+{
+    struct request r = {.kind = KIND_ECHO, .layer = -1, .number = {0, 0.9}, .deadline = 10};
+    double deadline = x->limits.deadline;
+    struct err e = {0};
+
+    (void)state;
+    if (world->chunk < COMM_CHUNK) return;
+    x->limits.deadline = 0.3;
+    for (int rank = 1; rank < comm_size(world); rank++) exchange_post(x, 0, rank, &r, NULL, 0, NULL, 0);
+    assert_int_equal(exchange_wait(x, 0, &e), OK);
+    x->limits.deadline = deadline;
+    still_works();
+}
+
 static void late_coordinator(void **state)
 {
     struct err e = {0};
@@ -399,6 +415,7 @@ static int lead(void)
         cmocka_unit_test(statistics),
         cmocka_unit_test(late_coordinator),
         cmocka_unit_test(slow_ranks_and_pings),
+        cmocka_unit_test(deadline_of_its_own),
         cmocka_unit_test(limits_refuse),
         cmocka_unit_test(closed_and_opened_again),
         cmocka_unit_test(stale_answers_are_dropped),

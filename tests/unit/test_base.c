@@ -163,6 +163,41 @@ static void test_nearest_name(void **state)
     assert_null(str_nearest("zebra", names, 3));
 }
 
+static void count_tick(void *ctx)
+{
+    ++*(int *)ctx;
+}
+
+/* What is large says that it lives, and arrives whole in any number of pieces. */
+static void test_large_file(void **state)
+{
+    size_t length = 2 * ALIVE_BYTES + 12345, n, first = ALIVE_BYTES - 7;
+    char directory[] = "/tmp/factorllm-base-XXXXXX", *bytes = malloc(length), *text;
+    int ticks = 0;
+    struct alive alive = {count_tick, &ticks};
+    struct file_writer w;
+    struct err e;
+
+    (void)state;
+    assert_non_null(bytes);
+    for (size_t i = 0; i < length; i++) bytes[i] = (char)(i * 7 + i / 1000);
+    assert_non_null(mkdtemp(directory));
+    char *path = str_join(directory, "file");
+    assert_int_equal(file_begin(&w, path, &e), OK);
+    assert_int_equal(file_append(&w, bytes, first, &alive, &e), OK);
+    assert_int_equal(ticks, 0);
+    assert_int_equal(file_append(&w, bytes + first, length - first, &alive, &e), OK);
+    assert_true(ticks >= 2);
+    assert_int_equal(file_commit(&w, &e), OK);
+    assert_int_equal(file_read(&text, &n, path, length, &e), OK);
+    assert_true(n == length && memcmp(text, bytes, n) == 0);
+    unlink(path);
+    rmdir(directory);
+    free(text);
+    free(bytes);
+    free(path);
+}
+
 static void test_files_appear_whole(void **state)
 {
     (void)state;
@@ -208,6 +243,7 @@ int main(void)
         cmocka_unit_test(test_mat_views_by_stride),
         cmocka_unit_test(test_bits),
         cmocka_unit_test(test_nearest_name),
+        cmocka_unit_test(test_large_file),
         cmocka_unit_test(test_files_appear_whole),
     };
 

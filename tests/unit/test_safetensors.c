@@ -238,18 +238,18 @@ static void test_not_finite(void **state)
     struct err e;
 
     (void)state;
-    assert_int_equal(mat_check_finite(&m, "w", &e), OK);
+    assert_int_equal(mat_check_finite(&m, "w", NULL, &e), OK);
     memcpy(&x[5], "\x00\x00\xc0\x7f", 4);
-    assert_int_equal(mat_check_finite(&m, "w", &e), ERR_FORMAT);
+    assert_int_equal(mat_check_finite(&m, "w", NULL, &e), ERR_FORMAT);
     assert_string_equal(e.text, "w: row 1, column 2 is NaN");
     m = (struct mat){.data = b, .dtype = DT_BF16, .rows = 1, .cols = 3, .stride = 3};
-    assert_int_equal(mat_check_finite(&m, "w", &e), ERR_FORMAT);
+    assert_int_equal(mat_check_finite(&m, "w", NULL, &e), ERR_FORMAT);
     assert_string_equal(e.text, "w: row 0, column 1 is infinite");
     m = (struct mat){.data = h, .dtype = DT_F16, .rows = 3, .cols = 1, .stride = 1};
-    assert_int_equal(mat_check_finite(&m, "w", &e), ERR_FORMAT);
+    assert_int_equal(mat_check_finite(&m, "w", NULL, &e), ERR_FORMAT);
     assert_string_equal(e.text, "w: row 2, column 0 is NaN");
     m.rows = 2;
-    assert_int_equal(mat_check_finite(&m, "w", &e), OK);
+    assert_int_equal(mat_check_finite(&m, "w", NULL, &e), OK);
 }
 
 /* n tensors t0 .. of [i + 1, 3], BF16 and F32 in turn; element j of tensor i is i + j. */
@@ -403,7 +403,7 @@ static void test_models_at_hand(void **state)
             int rows = info->dims == 2 ? (int)info->shape[0] : 1;
 
             if (safetensors_mat(&m, f, info->name, rows, (int)info->shape[info->dims - 1], &e)) fail_msg("%s", e.text);
-            if (mat_check_finite(&m, info->name, &e)) fail_msg("%s", e.text);
+            if (mat_check_finite(&m, info->name, NULL, &e)) fail_msg("%s", e.text);
         }
         assert_int_equal(safetensors_mat(&m, f, "model.embed_tokens.weight", models[i].vocab, models[i].width, &e), OK);
         assert_int_equal(m.dtype, models[i].dtype);
