@@ -41,7 +41,7 @@ for cc in gcc clang-14; do
     for h in src/*/*.h; do
         $cc -std=gnu11 -D_GNU_SOURCE $warn -Wno-unused-function $include -fsyntax-only -x c "$h" || say "$h does not compile alone under $cc"
     done
-    for c in src/*/*.c tests/*/*.c; do
+    for c in src/*/*.c tests/unit/*.c tests/mpi/*.c; do
         $cc -std=gnu11 -D_GNU_SOURCE -O1 -DVERSION='""' $warn $include -c "$c" -o /dev/null || say "$c under $cc"
     done
     cxx=g++

@@ -104,3 +104,73 @@ YAML
     ) 9>>"$dir/run/factorize/log.jsonl"
     "$FACTORLLM" run "$dir/job.yaml" --quiet
 }
+
+@test "the model that ships: equal bits on 1 and 3 ranks, and a little training beats chance and the fixed choice" {
+    head -n 3 configs/prompts.jsonl >"$dir/prompts.jsonl"
+    toy_pipeline | sed 's/experts: 7/experts: 32/; s/active: 3/active: 16/; /shared:/d; s/compensation: mean/compensation: none/
+        s/sample_tokens: 400/sample_tokens: 1000/; s/sample_tokens: 600/sample_tokens: 2500/; s/sample_tokens: 300/sample_tokens: 768/
+        s/sequence: 32/sequence: 128/; s/window: 32/window: 128/; s/tokens: 1200/tokens: 2500/
+        s/batch_tokens: 128/batch_tokens: 256/; s/sessions: 8/sessions: 16/' >"$dir/job.yaml"
+    "$FACTORLLM" run "$dir/job.yaml" --set model=configs/models/quillan-6m --set output="$dir/alone"
+    essence "$dir/alone" >"$dir/alone.txt"
+    ranks 3 run "$dir/job.yaml" --set model=configs/models/quillan-6m --set cluster.placement=round_robin
+    echo "$output"
+    [ "$status" = 0 ]
+    essence "$dir/run" >"$dir/run.txt"
+    diff "$dir/alone.txt" "$dir/run.txt"
+    jq -c .eval.perplexity "$dir/run/result.json"
+    jq -e '.eval.perplexity | .dense < .oracle and .oracle < .router and .router < .static and .router < .random' "$dir/run/result.json"
+}
+
+@test "a model of very many positions takes memory for what the job uses, and plan says so" {
+    cp -r "$toy" "$dir/long"
+    sed -i 's/"max_position_embeddings": *[0-9]*/"max_position_embeddings": 131072/' "$dir/long/config.json"
+    toy_prompts >"$dir/prompts.jsonl"
+    echo '{"context": "one two three four", "target": "five"}' >"$dir/words.jsonl"
+    toy_pipeline | sed '/sequence: 32/d; /window: 32/d; s/tokens: 1200/tokens: 6000/; s/sample_tokens: [36]00/sample_tokens: 3000/' >"$dir/job.yaml"
+    set -- "$dir/job.yaml" --set model="$dir/long" --set eval.multiple_choice="$dir/words.jsonl" --set limits.memory_mib=40
+    run "$FACTORLLM" plan "$@"
+    echo "$output"
+    [ "$status" = 0 ]
+    grep -q "room  *2048 rows a step, 1 session of 2048 positions" <<<"$output"
+    planned=$(grep -A2 -E '^  room' <<<"$output" | grep -E '^ +0 +coordinator' | tail -1)
+    run "$FACTORLLM" run "$@"
+    echo "$output"
+    [ "$status" = 0 ]
+    # what does not fit is refused by both, with the keys to turn
+    for command in plan run; do
+        run "$FACTORLLM" "$command" "$@" --set limits.memory_mib=1 --set output="$dir/none"
+        echo "$output"
+        [ "$status" = 5 ]
+        grep -q "limits.memory_mib allows 1; lower limits.batch_rows (256 rows now), limits.sessions ([0-9]*) or limits.positions (512)" <<<"$output"
+    done
+    # a window longer than limits.batch_rows raises the rows
+    run "$FACTORLLM" run "$dir/job.yaml" --set output="$dir/small" --set finetune.sequence=64 --set limits.batch_rows=16
+    echo "$output"
+    [ "$status" = 0 ]
+}
+
+@test "plan refuses what run refuses: no tokenizer, an output that cannot be made, nothing to compare with, an input with two of one id" {
+    toy_prompts >"$dir/prompts.jsonl"
+    toy_pipeline >"$dir/job.yaml"
+    both() { # CODE TEXT ARGS...
+        for command in plan run; do
+            run "$FACTORLLM" "$command" "${@:3}"
+            echo "$command: exit $status: $output"
+            [ "$status" = "$1" ]
+            grep -qF -- "$2" <<<"$output"
+        done
+    }
+    "$FACTORLLM" run "$dir/job.yaml" --quiet
+    made=$dir/run/factorize/model
+    printf 'kind: eval\nmodel: %s\noutput: %s\ntext: {file: %s}\nwindow: 32\nbootstrap: 0\n' "$made" "$dir/e" "$BATS_TEST_DIRNAME/common.bash" >"$dir/eval.yaml"
+    both 3 "$dir/prompts.jsonl/out" "$dir/eval.yaml" --set output="$dir/prompts.jsonl/out"
+    both 3 "routers/v9" "$dir/eval.yaml" --set compare_router=v9
+    both 3 "$dir/none/config.json" "$dir/eval.yaml" --set compare_model="$dir/none"
+    cp -r "$toy" "$dir/mute"
+    rm "$dir"/mute/tokenizer*
+    both 3 "$dir/mute" "$dir/eval.yaml" --set model="$dir/mute" --set variants=dense
+    printf 'kind: infer\nmodel: %s\noutput: %s\ninput: %s\n' "$made" "$dir/i" "$dir/prompts.jsonl" >"$dir/infer.yaml"
+    echo '{"id": "p1", "prompt": "again"}' >>"$dir/prompts.jsonl"
+    both 4 "lines 1 and 10 have the same id p1" "$dir/infer.yaml"
+}
