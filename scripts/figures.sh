@@ -46,8 +46,7 @@ printf 'kind: eval\nmodel: %s\noutput: %s\ntext: {file: %s, bytes: %s}\nvariants
 job "$out/dense.yaml"
 jq -r '"dense: perplexity \(.eval.perplexity.dense), next-token accuracy \(.eval.accuracy.dense), \(.eval.text.tokens) tokens"' "$out/dense/result.json"
 
-row='%-20s %6s %17s %17s %17s %17s %17s\n'
-printf "$row" setting f untrained router static random oracle
+printf '%-20s %6s %17s %17s %17s %17s %17s\n' setting f untrained router static random oracle
 echo "$SETTINGS" | while read -r name method experts active keys; do
     [ "$name" ] || continue
     [ "$keys" = - ] && keys=
@@ -57,7 +56,8 @@ model: $model
 output: $out/$name
 steps:
   - {kind: factorize, method: $method, experts: $experts, active: $active, calibration: {file: $train, bytes: $CALIBRATE}${keys:+, $keys}}
-  - {kind: finetune, name: start, method: $method, text: {file: $train, bytes: $TRAIN}, tokens: 512, batch_tokens: 512, learning_rate: 1.0e-9, version: start${FINETUNE:+, $FINETUNE}}
+  - {kind: finetune, name: start, method: $method, text: {file: $train, bytes: $TRAIN}, tokens: 512, batch_tokens: 512, learning_rate: 1.0e-9,
+     version: start${FINETUNE:+, $FINETUNE}}
   - {kind: eval, name: before, text: {file: $valid, bytes: $VALID}, variants: [router], bootstrap: 0}
   - {kind: finetune, name: train, method: $method, text: {file: $train, bytes: $TRAIN}, tokens: $TOKENS, version: trained${FINETUNE:+, $FINETUNE}}
   - {kind: eval, name: after, text: {file: $valid, bytes: $VALID}, variants: [static, random, router, oracle], bootstrap: 0}
