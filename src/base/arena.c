@@ -11,7 +11,7 @@ enum { ALIGN = 64 };
 struct arena {
     char name[32];
     char *base;
-    size_t limit, used, peak;
+    size_t limit, used;
     bool frozen;
 };
 
@@ -63,19 +63,7 @@ void *arena_alloc(struct arena *a, size_t n, size_t size, struct err *e)
     }
     char *p = a->base + a->used;
     a->used += bytes;
-    if (a->used > a->peak) a->peak = a->used;
     return p;
-}
-
-size_t arena_mark(const struct arena *a)
-{
-    return a->used;
-}
-
-void arena_rewind(struct arena *a, size_t mark)
-{
-    BUG_ON(mark > a->used);
-    a->used = mark;
 }
 
 void arena_freeze(struct arena *a)
@@ -86,14 +74,4 @@ void arena_freeze(struct arena *a)
 size_t arena_used(const struct arena *a)
 {
     return a->used;
-}
-
-size_t arena_peak(const struct arena *a)
-{
-    return a->peak;
-}
-
-size_t arena_limit(const struct arena *a)
-{
-    return a->limit;
 }

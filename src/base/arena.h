@@ -1,7 +1,7 @@
 /* Memory with a planned size: one reservation, handed out front to back, given back as a whole.
  *
- * Lifetimes are arenas: what lives as long as the model, as long as a job, as long as a step.  A step arena is rewound with
- * arena_mark()/arena_rewind(); nothing is freed alone.  After arena_freeze() an allocation is a bug.
+ * Lifetimes are arenas: what lives as long as a model, as long as an exchange, as long as a training.  Nothing is freed alone.  After
+ * arena_freeze() an allocation is a bug.
  * Memory  the limit is reserved as address space at once; pages cost nothing until they are touched, and come zeroed.
  * Threads one thread per arena.
  */
@@ -25,12 +25,7 @@ void *arena_alloc(struct arena *a, size_t n, size_t size, struct err *e);
 /* What arena_alloc(n, size) takes, for the functions that plan memory before it is taken. */
 size_t arena_cost(size_t n, size_t size);
 
-size_t arena_mark(const struct arena *a);
-void arena_rewind(struct arena *a, size_t mark); /* memory handed out after the mark is reused, and then not zeroed again */
-
 void arena_freeze(struct arena *a);
 size_t arena_used(const struct arena *a);
-size_t arena_peak(const struct arena *a);
-size_t arena_limit(const struct arena *a);
 
 #endif

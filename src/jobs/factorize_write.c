@@ -238,6 +238,7 @@ status write_experts(struct job *j, const struct cut *c, struct safetensors *fro
     status s = safetensors_create(&w.to, directory, (size_t)j->spec->factorize.shard_mib << 20, e);
 
     if (!s) safetensors_alive(w.to, w.alive);
+    if (!s) safetensors_metadata(w.to, "format", "pt"); /* Python's readers ask for it */
     w.mu = malloc((size_t)c->experts * (size_t)c->dense->width * sizeof(*w.mu));
     if (!s && !w.mu) s = err_set(e, ERR_LIMIT, "no memory for the compensation of %d experts", c->experts);
     if (!s) list_items(&w);
