@@ -8,6 +8,8 @@
 
 #include "comm/comm_internal.h"
 
+enum { CLOSE_SECONDS = 10 };
+
 struct card { /* what a rank tells of itself at start */
     struct comm_peer peer;
     struct process process;
@@ -81,8 +83,12 @@ static status gather(struct comm *c, struct err *e)
     }
     free(all);
     for (int r = 0; r < c->size; r++) {
-        for (int q = 0; q < c->size; q++)
-            c->peers[r].ranks_on_host += q == r || process_same_host(&c->processes[r], &c->processes[q]);
+        c->peers[r].host_rank = r;
+        for (int q = c->size - 1; q >= 0; q--) {
+            if (q != r && !process_same_host(&c->processes[r], &c->processes[q])) continue;
+            c->peers[r].ranks_on_host++;
+            if (q < r) c->peers[r].host_rank = q;
+        }
         c->host_cores[r] = process_host_cores(c->processes, c->size, &c->processes[r]);
         if (c->host_cores[r] < 1) c->host_cores[r] = c->peers[r].cores;
     }
@@ -124,15 +130,35 @@ status comm_open(struct comm **out, int *argc, char ***argv, struct err *e)
     return OK;
 }
 
-void comm_close(struct comm *c)
+/* What the end needs when another rank does not come to it.  Of this process, because a signal's handler gets nothing else. */
+static struct {
+    int rank;
+    status verdict;
+} leaving;
+
+static void leave(int number)
+{
+    static const char text[] = "factorllm: the job is done, but a rank did not come to its end and was not waited for\n";
+
+    (void)number;
+    if (leaving.rank == 0 && write(STDERR_FILENO, text, sizeof(text) - 1) < 0) _exit(ERR_RANK);
+    _exit(leaving.verdict);
+}
+
+void comm_close(struct comm *c, status verdict)
 {
     if (!c) return;
     if (c->closed) *c->closed = true;
     if (c->started && !c->dirty) {
+        leaving.rank = c->rank;
+        leaving.verdict = verdict ? verdict : ERR_RANK; /* mpirun makes 1 of a 0 without MPI_Finalize */
+        signal(SIGALRM, leave);
+        alarm(CLOSE_SECONDS);
         /* Pings that nobody fetched are done with: they are small, and MPI has taken them. */
         MPI_Waitall(c->size, c->ping, MPI_STATUSES_IGNORE);
         MPI_Comm_free(&c->world);
         MPI_Finalize();
+        alarm(0);
     }
     free_comm(c);
 }

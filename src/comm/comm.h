@@ -2,8 +2,10 @@
  *
  * World: rank 0 is the coordinator, all others follow it.  With one rank there is nobody to talk to and no call here does anything;
  * nothing else in the program asks whether it runs under mpirun.
- * After start-up all traffic is addressed point-to-point messages (exchange.h) and no collective is called, because a collective
- * hangs for ever when a rank has died.
+ * Collectives: comm_open(), and at start-up comm_broadcast() (the spec) and comm_agree() (all have read it, all have opened what they need);
+ *     comm_close() at the very end, after every follower has answered "stop", and with a deadline.  A rank that dies inside one of
+ *     those at start-up is noticed by mpirun alone.  Everything between is addressed point-to-point messages (exchange.h) and calls
+ *     no collective, because a collective hangs for ever when a rank has died.
  * Threads: only the thread that opened it (MPI_THREAD_FUNNELED).
  */
 #ifndef COMM_COMM_H
@@ -24,12 +26,15 @@ struct comm_peer { /* gathered at start: every rank knows of every rank */
     int cores;            /* processors this rank may run on (its affinity mask) */
     int64_t memory_bytes; /* available on its host at start */
     int ranks_on_host;
+    int host_rank;      /* the lowest rank on the same host: the same kernel, whatever name it goes by */
+    char processor[64]; /* kind, as the kernel names it (or OPENBLAS_CORETYPE); empty: unknown */
 };
 
-/* Collective (the only ones are open, broadcast and close).  A program that was not started by mpirun or srun is one rank. */
+/* Collective.  A program that was not started by mpirun or srun is one rank. */
 status comm_open(struct comm **out, int *argc, char ***argv, struct err *e);
-/* An orderly end: collective, only after the followers were told to stop. */
-void comm_close(struct comm *c);
+/* An orderly end: collective, only after the followers were told to stop.  A rank that does not come within 10 s is not waited for: the coordinator
+ * says so, and this process exits with `verdict`, or with ERR_RANK in place of OK. */
+void comm_close(struct comm *c, status verdict);
 /* The end after a rank was lost: no collective, ends every rank of the job with exit code `code`.  Does not return. */
 _Noreturn void comm_abort(struct comm *c, int code);
 
@@ -43,7 +48,7 @@ status comm_broadcast(struct comm *c, uint8_t **bytes, size_t *n, struct err *e)
 status comm_agree(struct comm *c, status mine, struct err *e);
 
 /* What is wrong with this launch, as lines for a person (empty: nothing): more ranks than processors without yield, threads x ranks
- * over the cores of a host, ...  Pure: on what was gathered.  `threads` per rank. */
+ * over the cores of a host, different kinds of processor, ...  Pure: on what was gathered.  `threads` per rank. */
 struct str;
 void comm_doctor(const struct comm *c, int threads, struct str *warnings);
 

@@ -139,7 +139,7 @@ static status check_memory(struct cluster *c, const struct shape *s, size_t elem
         for (int q = 0; q < ranks; q++) {
             struct model_cost cost;
 
-            if (strcmp(comm_peer(c->comm, q)->host, peer->host) != 0) continue;
+            if (comm_peer(c->comm, q)->host_rank != peer->host_rank) continue;
             model_cost(&cost, s, &c->placement, q, ranks, element_bytes, limits);
             size_t all = cost.weights + cost.kv + cost.work + cost.exchange;
             host += all;

@@ -98,6 +98,6 @@ status launch_run(const struct launch *l, int *argc, char ***argv)
     if (st == ERR_RANK) comm_abort(c, ERR_RANK);
     cluster_close(ranks);
     spec_free(s);
-    comm_close(c);
+    comm_close(c, st);
     return st;
 }

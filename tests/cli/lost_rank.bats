@@ -97,6 +97,13 @@ says() {
     grep -qE "lost_rank: rank 1 \(.+\) was lost: .*'experts', layer 2 \(its process is gone\)" <<<"$output"
 }
 
+@test "a follower is stopped at the very end: it is not waited for" {
+    job 1 late
+    [ "$status" = 6 ]
+    [[ $output == *"done: 6 rounds"*"a rank did not come to its end"* ]]
+    [[ $output != *"was lost"* ]]
+}
+
 @test "SIGUSR1 to a follower and to the coordinator does no harm" {
     job 1 usr1
     [ "$status" = 0 ]

@@ -2,7 +2,7 @@
  *
  *     lost_rank [VICTIM HOW [BUSY]]
  *     HOW    kill, segv, parent (SIGKILL to the process that mpirun knows), stop (SIGSTOP), exit (code 0, in the middle of a job), hang (no answer), usr1, term: what the victim does
- *            in its third request; the coordinator, if it is the victim, instead of posting it.  none: nothing, the job ends.
+ *            in its third request, late: SIGSTOP at the end of the job; the coordinator, if it is the victim, instead of posting it.  none: nothing, the job ends.
  *     BUSY   seconds that the coordinator computes alone after posting (it pings, but does not look at its followers then)
  * It does what launch.c does: one line, then comm_abort().  Alone it says so and ends. */
 #include <signal.h>
@@ -88,7 +88,7 @@ int main(int argc, char **argv)
     const char *how = argc > 2 && atoi(argv[1]) == comm_rank(c) ? argv[2] : NULL;
     if (comm_size(c) == 1) {
         if (argc == 1) printf("lost_rank: run by lost_rank.bats with several ranks\n");
-        comm_close(c);
+        comm_close(c, OK);
         return 0;
     }
     if (arena_open(&a, "exchange", exchange_cost(coordinator, comm_size(c), limits), &e) || exchange_open(&x, c, limits, a, &e)) {
@@ -100,6 +100,7 @@ int main(int argc, char **argv)
     if (st == ERR_RANK) comm_abort(c, st);
     exchange_close(x);
     arena_close(a);
-    comm_close(c);
+    if (how && strcmp(how, "late") == 0) raise(SIGSTOP);
+    comm_close(c, st);
     return st;
 }

@@ -123,8 +123,8 @@ static void alone(void **state)
     assert_int_equal(comm_broadcast(c, &bytes, &n, &e), OK);
     assert_ptr_equal(bytes, &byte);
     assert_int_equal(comm_agree(c, ERR_SPEC, &e), ERR_SPEC);
-    comm_close(c);
-    comm_close(NULL);
+    comm_close(c, OK);
+    comm_close(NULL, OK);
 }
 
 int main(int argc, char **argv)
@@ -145,6 +145,6 @@ int main(int argc, char **argv)
         return e.code;
     }
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    comm_close(world);
+    comm_close(world, OK);
     return failed;
 }

@@ -454,6 +454,6 @@ int main(int argc, char **argv)
     else failed = cluster_follow(world.cluster, &e) != OK;
     cluster_close(world.cluster);
     spec_free(world.spec);
-    comm_close(world.comm);
+    comm_close(world.comm, OK);
     return failed != 0;
 }

@@ -450,6 +450,6 @@ int main(int argc, char **argv)
         failed += comm_rank(world) == 0 ? lead() : follow();
         close_exchange();
     }
-    comm_close(world);
+    comm_close(world, OK);
     return failed;
 }

@@ -314,6 +314,6 @@ int main(int argc, char **argv)
         str_free(&yaml);
     }
     if (comm_rank(world.comm) == 0 && directory_remove(world.directory, &e)) printf("# %s\n", e.text);
-    comm_close(world.comm);
+    comm_close(world.comm, OK);
     return failed != 0;
 }

@@ -307,6 +307,6 @@ int main(int argc, char **argv)
     int failed = cmocka_run_group_tests_name("moe over ranks", tests, NULL, NULL);
 
     if (failed) comm_abort(c, 1); /* the others may be waiting for this rank */
-    comm_close(c);
+    comm_close(c, OK);
     return 0;
 }

@@ -39,7 +39,7 @@ static int tear_down(void **state)
     struct bench *b = *state;
     struct err e;
 
-    comm_close(b->comm);
+    comm_close(b->comm, OK);
     assert_int_equal(directory_remove(b->directory, &e), OK);
     free(b->out);
     free(b->made);
