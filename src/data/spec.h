@@ -62,7 +62,7 @@ struct spec {
         int64_t memory_mib; /* per rank; 0: what the machine has */
         int64_t batch_rows; /* most token rows in one step */
         int64_t sessions;   /* most sequences in flight */
-        int64_t positions;  /* most positions of one sequence; 0: the model's */
+        int64_t positions;  /* most positions of one sequence; 0: what the job needs, at most the model's */
     } limits;
 
     struct {
@@ -75,7 +75,7 @@ struct spec {
         int64_t method, labels, loss, select;
         struct spec_text text;
         int64_t tokens;       /* budget, counted over all passes */
-        int64_t sequence;     /* tokens of one window; 0: the model's positions */
+        int64_t sequence;     /* tokens of one window; 0: 2048 or the model's positions */
         int64_t batch_tokens; /* per optimizer step */
         double learning_rate, final_learning_rate_ratio, weight_decay, beta1, beta2, clip;
         double warmup; /* share of the steps */
@@ -85,7 +85,7 @@ struct spec {
     } finetune;
     struct {
         struct spec_text text;
-        int64_t window;                 /* 0: the model's positions */
+        int64_t window;                 /* 0: 2048 or the model's positions */
         struct spec_list variants;      /* names of enum spec_variant */
         struct spec_list minimal_pairs; /* JSONL files */
         struct spec_list multiple_choice;

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/str.h"
 #include "jobs/eval.h"
+#include "jobs/room.h"
 #include "model/router_file.h"
 
 enum { AGREEMENT_TOKENS = 8192 };
@@ -320,25 +321,13 @@ static status measure_side(struct eval_run *r, struct model *m, const char *dire
 
 /* --- the whole --- */
 
-static int positions_of(const struct spec *s, const struct shape *shape)
+static status open_side(struct model **m, struct eval_run *r, const char *directory, const struct shape *shape, struct err *e)
 {
-    return s->limits.positions && s->limits.positions < shape->positions ? (int)s->limits.positions : shape->positions;
-}
+    struct room room;
 
-static status open_side(struct model **m, struct eval_run *r, const char *directory, const struct shape *shape, int positions,
-                        struct err *e)
-{
-    const struct spec *s = r->job->spec;
-    bool oracle = wanted(s, VARIANT_ORACLE) || wanted(s, VARIANT_ROUTER), fixed = wanted(s, VARIANT_STATIC);
-    struct model_limits limits = {.rows = (int)s->limits.batch_rows,
-                                  .sessions = (int)s->limits.sessions,
-                                  .positions = positions,
-                                  .oracle = oracle && shape->experts,
-                                  .verify = s->verify_weights,
-                                  .calibration = fixed && shape->experts && shape->calibrated};
-
-    if (limits.sessions > limits.rows) limits.sessions = limits.rows;
-    return cluster_model(r->job->cluster, directory, limits, m, e);
+    if (room_eval(&room, r->job->spec, shape, r->longest, e)) return e->code;
+    r->window = room.window;
+    return room_open(r->job->cluster, directory, &room, m, e);
 }
 
 static status prepare(struct model **m, struct eval_run *r, struct shape *shape, struct err *e)
@@ -347,18 +336,17 @@ static status prepare(struct model **m, struct eval_run *r, struct shape *shape,
     bool text = s->eval.text.file || s->eval.text.sample_tokens > 0;
 
     if (shape_read(shape, s->model, e)) return e->code;
-    int positions = positions_of(s, shape);
-    if (s->eval.window > positions)
-        return err_set(e, ERR_SPEC, "%s: window: %lld tokens, the model takes %d positions", s->source, (long long)s->eval.window,
-                       positions);
-    r->window = s->eval.window ? (int)s->eval.window : positions;
+    struct room room;
+    if (room_eval(&room, s, shape, 0, e)) return e->code;
     if (tokenizer_open(&r->tokenizer, s->model, e) || check_ids(r, shape, s->model, e)) return e->code;
     /* hostile or missing item files are known before the model is opened */
     for (int i = 0; i < s->eval.minimal_pairs.n; i++)
         if (items_read(&r->items, s->eval.minimal_pairs.items[i], true, s->eval.items, e)) return e->code;
     for (int i = 0; i < s->eval.multiple_choice.n; i++)
         if (items_read(&r->items, s->eval.multiple_choice.items[i], false, s->eval.items, e)) return e->code;
-    if ((r->items.n && make_pieces(r, positions, e)) || open_side(m, r, s->model, shape, positions, e)) return e->code;
+    int positions = room_positions(s, shape);
+    if (items_longest(&r->longest, &r->items, r->tokenizer, positions, e)) return e->code;
+    if ((r->items.n && make_pieces(r, positions, e)) || open_side(m, r, s->model, shape, e)) return e->code;
     if (!text) return OK;
     if (job_text(r->job, &s->eval.text, "eval", *m, r->tokenizer, &r->corpus, e)) return e->code;
     make_windows(r);
@@ -375,12 +363,14 @@ static status measure_other(struct eval_run *r, struct model *m, const struct sh
     if (shape_read(&other, s->eval.compare_model, e) || check_ids(r, &other, s->eval.compare_model, e) ||
         check_same_tokens(r, s->eval.compare_model, e))
         return e->code;
-    int positions = positions_of(s, shape);
-    if (positions > other.positions)
-        return err_set(e, ERR_SPEC,
-                       "%s: compare_model: %s takes %d positions, expected %d as of model, or a smaller limits.positions",
-                       s->source, s->eval.compare_model, other.positions, positions);
-    if (open_side(&m, r, s->eval.compare_model, &other, positions, e)) return e->code;
+    struct room mine;
+    if (room_eval(&mine, s, shape, r->longest, e)) return e->code;
+    if (mine.limits.positions > other.positions)
+        return err_set(
+            e, ERR_SPEC,
+            "%s: compare_model: %s takes %d positions, expected %d as model uses, or a smaller window or limits.positions",
+            s->source, s->eval.compare_model, other.positions, mine.limits.positions);
+    if (open_side(&m, r, s->eval.compare_model, &other, e)) return e->code;
     return measure_side(r, m, s->eval.compare_model, NULL, false, e);
 }
 

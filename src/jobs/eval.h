@@ -40,6 +40,8 @@ status items_parse_line(struct items *to, const char *line, size_t length, const
                         struct err *e);
 /* A file of minimal pairs, or of questions.  `file` is borrowed. */
 status items_read(struct items *to, const char *file, bool pairs, int64_t most, struct err *e);
+/* Tokens of the longest text with its context, `cap` at most; 0 without items. */
+status items_longest(int *longest, const struct items *all, const struct tokenizer *t, int cap, struct err *e);
 void items_leave_out(struct items *from, struct item *i); /* frees it and counts it out of its set; its place is the caller's */
 void items_free(struct items *i);
 
@@ -98,7 +100,7 @@ struct eval_run {
     struct job *job;
     struct tokenizer *tokenizer;
     struct corpus corpus;
-    int window;
+    int window, longest; /* tokens: of a window of text, of the longest item */
     struct eval_sequence *windows, *pieces;
     size_t n_windows, n_pieces;
     int32_t *piece_tokens; /* what pieces point into */

@@ -151,3 +151,25 @@ status items_read(struct items *to, const char *file, bool pairs, int64_t most, 
     if (!s && to->n == before) s = err_set(e, ERR_FORMAT, "%s: no items", file);
     return s;
 }
+
+status items_longest(int *longest, const struct items *all, const struct tokenizer *t, int cap, struct err *e)
+{
+    struct str whole = {0};
+    status s = OK;
+
+    *longest = 0;
+    for (size_t i = 0; i < all->n && !s; i++)
+        for (int k = 0; k < all->item[i].n && !s; k++) {
+            int32_t *ids = NULL;
+            size_t n = 0;
+
+            str_clear(&whole);
+            if (all->item[i].context) str_addf(&whole, "%s ", all->item[i].context);
+            str_addz(&whole, all->item[i].text[k]);
+            s = tokenizer_encode(t, &ids, &n, whole.text, whole.length, e);
+            if (!s && n > (size_t)*longest) *longest = n < (size_t)cap ? (int)n : cap;
+            free(ids);
+        }
+    str_free(&whole);
+    return s;
+}

@@ -17,9 +17,11 @@
 #include "data/corpus.h"
 #include "data/digest.h"
 #include "jobs/factorize_write.h"
+#include "jobs/ready.h"
+#include "jobs/room.h"
 #include "moe/grouping.h"
 
-enum { WINDOW_MAX = 512, BLOCK = 1 << 20, CONFIG_MAX = 16 << 20 };
+enum { BLOCK = 1 << 20, CONFIG_MAX = 16 << 20 };
 
 static const char *const grouping_names[] = {"contiguous", "random", "coactivation"};
 
@@ -70,21 +72,6 @@ static status check(struct factorizing *f, struct err *e)
     if (f->cut.active < 1 || f->cut.active > f->cut.experts)
         return err_set(e, ERR_SPEC, "%s: active: expected 1 to %d, found %d", s->source, f->cut.experts, f->cut.active);
     return OK;
-}
-
-/* What stands at the target may only be an earlier result of ours. */
-static status check_target(const struct job *j, const char *target, struct err *e)
-{
-    struct shape *old = malloc(sizeof(*old));
-    struct err ignored;
-    status s = OK;
-
-    BUG_ON(!old);
-    if (file_exists(target) && (shape_read(old, target, &ignored) || !old->experts))
-        s = err_set(e, ERR_SPEC, "%s: stands where the factorized model of %s should go, and is none: expected another output",
-                    target, j->spec->source);
-    free(old);
-    return s;
 }
 
 static int by_text(const void *a, const void *b)
@@ -154,16 +141,12 @@ static status calibrate_on_text(struct factorizing *f, struct err *e)
     struct tokenizer *tokenizer = NULL;
     struct corpus text = {0};
     struct model *m;
-    int64_t most = s->limits.positions && s->limits.positions < f->shape.positions ? s->limits.positions : f->shape.positions;
+    struct room room;
 
-    f->window = most < WINDOW_MAX ? (int)most : WINDOW_MAX;
-    int fit = (int)s->limits.batch_rows / f->window, sessions = fit > 1 ? fit : 1;
-    if (s->factorize.calibration.sample_tokens > 0 && sessions < s->limits.sessions) sessions = (int)s->limits.sessions;
-    struct model_limits limits = {
-        .rows = (int)s->limits.batch_rows, .sessions = sessions, .positions = f->window, .verify = s->verify_weights};
-
+    if (room_factorize(&room, s, &f->shape, e)) return e->code;
+    f->window = room.window;
     if (tokenizer_open(&tokenizer, s->model, e)) return e->code;
-    status st = cluster_model(j->cluster, s->model, limits, &m, e);
+    status st = room_open(j->cluster, s->model, &room, &m, e);
     if (!st) st = job_text(j, &s->factorize.calibration, "calibration", m, tokenizer, &text, e);
     if (!st) {
         f->text_tokens = (int64_t)text.n_tokens;
@@ -396,7 +379,7 @@ status job_factorize(struct job *j, struct err *e)
     f->job = j;
     s = shape_read(&f->shape, j->spec->model, e);
     if (!s) s = check(f, e);
-    if (!s) s = check_target(j, target, e);
+    if (!s) s = ready_target(j->spec, e);
     if (!s) s = safetensors_open(&f->weights, j->spec->model, e);
     if (!s) s = digest_model(f->source_digest, &f->source_bytes, j, f->weights, "digest", e);
     if (!s && f->cut.calibrated) s = calibrate_on_text(f, e);

@@ -16,6 +16,8 @@
 #include "data/corpus.h"
 #include "jobs/fingerprint.h"
 #include "jobs/job.h"
+#include "jobs/ready.h"
+#include "jobs/room.h"
 #include "model/router_file.h"
 #include "moe/route.h"
 #include "train/checkpoint.h"
@@ -33,7 +35,8 @@ struct run {
     struct corpus corpus;
     struct router router;
     struct stage1 *trainer;
-    int sequence, rows, sessions;
+    struct room room;
+    int sequence, rows, sessions; /* of the training: the room may be larger, for sampling */
 
     struct windows windows;
 
@@ -387,49 +390,23 @@ static void print_table(const struct run *r, const struct json_t *after, const c
 static status check_spec(struct run *r, struct err *e)
 {
     const struct spec *s = r->spec;
-    int64_t sequence = s->finetune.sequence;
 
     if (shape_read(&r->shape, s->model, e)) return e->code;
     if (!r->shape.experts)
         return err_set(e, ERR_SPEC, "%s: model: %s is a dense model, expected a factorized one: run a factorize job first",
                        s->source, s->model);
-    r->rows = (int)s->limits.batch_rows;
-    if (sequence > r->shape.positions)
-        return err_set(e, ERR_SPEC, "%s: sequence: %lld tokens, the model has %d positions", s->source, (long long)sequence,
-                       r->shape.positions);
-    if (sequence > r->rows)
-        return err_set(e, ERR_SPEC, "%s: sequence: %lld tokens, expected at most limits.batch_rows (%d): a window passes whole",
-                       s->source, (long long)sequence, r->rows);
-    if (!sequence) sequence = r->shape.positions < r->rows ? r->shape.positions : r->rows;
-    r->sequence = (int)sequence;
+    if (room_finetune(&r->room, s, &r->shape, e)) return e->code;
+    r->rows = r->room.limits.rows;
+    r->sequence = r->room.window;
     r->sessions = r->rows / r->sequence;
-    if (s->finetune.version && *s->finetune.version) {
-        struct str path = {0};
-
-        str_addf(&path, "%s/routers/%s", s->model, s->finetune.version);
-        if (file_exists(path.text))
-            err_set(e, ERR_SPEC, "%s: version: %s exists already; choose another name, or none for the next free one", s->source,
-                    path.text);
-        else e->code = OK;
-        str_free(&path);
-        return e->code;
-    }
-    return OK;
+    return ready_version(s, e);
 }
 
 static status open_all(struct run *r, struct err *e)
 {
     const struct spec *s = r->spec;
-    struct model_limits limits = {
-        .rows = r->rows, .sessions = r->sessions, .positions = r->sequence, .oracle = true, .verify = s->verify_weights};
-
-    if (s->finetune.text.sample_tokens) { /* the engine samples with this model too */
-        if (limits.sessions < s->limits.sessions) limits.sessions = (int)s->limits.sessions;
-        limits.positions = s->limits.positions ? (int)s->limits.positions : r->shape.positions;
-        if (limits.positions < r->sequence) limits.positions = r->sequence;
-    }
     if (tokenizer_open(&r->tokenizer, s->model, e)) return e->code;
-    if (cluster_model(r->job->cluster, s->model, limits, &r->model, e)) return e->code;
+    if (room_open(r->job->cluster, s->model, &r->room, &r->model, e)) return e->code;
     if (job_text(r->job, &s->finetune.text, "finetune", r->model, r->tokenizer, &r->corpus, e)) return e->code;
     if (choose_windows(r, e) || make_identity(r, e)) return e->code;
     if (router_alloc(&r->router, &r->shape, e)) return e->code;

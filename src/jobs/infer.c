@@ -13,37 +13,24 @@
 #include "base/stop.h"
 #include "data/digest.h"
 #include "jobs/fingerprint.h"
+#include "jobs/infer_input.h"
 #include "jobs/infer_journal.h"
-#include "jobs/infer_rows.h"
 #include "jobs/job.h"
+#include "jobs/room.h"
 #include "model/router_file.h"
 
-static const size_t input_bytes_max = (size_t)4 << 30;
-enum { LINE_BYTES_MAX = 64 << 20, SHOW_ROWS = 20, COLUMNS_DEFAULT = 110, EVENT_SECONDS = 10 };
-
-struct line {
-    size_t at, length;
-    int64_t number; /* from 1, as an editor counts */
-    char *key;
-    bool done;
-    struct infer_request *request; /* while it is in flight */
-};
+enum { SHOW_ROWS = 20, COLUMNS_DEFAULT = 110, EVENT_SECONDS = 10 };
 
 struct infer {
     struct job *j;
-    char *text; /* the input */
-    size_t length;
-    struct line *line;
-    struct line **by_key; /* sorted */
-    size_t n, room, next; /* next: the first line that was not submitted */
-    bool batch;           /* the input's form, for lines that have none */
-    struct sampling defaults;
+    struct infer_input in;
+    size_t next; /* the first line that was not submitted */
 
     struct shape shape;
     struct tokenizer *t;
     struct router router;
     struct routing how;
-    struct engine_limits limits;
+    struct room room;
     struct engine *engine;
     struct journal *journal;
     const char *model_name;
@@ -52,137 +39,17 @@ struct infer {
     double start, last_event;
 };
 
-static void source_of(struct str *out, const struct infer *f, int64_t number)
-{
-    str_clear(out);
-    str_addf(out, "%s line %lld", f->j->spec->infer.input, (long long)number);
-}
-
-static void set_defaults(struct infer *f)
-{
-    const struct spec *s = f->j->spec;
-
-    f->defaults = (struct sampling){.temperature = s->infer.temperature,
-                                    .top_k = (int)s->infer.top_k,
-                                    .top_p = s->infer.top_p,
-                                    .min_p = s->infer.min_p,
-                                    .seed = (uint64_t)s->seed,
-                                    .max_tokens = (int)s->infer.max_tokens,
-                                    .stop = (const char *const *)s->infer.stop.items,
-                                    .n_stop = s->infer.stop.n,
-                                    .ignore_eos = s->infer.ignore_eos};
-}
-
-/* --- the input ------------------------------------------------------------------------------------------------------- */
-
-static bool is_blank(const char *text, size_t length)
-{
-    for (size_t i = 0; i < length; i++)
-        if (!strchr(" \t\r", text[i]) || !text[i]) return false;
-    return true;
-}
-
-static void add_line(struct infer *f, size_t at, size_t length, int64_t number)
-{
-    if (f->n == f->room) {
-        f->room = f->room ? 2 * f->room : 256;
-        f->line = realloc(f->line, f->room * sizeof(*f->line));
-        BUG_ON(!f->line);
-    }
-    f->line[f->n++] = (struct line){.at = at, .length = length, .number = number};
-}
-
-static status split_input(struct infer *f, struct err *e)
-{
-    size_t at = f->length >= 3 && memcmp(f->text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0; /* a byte order mark */
-    const char *input = f->j->spec->infer.input;
-
-    for (int64_t number = 1; at < f->length; number++) {
-        const char *end = memchr(f->text + at, '\n', f->length - at);
-        size_t length = end ? (size_t)(end - f->text) - at : f->length - at;
-
-        if (length > LINE_BYTES_MAX)
-            return err_set(e, ERR_LIMIT, "%s line %lld: is %zu bytes long, at most %d are read", input, (long long)number, length,
-                           LINE_BYTES_MAX);
-        if (!is_blank(f->text + at, length)) add_line(f, at, length, number);
-        at += length + 1;
-    }
-    if (!f->n) return err_set(e, ERR_FORMAT, "%s: expected at least one request, found none", input);
-    return OK;
-}
-
-static int by_key(const void *a, const void *b)
-{
-    const struct line *l = *(struct line *const *)a, *m = *(struct line *const *)b;
-    int order = strcmp(l->key, m->key);
-
-    if (order) return order;
-    return l->number < m->number ? -1 : l->number > m->number;
-}
-
-/* Ids of all lines; the first line with a form decides how lines without one are answered. */
-static status read_ids(struct infer *f, struct err *e)
-{
-    struct str source = {0};
-    bool form_known = false;
-    status s = OK;
-
-    for (size_t i = 0; i < f->n; i++) {
-        struct line *l = &f->line[i];
-        struct infer_request r;
-        struct err ignored; /* it comes again when the line is submitted */
-
-        source_of(&source, f, l->number);
-        bool good = !infer_parse(&r, f->text + l->at, l->length, source.text, l->number, &f->defaults, f->batch, &ignored);
-
-        l->key = str_dup(r.key);
-        if (good && !form_known) f->batch = r.batch;
-        form_known |= good;
-        infer_request_clear(&r);
-        if (i % 1024 == 0) cluster_alive(f->j->cluster);
-    }
-    str_free(&source);
-
-    f->by_key = malloc(f->n * sizeof(struct line *));
-    if (!f->by_key) return err_set(e, ERR_LIMIT, "out of memory for %zu requests", f->n);
-    for (size_t i = 0; i < f->n; i++) f->by_key[i] = &f->line[i];
-    qsort(f->by_key, f->n, sizeof(*f->by_key), by_key);
-    for (size_t i = 1; i < f->n && !s; i++)
-        if (strcmp(f->by_key[i - 1]->key, f->by_key[i]->key) == 0)
-            s = err_set(e, ERR_FORMAT, "%s: lines %lld and %lld have the same id %.200s", f->j->spec->infer.input,
-                        (long long)f->by_key[i - 1]->number, (long long)f->by_key[i]->number, f->by_key[i]->key);
-    return s;
-}
-
-static status read_input(struct infer *f, struct err *e)
-{
-    if (file_read(&f->text, &f->length, f->j->spec->infer.input, input_bytes_max, e)) return e->code;
-    if (split_input(f, e)) return e->code;
-    return read_ids(f, e);
-}
-
 /* --- what was done before -------------------------------------------------------------------------------------------- */
 
 static status mark_done(void *context, const char *key, bool ok, const char *source, struct err *e)
 {
     struct infer *f = context;
-    union {
-        const char *in;
-        char *out;
-    } k = {.in = key};
-    struct line wanted = {.key = k.out}, *w = &wanted;
-    size_t low = 0, high = f->n;
+    struct infer_line *l = infer_input_find(&f->in, key);
 
     (void)ok;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        if (strcmp(f->by_key[middle]->key, w->key) < 0) low = middle + 1;
-        else high = middle;
-    }
-    if (low == f->n || strcmp(f->by_key[low]->key, key) != 0)
-        return err_set(e, ERR_FORMAT, "%s: id %.200s is not in %s", source, key, f->j->spec->infer.input);
-    if (f->by_key[low]->done) return err_set(e, ERR_FORMAT, "%s: id %.200s is there a second time", source, key);
-    f->by_key[low]->done = true;
+    if (!l) return err_set(e, ERR_FORMAT, "%s: id %.200s is not in %s", source, key, f->in.path);
+    if (l->done) return err_set(e, ERR_FORMAT, "%s: id %.200s is there a second time", source, key);
+    l->done = true;
     f->skipped++;
     return OK;
 }
@@ -197,7 +64,7 @@ static status describe_run(struct infer *f, struct json_t *meta, struct err *e)
     for (int i = 0; i < s->infer.stop.n; i++)
         json_append(stop, json_text_new(s->infer.stop.items[i], strlen(s->infer.stop.items[i])));
     json_put(meta, "stop", stop);
-    digest_bytes(digest, f->text, f->length);
+    digest_bytes(digest, f->in.text, f->in.length);
     json_put_text(meta, "input_sha256", digest);
 
     if (fingerprint_model(digest, s->model, e)) return e->code;
@@ -214,7 +81,7 @@ static status describe_run(struct infer *f, struct json_t *meta, struct err *e)
         json_put_text(meta, "router_sha256", digest);
     }
     json_put_text(meta, "variant", spec_variant_name((enum spec_variant)s->infer.variant));
-    json_put_int(meta, "positions", f->limits.positions);
+    json_put_int(meta, "positions", room_positions(s, &f->shape)); /* not what this input needs: it may grow */
     json_put_int(meta, "max_tokens", s->infer.max_tokens);
     json_put_real(meta, "temperature", s->infer.temperature);
     json_put_real(meta, "top_p", s->infer.top_p);
@@ -233,7 +100,7 @@ static status open_journal(struct infer *f, struct err *e)
     status st = describe_run(f, meta, e);
 
     if (!st) st = journal_open(&f->journal, path, meta, mark_done, f, e);
-    if (!st && f->skipped) log_line(f->j->log, "%s: %lld of %zu rows are there already", path, (long long)f->skipped, f->n);
+    if (!st && f->skipped) log_line(f->j->log, "%s: %lld of %zu rows are there already", path, (long long)f->skipped, f->in.n);
     if (!st) json_put_text(f->j->result, "responses", path);
     json_free(meta);
     free(path);
@@ -267,35 +134,29 @@ static status choose_routing(struct infer *f, struct err *e)
     return router_read(&f->router, s->model, NULL, &f->shape, e);
 }
 
-static status set_limits(struct infer *f, struct err *e)
+static void alive(void *cluster)
 {
-    const struct spec *s = f->j->spec;
-    int64_t positions = s->limits.positions ? s->limits.positions : f->shape.positions;
+    cluster_alive(cluster);
+}
 
-    if (positions > f->shape.positions || positions < 2)
-        return err_set(e, ERR_LIMIT, "%s: limits.positions: expected 2 to the model's %d, found %lld", s->source,
-                       f->shape.positions, (long long)positions);
-    f->limits = (struct engine_limits){
-        .rows = (int)s->limits.batch_rows, .sessions = (int)s->limits.sessions, .positions = (int)positions};
-    return OK;
+static status set_room(struct infer *f, struct err *e)
+{
+    int64_t longest = infer_input_longest(&f->in, f->t);
+
+    return room_infer(&f->room, f->j->spec, &f->shape, (int64_t)f->in.n, longest, e);
 }
 
 static status open_engine(struct infer *f, struct err *e)
 {
-    const struct spec *s = f->j->spec;
-    int64_t waiting = (int64_t)f->n - f->skipped;
+    struct model_limits *limits = &f->room.limits;
+    int64_t waiting = (int64_t)f->in.n - f->skipped;
     struct model *m;
 
-    if (f->limits.sessions > waiting) f->limits.sessions = (int)waiting; /* memory for more would never be used */
-    struct model_limits limits = {.rows = f->limits.rows,
-                                  .sessions = f->limits.sessions,
-                                  .positions = f->limits.positions,
-                                  .oracle = f->how.route == ROUTE_GRAM,
-                                  .verify = s->verify_weights,
-                                  .calibration = f->how.route == ROUTE_STATIC};
-
-    if (cluster_model(f->j->cluster, s->model, limits, &m, e)) return e->code;
-    return engine_open(&f->engine, m, f->t, &f->how, (int)s->cluster.micro_batches, f->limits, e);
+    if (limits->sessions > waiting) limits->sessions = (int)waiting; /* memory for more would never be used */
+    if (room_open(f->j->cluster, f->j->spec->model, &f->room, &m, e)) return e->code;
+    return engine_open(&f->engine, m, f->t, &f->how, (int)f->j->spec->cluster.micro_batches,
+                       (struct engine_limits){.rows = limits->rows, .sessions = limits->sessions, .positions = limits->positions},
+                       e);
 }
 
 /* --- the run --------------------------------------------------------------------------------------------------------- */
@@ -309,10 +170,10 @@ static status encode_prompt(struct infer *f, const struct infer_request *r, int3
     *n = 0;
     if (tokenizer_encode(f->t, &text, &n_text, r->prompt, r->prompt_length, e)) return e->code;
     if (first < 0 && n_text == 0 && f->shape.n_eos) first = f->shape.eos[0]; /* something has to stand before the first token */
-    if (n_text >= (size_t)f->limits.positions) { /* the engine counts the same way; this one before int overflows */
+    if (n_text >= (size_t)f->room.limits.positions) { /* the engine counts the same way; this one before int overflows */
         free(text);
         return err_set(e, ERR_LIMIT, "the prompt has %zu tokens, at most %d leave room for an answer in %d positions",
-                       n_text + (first >= 0), f->limits.positions - 1, f->limits.positions);
+                       n_text + (first >= 0), f->room.limits.positions - 1, f->room.limits.positions);
     }
     *ids = malloc((n_text + 1) * sizeof(**ids));
     BUG_ON(!*ids);
@@ -326,7 +187,7 @@ static status encode_prompt(struct infer *f, const struct infer_request *r, int3
 /* A request that cannot be done gets its error row; only the machine's own errors are returned. */
 static void submit(struct infer *f, size_t at)
 {
-    struct line *l = &f->line[at];
+    struct infer_line *l = &f->in.line[at];
     struct infer_request *r = calloc(1, sizeof(*r));
     struct str source = {0}, message = {0};
     int32_t *ids = NULL;
@@ -334,8 +195,8 @@ static void submit(struct infer *f, size_t at)
     int n;
 
     BUG_ON(!r);
-    source_of(&source, f, l->number);
-    bool parsed = !infer_parse(r, f->text + l->at, l->length, source.text, l->number, &f->defaults, f->batch, &e);
+    infer_input_source(&source, &f->in, l->number);
+    bool parsed = !infer_parse(r, f->in.text + l->at, l->length, source.text, l->number, &f->in.defaults, f->in.batch, &e);
     if (parsed && !encode_prompt(f, r, &ids, &n, &e) && !engine_submit(f->engine, at, ids, n, &r->how, &e)) {
         l->request = r;
     } else {
@@ -361,13 +222,13 @@ static int terminal_columns(void)
 
 static void finish(struct infer *f, const struct sequence *s)
 {
-    struct line *l = &f->line[s->tag];
+    struct infer_line *l = &f->in.line[s->tag];
 
     infer_add_answer(journal_buffer(f->journal), l->request, s, f->model_name);
     f->ok++;
     f->prompt_tokens += s->prompt_tokens;
     f->generated += s->n_tokens;
-    if (f->n <= SHOW_ROWS) {
+    if (f->in.n <= SHOW_ROWS) {
         struct str shown = {0};
 
         infer_show(&shown, l->request->prompt, l->request->prompt_length, s->text, s->text_length, terminal_columns() - 2);
@@ -383,10 +244,10 @@ static status feed(struct infer *f, struct err *e)
 {
     enum { BUFFER_BYTES = 1 << 20 };
 
-    while (f->next < f->n && engine_has_room(f->engine)) {
+    while (f->next < f->in.n && engine_has_room(f->engine)) {
         size_t at = f->next++;
 
-        if (f->line[at].done) continue;
+        if (f->in.line[at].done) continue;
         submit(f, at);
         if (at % 256 == 255) cluster_alive(f->j->cluster);
         if (journal_buffer(f->journal)->length > BUFFER_BYTES && journal_sync(f->journal, e)) return e->code;
@@ -406,13 +267,13 @@ static status run(struct infer *f, struct err *e)
         if (engine_step(f->engine, &done, &n_done, e)) return e->code;
         for (int i = 0; i < n_done; i++) finish(f, &done[i]);
         if (journal_sync(f->journal, e)) return e->code;
-        if (!engine_busy(f->engine) && f->next == f->n) return OK;
+        if (!engine_busy(f->engine) && f->next == f->in.n) return OK;
 
         int64_t rows = f->ok + f->failed + f->skipped;
         double seconds = clock_now() - f->start;
 
-        log_progress(f->j->log, "infer", (double)rows, (double)f->n, "%lld of %zu rows, %.0f tokens/s", (long long)rows, f->n,
-                     seconds > 0 ? (double)stats->tokens / seconds : 0.0);
+        log_progress(f->j->log, "infer", (double)rows, (double)f->in.n, "%lld of %zu rows, %.0f tokens/s", (long long)rows,
+                     f->in.n, seconds > 0 ? (double)stats->tokens / seconds : 0.0);
         if (seconds - f->last_event > EVENT_SECONDS) {
             struct json_t *o = json_object_new();
 
@@ -424,7 +285,7 @@ static status run(struct infer *f, struct err *e)
         }
         if (stop_asked())
             return err_set(e, STOPPED, "stopped on request with %lld of %zu rows done; run the same command again to go on",
-                           (long long)rows, f->n);
+                           (long long)rows, f->in.n);
     }
 }
 
@@ -435,7 +296,7 @@ static void report(const struct infer *f)
     double seconds = f->engine ? clock_now() - f->start : 0;
     struct json_t *o = f->j->result;
 
-    json_put_int(o, "rows", (int64_t)f->n);
+    json_put_int(o, "rows", (int64_t)f->in.n);
     json_put_int(o, "ok", f->ok);
     json_put_int(o, "failed", f->failed);
     json_put_int(o, "skipped", f->skipped);
@@ -463,14 +324,7 @@ static void release(struct infer *f)
     journal_close(f->journal);
     tokenizer_close(f->t);
     router_free(&f->router);
-    for (size_t i = 0; i < f->n; i++) {
-        if (f->line[i].request) infer_request_clear(f->line[i].request);
-        free(f->line[i].request);
-        free(f->line[i].key);
-    }
-    free(f->line);
-    free(f->by_key);
-    free(f->text);
+    infer_input_free(&f->in);
 }
 
 status job_infer(struct job *j, struct err *e)
@@ -479,14 +333,16 @@ status job_infer(struct job *j, struct err *e)
     status s;
 
     f.model_name = f.model_name && f.model_name[1] ? f.model_name + 1 : j->spec->model;
-    set_defaults(&f);
-    s = read_input(&f, e);
+    infer_input_init(&f.in, j->spec);
+    f.in.alive = alive;
+    f.in.alive_ctx = j->cluster;
+    s = infer_input_read(&f.in, e);
     if (!s) s = shape_read(&f.shape, j->spec->model, e);
     if (!s) s = choose_routing(&f, e);
     if (!s) s = tokenizer_open(&f.t, j->spec->model, e);
-    if (!s) s = set_limits(&f, e);
+    if (!s) s = set_room(&f, e);
     if (!s) s = open_journal(&f, e);
-    if (!s && f.skipped < (int64_t)f.n) s = open_engine(&f, e);
+    if (!s && f.skipped < (int64_t)f.in.n) s = open_engine(&f, e);
     if (!s) {
         if (f.engine) s = run(&f, e);
         log_progress_end(j->log);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/bits.h"
+#include "base/machine.h"
 #include "base/str.h"
 #include "data/placement_file.h"
 
@@ -39,19 +40,6 @@ static status place(struct placement *out, const struct plan_step *p, int ranks,
     status st = placement_set(out, table, layers, experts, ranks, path, e);
     free(table);
     return st;
-}
-
-/* MiB that this machine can still give; 0: not known. */
-static size_t machine_mib(void)
-{
-    FILE *f = fopen("/proc/meminfo", "re");
-    char line[256];
-    unsigned long long kib = 0;
-
-    while (f && fgets(line, sizeof(line), f))
-        if (sscanf(line, "MemAvailable: %llu", &kib) == 1) break;
-    if (f) fclose(f);
-    return (size_t)(kib >> 10);
 }
 
 static size_t total_of(const struct model_cost *c)
@@ -108,29 +96,33 @@ static void experts_of(char out[32], const struct placement *p, int rank)
 
 static status print_memory(FILE *to, const struct plan_step *p, const struct placement *where, int ranks, struct err *e)
 {
-    size_t allowed = (size_t)p->spec->limits.memory_mib, sum = 0;
+    size_t allowed = (size_t)p->spec->limits.memory_mib << 20, here = (size_t)machine_memory(), sum = 0;
+    const struct model_limits *room = &p->room.limits;
     struct model_cost cost;
 
+    fprintf(to, "  room        %d rows a step, %d session%s of %d positions\n", room->rows, room->sessions,
+            room->sessions == 1 ? "" : "s", room->positions);
     fprintf(to, "  %5s  %-11s  %17s  %11s  %9s  %9s  %9s  %9s\n", "rank", "role", "experts per layer", "weights MiB", "KV cache",
             "work", "exchange", "total");
     for (int r = 0; r < ranks; r++) {
         char experts[32];
 
-        model_cost(&cost, &p->shape, where, r, ranks, p->element_bytes, p->room);
+        model_cost(&cost, &p->shape, where, r, ranks, p->element_bytes, *room);
         experts_of(experts, where, r);
         fprintf(to, "  %5d  %-11s  %17s  %11.1f  %9.1f  %9.1f  %9.1f  %9.1f\n", r, r ? "follower" : "coordinator", experts,
                 mib(cost.weights), mib(cost.kv), mib(cost.work), mib(cost.exchange), mib(total_of(&cost)));
         sum += total_of(&cost);
-        if (allowed && total_of(&cost) >> 20 > allowed)
-            return err_set(e, ERR_LIMIT, "step %s: rank %d needs %zu MiB, limits.memory_mib allows %zu", p->spec->name, r,
-                           total_of(&cost) >> 20, allowed);
+        if (allowed && total_of(&cost) > allowed) {
+            err_set(e, ERR_LIMIT, "step %s: rank %d needs %zu MiB, limits.memory_mib allows %zu", p->spec->name, r,
+                    total_of(&cost) >> 20, allowed >> 20);
+            return room_hint(room, e);
+        }
     }
-    size_t here = machine_mib();
-    if (!allowed && here && sum >> 20 > here)
-        return err_set(e, ERR_LIMIT,
-                       "step %s: %d ranks need %zu MiB together, this machine has %zu; limits.memory_mib plans for another one",
-                       p->spec->name, ranks, sum >> 20, here);
-    return OK;
+    if (allowed || !here || sum <= here) return OK;
+    err_set(e, ERR_LIMIT, "step %s: %d rank%s need%s %zu MiB%s, this machine has %zu; limits.memory_mib plans for another one",
+            p->spec->name, ranks, ranks == 1 ? "" : "s", ranks == 1 ? "s" : "", sum >> 20, ranks == 1 ? "" : " together",
+            here >> 20);
+    return room_hint(room, e);
 }
 
 static void print_traffic(FILE *to, const struct plan_step *p, const struct placement *where, int ranks)
@@ -150,26 +142,56 @@ static void print_traffic(FILE *to, const struct plan_step *p, const struct plac
             s->layers * remote * (out + back) / 1024);
 }
 
+static const char *sampled(const struct spec_text *t, const char *file)
+{
+    return t->sample_tokens > 0 && !t->file ? file : "";
+}
+
 static void print_writes(FILE *to, const struct plan_step *p)
 {
     const struct spec *s = p->spec;
+    size_t n;
 
     fprintf(to, "  writes      %s/: spec.yaml, log.jsonl, result.json", s->output);
     switch (s->kind) {
     case JOB_FACTORIZE:
-        fprintf(to, ", model/ (%.1f MiB)", (double)shape_parameters(&p->shape) * (double)p->element_bytes / (1 << 20));
+        fprintf(to, "%s, model/ (%.1f MiB)", sampled(&s->factorize.calibration, ", calibration.tokens.json"),
+                (double)shape_parameters(&p->shape) * (double)p->element_bytes / (1 << 20));
         break;
     case JOB_FINETUNE:
-        fprintf(to, ", checkpoint/ while it runs\n              %s/routers/%s/", s->model,
-                s->finetune.version ? s->finetune.version : "vN");
+        fprintf(to, "%s, checkpoint while it runs\n              %s/routers/%s/, routers/current",
+                sampled(&s->finetune.text, ", finetune.tokens.json"), s->model, s->finetune.version ? s->finetune.version : "vN");
+        break;
+    case JOB_EVAL:
+        fprintf(to, "%s%s", sampled(&s->eval.text, ", eval.tokens.json"),
+                s->eval.minimal_pairs.n + s->eval.multiple_choice.n > 0 ? ", items.json" : "");
         break;
     case JOB_INFER:
-        fprintf(to, "\n              %s", s->infer.result);
+        n = strlen(s->infer.result);
+        if (n > 6 && !strcmp(s->infer.result + n - 6, ".jsonl")) n -= 6;
+        fprintf(to, "\n              %s, %.*s.meta.json", s->infer.result, (int)n, s->infer.result);
         break;
     default:
         break;
     }
     fputc('\n', to);
+}
+
+/* The model that eval opens after its own. */
+static status print_other(FILE *to, const struct plan_step *p, int ranks, struct err *e)
+{
+    struct plan_step other = *p;
+    struct placement where = {0};
+
+    if (!p->other_bytes) return OK;
+    other.shape = p->other;
+    other.element_bytes = p->other_bytes;
+    other.room = p->other_room;
+    fprintf(to, "  then        %s\n", p->spec->eval.compare_model);
+    if (place(&where, &other, ranks, e)) return e->code;
+    status st = print_memory(to, &other, &where, ranks, e);
+    placement_free(&where);
+    return st;
 }
 
 static status print_step(FILE *to, const struct plan_step *p, int ranks, struct err *e)
@@ -183,6 +205,7 @@ static status print_step(FILE *to, const struct plan_step *p, int ranks, struct 
     status st = OK;
     if (p->opens) st = print_memory(to, p, &where, ranks, e);
     else fputs("  memory      the model is not run: its files are read piece by piece\n", to);
+    if (st == OK) st = print_other(to, p, ranks, e);
     if (st == OK) {
         print_traffic(to, p, &where, ranks);
         print_writes(to, p);
@@ -204,6 +227,7 @@ status plan_print(FILE *to, const struct spec *s, int ranks, struct err *e)
         st = plan_step(steps, s, i, e);
         if (st == OK) st = print_step(to, &steps[i], ranks, e);
     }
+    if (st == OK && s->kind == JOB_PIPELINE) fprintf(to, "\nand %s/: spec.yaml, result.json\n", s->output);
     free(steps);
     return st;
 }

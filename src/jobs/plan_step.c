@@ -8,7 +8,11 @@
 #include "base/file.h"
 #include "base/str.h"
 #include "data/safetensors.h"
+#include "data/tokenizer.h"
+#include "jobs/eval.h"
+#include "jobs/infer_input.h"
 #include "jobs/plan.h"
+#include "jobs/ready.h"
 #include "model/router_file.h"
 
 status plan_factorized(struct shape *out, const struct shape *dense, const struct spec *s, struct err *e)
@@ -82,96 +86,118 @@ static bool uses(const struct spec *s, enum spec_variant v)
     return false;
 }
 
-static int larger(int64_t a, int64_t b)
-{
-    return (int)(a > b ? a : b);
-}
-
-static int smaller(int64_t a, int64_t b)
-{
-    return (int)(a < b ? a : b);
-}
-
-/* Windows of the text pass whole, as many at a time as fit. */
-static status room_of_finetune(struct plan_step *p, struct err *e)
+/* Tokens of the longest item: the tokenizer reads what the job will read. */
+static status longest_item(int *longest, const struct plan_step *p, const struct tokenizer *t, struct err *e)
 {
     const struct spec *s = p->spec;
-    int64_t rows = s->limits.batch_rows, model = p->shape.positions, sequence = s->finetune.sequence;
+    struct items *items = calloc(1, sizeof(*items)); /* large for a stack */
+    status st = OK;
 
-    if (sequence > model)
-        return err_set(e, ERR_SPEC, "%s: sequence: %lld tokens, the model has %lld positions", s->source, (long long)sequence,
-                       (long long)model);
-    if (sequence > rows)
-        return err_set(e, ERR_SPEC, "%s: sequence: %lld tokens, expected at most limits.batch_rows (%lld): a window passes whole",
-                       s->source, (long long)sequence, (long long)rows);
-    if (!sequence) sequence = smaller(model, rows);
-    p->room.sessions = (int)(rows / sequence);
-    p->room.positions = (int)sequence;
-    p->room.oracle = true;
-    if (s->finetune.text.sample_tokens) {
-        p->room.sessions = larger(p->room.sessions, s->limits.sessions);
-        p->room.positions = larger(sequence, s->limits.positions ? s->limits.positions : model);
-    }
-    return OK;
+    BUG_ON(!items);
+    *longest = 0;
+    for (int i = 0; i < s->eval.minimal_pairs.n && !st; i++)
+        st = items_read(items, s->eval.minimal_pairs.items[i], true, s->eval.items, e);
+    for (int i = 0; i < s->eval.multiple_choice.n && !st; i++)
+        st = items_read(items, s->eval.multiple_choice.items[i], false, s->eval.items, e);
+    if (!st) st = items_longest(longest, items, t, room_positions(s, &p->shape), e);
+    items_free(items);
+    free(items);
+    return st;
 }
 
-static status room_of_eval(struct plan_step *p, struct err *e)
+static status room_of_eval(struct plan_step *p, const struct tokenizer *t, struct err *e)
 {
-    const struct spec *s = p->spec;
+    const char *other = p->spec->eval.compare_model;
+    int longest;
 
-    p->room.positions = smaller(p->room.positions, p->shape.positions);
-    if (s->eval.window > p->room.positions)
-        return err_set(e, ERR_SPEC, "%s: window: %lld tokens, the model takes %d positions", s->source, (long long)s->eval.window,
-                       p->room.positions);
-    p->room.oracle = p->shape.experts && (uses(s, VARIANT_ORACLE) || uses(s, VARIANT_ROUTER));
-    p->room.calibration = p->shape.experts && p->shape.calibrated && uses(s, VARIANT_STATIC);
-    return OK;
+    if (tokenizer_vocab(t) > p->shape.vocab)
+        return err_set(e, ERR_FORMAT, "%s: its tokenizer has %d tokens, the model %d", p->directory, tokenizer_vocab(t),
+                       p->shape.vocab);
+    if (longest_item(&longest, p, t, e) || room_eval(&p->room, p->spec, &p->shape, longest, e)) return e->code;
+    if (!other) return OK;
+    if (shape_read(&p->other, other, e) || !(p->other_bytes = read_element_bytes(other, e))) return e->code;
+    if (p->room.limits.positions > p->other.positions)
+        return err_set(
+            e, ERR_SPEC,
+            "%s: compare_model: %s takes %d positions, expected %d as model uses, or a smaller window or limits.positions",
+            p->spec->source, other, p->other.positions, p->room.limits.positions);
+    return room_eval(&p->other_room, p->spec, &p->other, longest, e);
 }
 
-static status room_of_infer(struct plan_step *p, struct err *e)
+static status room_of_infer(struct plan_step *p, const struct tokenizer *t, struct err *e)
 {
-    const struct spec *s = p->spec;
+    struct infer_input in;
 
-    if (p->room.positions < 2 || p->room.positions > p->shape.positions)
-        return err_set(e, ERR_LIMIT, "%s: limits.positions: expected 2 to the model's %d, found %d", s->source,
-                       p->shape.positions, p->room.positions);
-    p->room.oracle = p->shape.experts && s->infer.variant == VARIANT_ORACLE;
-    p->room.calibration = p->shape.experts && s->infer.variant == VARIANT_STATIC;
-    return OK;
-}
-
-static void room_of_factorize(struct plan_step *p)
-{
-    enum { WINDOW_MAX = 512 };
-    const struct spec *s = p->spec;
-
-    p->opens = s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
-    p->room.positions = smaller(smaller(p->room.positions, p->shape.positions), WINDOW_MAX);
-    p->room.sessions = larger(s->limits.batch_rows / p->room.positions, 1);
-    if (s->factorize.calibration.sample_tokens > 0) p->room.sessions = larger(p->room.sessions, s->limits.sessions);
+    if (!file_exists(p->spec->infer.input)) /* an earlier step will have made it */
+        return room_infer(&p->room, p->spec, &p->shape, p->spec->limits.sessions, p->shape.positions, e);
+    infer_input_init(&in, p->spec);
+    status st = infer_input_read(&in, e);
+    if (!st) st = room_infer(&p->room, p->spec, &p->shape, (int64_t)in.n, infer_input_longest(&in, t), e);
+    infer_input_free(&in);
+    return st;
 }
 
 /* The room a job asks for when it opens its model. */
 static status plan_room(struct plan_step *p, struct err *e)
 {
     const struct spec *s = p->spec;
+    struct tokenizer *t = NULL;
+    status st;
 
-    p->opens = true;
-    p->room = (struct model_limits){.rows = (int)s->limits.batch_rows,
-                                    .sessions = (int)s->limits.sessions,
-                                    .positions = (int)(s->limits.positions ? s->limits.positions : p->shape.positions),
-                                    .verify = s->verify_weights};
+    p->opens = s->kind != JOB_FACTORIZE || s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
+    if (p->opens && tokenizer_open(&t, p->directory, e)) return e->code;
     switch (s->kind) {
     case JOB_FINETUNE:
-        return room_of_finetune(p, e);
+        st = room_finetune(&p->room, s, &p->shape, e);
+        break;
     case JOB_EVAL:
-        return room_of_eval(p, e);
+        st = room_of_eval(p, t, e);
+        break;
     case JOB_INFER:
-        return room_of_infer(p, e);
+        st = room_of_infer(p, t, e);
+        break;
     default:
-        room_of_factorize(p);
-        return OK;
+        st = room_factorize(&p->room, s, &p->shape, e);
+        break;
     }
+    tokenizer_close(t);
+    return st;
+}
+
+static status check_output(const struct plan_step *p, struct err *e)
+{
+    const struct spec *s = p->spec;
+    status st = ready_directory(s->output, e);
+
+    if (!st && s->kind == JOB_FACTORIZE) st = ready_target(s, e);
+    if (!st && s->kind == JOB_FINETUNE && !p->made_by) {
+        st = ready_version(s, e);
+        if (!st) st = ready_directory(s->model, e);
+    }
+    if (!st && s->kind == JOB_INFER) {
+        char *directory = str_dup(s->infer.result), *slash = strrchr(directory, '/');
+
+        if (slash) *slash = 0;
+        if (slash && slash > directory) st = ready_directory(directory, e);
+        free(directory);
+    }
+    return st;
+}
+
+static status check_router(const struct plan_step *p, const struct spec *before, int n, struct err *e)
+{
+    const char *version = p->spec->kind == JOB_EVAL ? p->spec->eval.compare_router : NULL;
+    struct str path = {0};
+    status st = OK;
+
+    if (!version || p->made_by) return OK;
+    for (int i = 0; i < n; i++)
+        if (before[i].kind == JOB_FINETUNE && !strcmp(before[i].model, p->spec->model)) return OK; /* it may make this one */
+    str_addf(&path, "%s/routers/%s/router.safetensors", p->spec->model, version);
+    if (access(path.text, R_OK))
+        st = err_set(e, ERR_IO, "%s: compare_router: %s: %s", p->spec->source, path.text, strerror(errno));
+    str_free(&path);
+    return st;
 }
 
 /* The model and the job must be of the same sort. */
@@ -212,7 +238,7 @@ status plan_step(struct plan_step *steps, const struct spec *s, int i, struct er
     struct plan_step *p = &steps[i];
     status st = OK;
 
-    *p = (struct plan_step){.spec = &list[i]};
+    *p = (struct plan_step){.spec = &list[i], .directory = list[i].model};
     for (int j = 0; j < i; j++) {
         char *made = str_join(list[j].output, "model");
 
@@ -220,18 +246,16 @@ status plan_step(struct plan_step *steps, const struct spec *s, int i, struct er
             st = plan_factorized(&p->shape, &steps[j].shape, &list[j], e);
             p->element_bytes = steps[j].element_bytes;
             p->made_by = list[j].name;
+            p->directory = steps[j].directory;
         }
         free(made);
     }
     if (st == OK && !p->made_by) st = read_model(p, e);
     for (int j = 0; j < i; j++) p->routed |= list[j].kind == JOB_FINETUNE && !strcmp(list[j].model, list[i].model);
     if (st == OK) st = check_model(p, e);
-    if (st == OK) st = plan_room(p, e);
     if (st == OK) st = check_files(&list[i], list, i, e);
-    if (st == OK && list[i].kind == JOB_EVAL && list[i].eval.compare_model) {
-        struct shape other;
-
-        st = shape_read(&other, list[i].eval.compare_model, e);
-    }
+    if (st == OK) st = plan_room(p, e);
+    if (st == OK) st = check_output(p, e);
+    if (st == OK) st = check_router(p, list, i, e);
     return st;
 }

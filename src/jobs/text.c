@@ -13,8 +13,9 @@
 #include "engine/engine.h"
 #include "jobs/fingerprint.h"
 #include "jobs/job.h"
+#include "jobs/room.h"
 
-enum { WINDOW_MAX = 256, SESSIONS_MAX = 64, EMPTY_MAX = 1000 /* sequences on end that begin with the EOS */ };
+enum { SESSIONS_MAX = 64, EMPTY_MAX = 1000 /* sequences on end that begin with the EOS */ };
 
 struct sampled {
     int32_t *tokens; /* NULL until it is done */
@@ -201,7 +202,7 @@ status job_text(struct job *j, const struct spec_text *t, const char *name, stru
 
     const struct shape *shape = model_shape(m);
     const struct model_limits *room = model_limits_of(m);
-    int window = room->positions < WINDOW_MAX ? room->positions : WINDOW_MAX;
+    int window = room->positions < ROOM_SAMPLE_WINDOW ? room->positions : ROOM_SAMPLE_WINDOW;
     struct str file_name = {0};
     struct json_t *key = NULL;
     int32_t *tokens = NULL;

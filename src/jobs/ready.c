@@ -1,0 +1,61 @@
+#include "jobs/ready.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/str.h"
+#include "model/shape.h"
+
+status ready_directory(const char *path, struct err *e)
+{
+    char *there = str_dup(path);
+    status s = OK;
+
+    while (!file_exists(there)) { /* the nearest that is there */
+        char *slash = strrchr(there, '/');
+
+        if (slash && slash > there) *slash = 0;
+        else there[slash ? 1 : 0] = 0; /* "/", or here */
+        if (!*there) {
+            free(there);
+            there = str_dup(".");
+        }
+    }
+    if (!file_is_directory(there)) s = err_set(e, ERR_IO, "%s: cannot be made: %s is not a directory", path, there);
+    else if (access(there, W_OK | X_OK)) s = err_set(e, ERR_IO, "%s: cannot be written: %s: %s", path, there, strerror(errno));
+    free(there);
+    return s;
+}
+
+status ready_target(const struct spec *s, struct err *e)
+{
+    struct shape *old = malloc(sizeof(*old));
+    char *target = str_join(s->output, "model");
+    struct err ignored;
+    status st = OK;
+
+    BUG_ON(!old);
+    if (file_exists(target) && (shape_read(old, target, &ignored) || !old->experts))
+        st = err_set(e, ERR_SPEC, "%s: stands where the factorized model of %s should go, and is none: expected another output",
+                     target, s->source);
+    free(old);
+    free(target);
+    return st;
+}
+
+status ready_version(const struct spec *s, struct err *e)
+{
+    struct str path = {0};
+    status st = OK;
+
+    if (!s->finetune.version || !*s->finetune.version) return OK;
+    str_addf(&path, "%s/routers/%s", s->model, s->finetune.version);
+    if (file_exists(path.text))
+        st = err_set(e, ERR_SPEC, "%s: version: %s exists already; choose another name, or none for the next free one", s->source,
+                     path.text);
+    str_free(&path);
+    return st;
+}

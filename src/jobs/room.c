@@ -1,0 +1,118 @@
+#include "jobs/room.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+int room_positions(const struct spec *s, const struct shape *shape)
+{
+    return (int)least(s->limits.positions ? s->limits.positions : shape->positions, shape->positions);
+}
+
+static struct model_limits limits_of(const struct spec *s, int64_t rows, int64_t sessions, int64_t positions)
+{
+    return (struct model_limits){.rows = (int)rows,
+                                 .sessions = (int)most(least(sessions, rows), 1),
+                                 .positions = (int)positions,
+                                 .verify = s->verify_weights};
+}
+
+/* Sessions for sequences that do not fill a window: limits.sessions of them, but where sessions are long no more of them than take the
+ * memory of limits.sessions short ones. */
+static int64_t short_sessions(const struct spec *s, int64_t positions)
+{
+    return least(s->limits.sessions, s->limits.sessions * ROOM_SAMPLE_WINDOW / positions);
+}
+
+static bool measures(const struct spec *s, enum spec_variant v)
+{
+    for (int i = 0; i < s->eval.variants.n; i++)
+        if (!strcmp(s->eval.variants.items[i], spec_variant_name(v))) return true;
+    return false;
+}
+
+status room_factorize(struct room *r, const struct spec *s, const struct shape *shape, struct err *e)
+{
+    int64_t positions = least(room_positions(s, shape), ROOM_CALIBRATION_WINDOW), sessions = s->limits.batch_rows / positions;
+
+    (void)e;
+    if (s->factorize.calibration.sample_tokens > 0) sessions = most(sessions, short_sessions(s, positions));
+    *r = (struct room){limits_of(s, s->limits.batch_rows, sessions, positions), (int)positions};
+    return OK;
+}
+
+status room_finetune(struct room *r, const struct spec *s, const struct shape *shape, struct err *e)
+{
+    int64_t cap = room_positions(s, shape), window = s->finetune.sequence ? s->finetune.sequence : least(cap, ROOM_WINDOW);
+
+    if (window > shape->positions)
+        return err_set(e, ERR_SPEC, "%s: sequence: %lld tokens, the model has %d positions", s->source, (long long)window,
+                       shape->positions);
+    int64_t rows = most(s->limits.batch_rows, window); /* a window passes whole: its gradient is one sum */
+    int64_t positions = window, sessions = rows / window;
+    if (s->finetune.text.sample_tokens > 0) {
+        positions = most(positions, least(cap, ROOM_SAMPLE_WINDOW));
+        sessions = most(sessions, short_sessions(s, positions));
+    }
+    *r = (struct room){limits_of(s, rows, sessions, positions), (int)window};
+    r->limits.oracle = true;
+    return OK;
+}
+
+status room_eval(struct room *r, const struct spec *s, const struct shape *shape, int longest, struct err *e)
+{
+    int64_t cap = room_positions(s, shape), rows = s->limits.batch_rows;
+    bool text = s->eval.text.file || s->eval.text.sample_tokens > 0, sampled = s->eval.text.sample_tokens > 0;
+    int64_t window = s->eval.window ? s->eval.window : least(cap, ROOM_WINDOW);
+
+    if (window > cap)
+        return err_set(e, ERR_SPEC, "%s: window: %lld tokens, the model takes %lld positions", s->source, (long long)window,
+                       (long long)cap);
+    int64_t positions = most(text ? window : 1, longest);
+    if (sampled) positions = most(positions, least(cap, ROOM_SAMPLE_WINDOW));
+    int64_t sessions = (rows + positions - 1) / positions; /* a sequence may be cut by the end of a pass */
+    if (sampled || longest) sessions = most(sessions, short_sessions(s, positions));
+    *r = (struct room){limits_of(s, rows, sessions, positions), (int)window};
+    r->limits.oracle = shape->experts && (measures(s, VARIANT_ORACLE) || measures(s, VARIANT_ROUTER));
+    r->limits.calibration = shape->experts && shape->calibrated && measures(s, VARIANT_STATIC);
+    return OK;
+}
+
+status room_infer(struct room *r, const struct spec *s, const struct shape *shape, int64_t requests, int64_t longest,
+                  struct err *e)
+{
+    int64_t cap = s->limits.positions ? s->limits.positions : shape->positions;
+
+    if (cap < 2 || cap > shape->positions)
+        return err_set(e, ERR_LIMIT, "%s: limits.positions: expected 2 to the model's %d, found %lld", s->source,
+                       shape->positions, (long long)cap);
+    *r = (struct room){limits_of(s, s->limits.batch_rows, least(s->limits.sessions, requests), least(cap, most(longest, 2))), 0};
+    r->limits.oracle = shape->experts && s->infer.variant == VARIANT_ORACLE;
+    r->limits.calibration = shape->experts && s->infer.variant == VARIANT_STATIC;
+    return OK;
+}
+
+status room_hint(const struct model_limits *limits, struct err *e)
+{
+    size_t n = strlen(e->text);
+
+    if (e->code == ERR_LIMIT)
+        snprintf(e->text + n, sizeof(e->text) - n,
+                 "; lower limits.batch_rows (%d rows now), limits.sessions (%d) or limits.positions (%d)", limits->rows,
+                 limits->sessions, limits->positions);
+    return e->code;
+}
+
+status room_open(struct cluster *c, const char *directory, const struct room *r, struct model **m, struct err *e)
+{
+    return cluster_model(c, directory, r->limits, m, e) ? room_hint(&r->limits, e) : OK;
+}

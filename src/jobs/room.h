@@ -1,0 +1,39 @@
+/* The room that a job asks for when it opens its model.  Asked by the job and by plan, so that plan cannot say anything else than run.
+ *
+ * The KV cache is sessions x positions, and a model's own positions may be many times what a job uses: every job takes the positions that
+ * its text, items or prompts need, and no more sessions than fill a step.
+ */
+#ifndef JOBS_ROOM_H
+#define JOBS_ROOM_H
+
+#include "engine/cluster.h"
+
+enum {
+    ROOM_WINDOW = 2048,       /* of text where the spec does not say, and the model has so many positions */
+    ROOM_SAMPLE_WINDOW = 256, /* of the model's own text */
+    ROOM_CALIBRATION_WINDOW = 512
+};
+
+struct room {
+    struct model_limits limits;
+    int window; /* tokens of a window of text; infer: 0 */
+};
+
+/* ERR_SPEC, ERR_LIMIT: the spec asks for more positions than the model has. */
+status room_factorize(struct room *r, const struct spec *s, const struct shape *shape, struct err *e);
+status room_finetune(struct room *r, const struct spec *s, const struct shape *shape, struct err *e);
+/* longest: tokens of the longest item, 0 without items. */
+status room_eval(struct room *r, const struct spec *s, const struct shape *shape, int longest, struct err *e);
+/* requests: of the input; longest: most tokens of a prompt and its answer together. */
+status room_infer(struct room *r, const struct spec *s, const struct shape *shape, int64_t requests, int64_t longest,
+                  struct err *e);
+
+/* Most positions of one sequence: limits.positions or the model's. */
+int room_positions(const struct spec *s, const struct shape *shape);
+
+/* cluster_model(), and where memory does not suffice the keys to turn. */
+status room_open(struct cluster *c, const char *directory, const struct room *r, struct model **m, struct err *e);
+/* Appends those keys to an ERR_LIMIT about memory. */
+status room_hint(const struct model_limits *limits, struct err *e);
+
+#endif
