@@ -54,8 +54,31 @@ static status mark_done(void *context, const char *key, bool ok, const char *sou
     return OK;
 }
 
+static void describe_input(struct json_t *meta, const struct infer *f, size_t bytes)
+{
+    char digest[65];
+
+    digest_bytes(digest, f->in.text, bytes);
+    json_put_text(meta, "input_sha256", digest);
+    json_put_int(meta, "input_bytes", (int64_t)bytes);
+}
+
+/* Was `there` said of the first lines of this input?  Then only lines have come to its end, and the rows that are there stand. */
+static bool has_grown(const struct infer *f, const struct json_t *there, size_t *bytes)
+{
+    const struct json_t *n = json_at(there, "input_bytes"), *digest = json_at(there, "input_sha256");
+    char prefix[65];
+
+    if (!n || !json_is_int(n) || json_int(n) < 1 || (uint64_t)json_int(n) >= f->in.length || !digest || !json_is_text(digest))
+        return false;
+    *bytes = (size_t)json_int(n);
+    if (f->in.text[*bytes] != '\n' && f->in.text[*bytes - 1] != '\n') return false;
+    digest_bytes(prefix, f->in.text, *bytes);
+    return !strcmp(prefix, json_text(digest));
+}
+
 /* Everything that decides what a row says, and nothing that does not (ranks, batch sizes, threads). */
-static status describe_run(struct infer *f, struct json_t *meta, struct err *e)
+static status describe_run(const struct infer *f, struct json_t *meta, struct err *e)
 {
     const struct spec *s = f->j->spec;
     struct json_t *stop = json_array_new();
@@ -64,8 +87,7 @@ static status describe_run(struct infer *f, struct json_t *meta, struct err *e)
     for (int i = 0; i < s->infer.stop.n; i++)
         json_append(stop, json_text_new(s->infer.stop.items[i], strlen(s->infer.stop.items[i])));
     json_put(meta, "stop", stop);
-    digest_bytes(digest, f->in.text, f->in.length);
-    json_put_text(meta, "input_sha256", digest);
+    describe_input(meta, f, f->in.length);
 
     if (fingerprint_model(digest, s->model, e)) return e->code;
     json_put_text(meta, "model_sha256", digest);
@@ -97,12 +119,28 @@ static status open_journal(struct infer *f, struct err *e)
     const struct spec *s = f->j->spec;
     char *path = s->infer.result ? str_dup(s->infer.result) : str_join(s->output, "responses.jsonl");
     struct json_t *meta = json_object_new();
+    char *meta_file = journal_meta_path(path);
+    struct json_t *there = NULL;
+    struct err ignored;
+    size_t before = 0;
+    bool replaced = false;
     status st = describe_run(f, meta, e);
+    bool grown =
+        !st && file_exists(meta_file) && !json_read(&there, meta_file, 1 << 20, &ignored) && has_grown(f, there, &before);
 
-    if (!st) st = journal_open(&f->journal, path, meta, mark_done, f, e);
+    if (grown) describe_input(meta, f, before);
+    if (!st) st = journal_open(&f->journal, path, meta, mark_done, f, f->j->in_pipeline, &replaced, e);
+    if (!st && replaced)
+        log_line(f->j->log, "%s: its rows belonged to an earlier run of the pipeline; they are in %s.old now", path, path);
+    if (!st && grown) {
+        describe_input(meta, f, f->in.length);
+        st = json_write(meta_file, meta, e);
+    }
     if (!st && f->skipped) log_line(f->j->log, "%s: %lld of %zu rows are there already", path, (long long)f->skipped, f->in.n);
     if (!st) json_put_text(f->j->result, "responses", path);
+    json_free(there);
     json_free(meta);
+    free(meta_file);
     free(path);
     return st;
 }

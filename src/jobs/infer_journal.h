@@ -18,9 +18,11 @@ struct journal;
 typedef status journal_row(void *context, const char *key, bool ok, const char *source, struct err *e);
 
 /* meta: an object with text and number members, compared member by member.  The file is locked against a second writer.
- * ERR_SPEC: it belongs to something else.  ERR_FORMAT: a row in its middle is damaged.  ERR_IO. */
+ * replace: rows that belong to something else are moved to PATH.old, and *replaced says so; else they are ERR_SPEC, with what changed.  ERR_FORMAT: a row in its middle is damaged.  ERR_IO. */
 status journal_open(struct journal **out, const char *path, const struct json_t *meta, journal_row *row, void *context,
-                    struct err *e);
+                    bool replace, bool *replaced, struct err *e);
+/* RESULT.meta.json of RESULT.jsonl; the caller frees it. */
+char *journal_meta_path(const char *path);
 void journal_close(struct journal *j); /* what was not synced is dropped */
 
 /* Rows to come; whole lines.  They are on disk after the next journal_sync(). */

@@ -152,7 +152,7 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
 {
     char *spec_path = str_join(s->output, "spec.yaml"), *events_path = str_join(s->output, "log.jsonl"),
          *result_path = str_join(s->output, "result.json");
-    struct job j = {.spec = s, .cluster = c, .log = l, .result = json_object_new()};
+    struct job j = {.spec = s, .cluster = c, .log = l, .in_pipeline = resume, .result = json_object_new()};
     struct json_t *file = json_object_new();
     struct exchange_stats before = *cluster_exchange(c);
     struct str yaml = {0};

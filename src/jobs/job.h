@@ -13,6 +13,7 @@ struct job {
     const struct spec *spec; /* of this job or step */
     struct cluster *cluster;
     struct log *log;
+    bool in_pipeline;      /* what an earlier launch left is in its way only if it can be used */
     FILE *events;          /* OUTPUT/log.jsonl */
     struct json_t *result; /* an object that the job fills; becomes OUTPUT/result.json */
 };

@@ -71,14 +71,15 @@ YAML
     # another factorization is another model for the steps behind it; answers of the old one are not mixed with new ones
     run "$FACTORLLM" run "$dir/job.yaml" --set factorize.active=4
     echo "$output"
-    [ "$status" = 2 ]
+    [ "$status" = 0 ]
     ! grep -q 'done before, see' <<<"$output"
-    grep -q "responses.jsonl: its rows belong to another run" <<<"$output"
-    rm "$dir/run/infer/responses.jsonl"
+    grep -q "responses.jsonl: its rows belonged to an earlier run of the pipeline; they are in .*responses.jsonl.old now" <<<"$output"
+    [ "$(wc -l <"$dir/run/infer/responses.jsonl")" = 9 ]
+    [ "$(wc -l <"$dir/run/infer/responses.jsonl.old")" = 9 ]
     run "$FACTORLLM" run "$dir/job.yaml" --set factorize.active=4
     echo "$output"
     [ "$status" = 0 ]
-    [ "$(grep -c 'done before, see' <<<"$output")" = 3 ]
+    [ "$(grep -c 'done before, see' <<<"$output")" = 4 ]
     jq -e '.finetune.chance | . * 7 - 4 | fabs < 1e-9' "$dir/run/result.json"
     # what was made is gone
     rm -r "$dir/run/factorize/model/routers"
@@ -173,4 +174,27 @@ YAML
     printf 'kind: infer\nmodel: %s\noutput: %s\ninput: %s\n' "$made" "$dir/i" "$dir/prompts.jsonl" >"$dir/infer.yaml"
     echo '{"id": "p1", "prompt": "again"}' >>"$dir/prompts.jsonl"
     both 4 "lines 1 and 10 have the same id p1" "$dir/infer.yaml"
+}
+
+@test "a single infer job: rows at the end of the input are answered, anything else that changed is named in words" {
+    toy_prompts >"$dir/prompts.jsonl"
+    printf 'kind: infer\nmodel: %s\noutput: %s\ninput: %s\nmax_tokens: 5\n' "$toy" "$dir/i" "$dir/prompts.jsonl" >"$dir/infer.yaml"
+    "$FACTORLLM" run "$dir/infer.yaml" --quiet
+    for i in 1 2; do
+        echo "{\"id\": \"new$i\", \"prompt\": \"a new one that is longer than all the others were\"}" >>"$dir/prompts.jsonl"
+        run "$FACTORLLM" run "$dir/infer.yaml"
+        echo "$output"
+        [ "$status" = 0 ]
+        grep -q "1 rows answered, 0 refused, $((8 + i)) done before" <<<"$output"
+    done
+    [ "$(jq -s 'map(.id) | unique | length' "$dir/i/responses.jsonl")" = 11 ]
+    run "$FACTORLLM" run "$dir/infer.yaml" --set temperature=0.5
+    echo "$output"
+    [ "$status" = 2 ]
+    grep -qF "what changed: temperature (was 0.8, is 0.5); move it away or choose another output" <<<"$output"
+    sed -i 1d "$dir/prompts.jsonl"
+    run "$FACTORLLM" run "$dir/infer.yaml"
+    [ "$status" = 2 ]
+    grep -qF "what changed: the input" <<<"$output"
+    ! grep -qE '[0-9a-f]{64}' <<<"$output"
 }

@@ -303,7 +303,8 @@ static status open_with(struct journal **j, const char *path, int seed, struct r
     struct json_t *meta = meta_of(seed);
 
     rows->text[0] = 0;
-    status s = journal_open(j, path, meta, note_row, rows, e);
+    bool replaced;
+    status s = journal_open(j, path, meta, note_row, rows, false, &replaced, e);
     json_free(meta);
     return s;
 }
@@ -363,7 +364,16 @@ static void the_journal_survives_every_cut(void **state)
     /* another run's rows are refused and left alone */
     assert_int_equal(file_write(path, whole, sizeof(whole) - 1, &e), OK);
     assert_int_equal(open_with(&j, path, 2, &rows, &e), ERR_SPEC);
-    assert_non_null(strstr(e.text, "seed was 1 and is now 2"));
+    assert_non_null(strstr(e.text, "what changed: seed (was 1, is 2); move it away"));
+    struct json_t *other = meta_of(2);
+    char old[80];
+    bool replaced;
+    snprintf(old, sizeof(old), "%s.old", path);
+    assert_int_equal(journal_open(&j, path, other, note_row, &rows, true, &replaced, &e), OK); /* or moved away */
+    assert_true(replaced && file_exists(old));
+    journal_close(j);
+    json_free(other);
+    assert_int_equal(rename(old, path), 0);
     unlink(meta);
     assert_int_equal(open_with(&j, path, 1, &rows, &e), ERR_SPEC);
     assert_non_null(strstr(e.text, "responses.meta.json"));
