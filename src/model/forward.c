@@ -52,15 +52,22 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     struct attend a = {m, b, layer, first, rows, rows < ATTEND_TASKS ? rows : ATTEND_TASKS};
 
     BUG_ON(m->rank || first < 0 || rows < 0 || rows > m->limits.rows || first + rows > b->rows);
+    /* The rows of the other micro-batch move only while MPI is called. */
     rms_norm(h, x, y->attention_norm, rows, s->width, s->eps);
     gemm_xwt(m->gemm, m->q, q, h, D, rows, &y->q, y->q_bias);
+    moe_progress(m->moe);
     gemm_xwt(m->gemm, m->k, kv, h, D, rows, &y->k, y->k_bias);
+    moe_progress(m->moe);
     gemm_xwt(m->gemm, m->v, kv, h, D, rows, &y->v, y->v_bias);
+    moe_progress(m->moe);
     rope_apply(m->q, position, rows, s->heads, s->head_dim, m->rope);
     rope_apply(m->k, position, rows, s->kv_heads, s->head_dim, m->rope);
     remember(m, layer, b, first, rows);
+    moe_progress(m->moe);
     gemm_parallel(m->gemm, a.tasks, attend_task, &a);
+    moe_progress(m->moe);
     gemm_xwt(m->gemm, h, D, m->mixed, q, rows, &y->o, NULL);
+    moe_progress(m->moe);
     for (size_t i = 0; i < (size_t)rows * D; i++) x[i] += h[i];
     rms_norm(h, x, y->ffn_norm, rows, s->width, s->eps);
 }

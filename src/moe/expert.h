@@ -1,7 +1,9 @@
 /* One expert: a group of neurons of an FFN, and its share of the output.
  *
  * Exact sums.  Outputs of experts are added in double on a grid of 2^-36: grid() rounds a term to a multiple of 2^-36 (for |x| < 2^15), and sums of
- * such terms below 2^16 in magnitude are exact in double.  Exact sums do not depend on order or grouping, so the bits of a layer's output are the same
+ * such terms below 2^17 in magnitude are exact in double.  Every sum is looked at after every addition and must stay below 2^16 (SUM_LIMIT): if all
+ * did on every rank, the result is the exact one, which any other order would have given; else it is an error (moe.h), never a
+ * result that depends on the placement.  Exact sums do not depend on order or grouping, so the bits of a layer's output are the same
  * for every placement, number of ranks and arrival order, although each rank adds its experts before it answers.  An f32 output
  * of magnitude 1 has an ulp of 2^-23, so the grid costs no accuracy.
  */
@@ -21,6 +23,8 @@ struct expert {
     const uint8_t *keep;
     const float *fill;
 };
+
+#define SUM_LIMIT 0x1p16
 
 static inline double grid(float x)
 {

@@ -1,6 +1,7 @@
 /* Opening, routing, dispatch and combine.  What an expert computes is in moe_work.c, what only the teacher asks for in moe_teach.c. */
 #include "moe/moe.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/bits.h"
@@ -130,6 +131,7 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
         x->request_bytes = larger(x->request_bytes, rows * 2 * row);
         x->answer_bytes = larger(piece_bytes(experts, width, limits), rows * (size_t)experts * sizeof(float));
     }
+    x->answer_bytes = larger(x->answer_bytes, sizeof(struct err)); /* the answer may be an error */
 }
 
 static status admit(struct moe *m, const struct expert *x, int *last, struct err *e)
@@ -361,6 +363,11 @@ static void post_rows(struct moe *m, int slot, int rank, struct request *r)
     exchange_post(m->exchange, slot, rank, r, sets, (size_t)n * set_bytes, rows, (size_t)n * row_bytes);
 }
 
+void moe_progress(struct moe *m)
+{
+    if (m->exchange) exchange_progress(m->exchange);
+}
+
 void moe_dispatch(struct moe *m, int slot)
 {
     struct moe_slot *s = &m->slot[slot];
@@ -383,9 +390,12 @@ void moe_dispatch(struct moe *m, int slot)
     if (m->exchange) exchange_progress(m->exchange);
 }
 
-static void add_row(double *sum, const double *part, int width)
+static bool add_row(double *sum, const double *part, int width)
 {
-    for (int d = 0; d < width; d++) sum[d] += part[d];
+    bool bad = false;
+
+    for (int d = 0; d < width; d++) bad |= !(fabs(sum[d] += part[d]) < SUM_LIMIT);
+    return bad;
 }
 
 static void add_answer(struct moe *m, const struct moe_slot *s, int slot, int rank)
@@ -400,7 +410,8 @@ static void add_answer(struct moe *m, const struct moe_slot *s, int slot, int ra
     for (int t = 0; t < s->rows; t++) {
         bool here = s->route == ROUTE_STATIC || meet(s->set + (size_t)t * (size_t)words, moe_held(m, s->layer, rank), words);
 
-        if (here) add_row(m->sum + (size_t)t * width, part + (size_t)n++ * width, m->width);
+        if (here && add_row(m->sum + (size_t)t * width, part + (size_t)n++ * width, m->width))
+            moe_note_excess(m, m->sum + (size_t)t * width);
     }
     BUG_ON(n != a->rows);
 }
@@ -429,6 +440,7 @@ status moe_combine(struct moe *m, int slot, float *x, struct err *e)
     status code = OK;
 
     if (m->exchange) exchange_ping(m->exchange); /* to ranks that hold nothing here */
+    m->excess = 0; /* of sums that an error of another rank ended */
     work_here(m, s);
     before_wait = clock_now();
     m->stats.seconds_local += before_wait - start;
@@ -438,6 +450,13 @@ status moe_combine(struct moe *m, int slot, float *x, struct err *e)
     if (code) return code;
     for (int rank = 0; rank < m->ranks; rank++) {
         if (s->sent[rank] > 0) add_answer(m, s, slot, rank);
+    }
+    if (moe_check_sums(m, s->layer, e)) {
+        struct err ignored = {0};
+
+        /* The caller leaves now, and will not wait for the other slots. */
+        for (int other = 0; m->exchange && other < EXCHANGE_SLOTS; other++) exchange_wait(m->exchange, other, &ignored);
+        return ignored.code == ERR_RANK ? (*e = ignored).code : e->code;
     }
     for (size_t i = 0; i < (size_t)s->rows * (size_t)m->width; i++) x[i] += (float)m->sum[i];
     return OK;

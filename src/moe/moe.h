@@ -8,7 +8,8 @@
  * Split phase: moe_begin() routes and posts, moe_end() computes what is local, waits and adds; two slots may be in flight, which is how attention
  * of one micro-batch overlaps the experts of the other.
  * Memory: everything is taken from the arena at open, from the limits.
- * Errors: after one from the exchange (a rank lost, stopped) nothing but moe_close() may follow.
+ * Errors: ERR_LIMIT if sums of experts' outputs grow too large to be exact (SUM_LIMIT in expert.h) or are not numbers: an error and no warning, because
+ *     the bits would then depend on the placement, or mean nothing.  After one from the exchange (a rank lost, stopped) nothing but moe_close() may follow.
  */
 #ifndef MOE_MOE_H
 #define MOE_MOE_H
@@ -84,6 +85,8 @@ void moe_close(struct moe *m);
  * The oracles (ROUTE_PAPER, ROUTE_GRAM; limits.oracle) ask the ranks and wait before they dispatch; the other slot may be in flight. */
 status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint64_t *key, int rows, const struct routing *how,
                  struct err *e);
+/* Between pieces of other work while a slot is in flight: lets its messages move.  Cheap. */
+void moe_progress(struct moe *m);
 /* x[t] += yhat(h_t).  active, if not NULL, gets the sets: [rows][bits_words(N)]. */
 status moe_end(struct moe *m, int slot, float *x, uint64_t *active, struct err *e);
 

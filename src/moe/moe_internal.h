@@ -48,7 +48,8 @@ struct moe {
     float *scratch, *block_in, *block_out;
     int *index; /* [rows] rows that an expert is active for */
     uint64_t *wanted;
-    double *sum; /* [rows][D]: coordinator: the layer's output; follower: its answer */
+    double excess; /* a sum that left the exact range, 0 none; set by any thread of moe_work_*() */
+    double *sum;   /* [rows][D]: coordinator: the layer's output; follower: its answer */
 
     /* Coordinator. */
     struct moe_slot slot[EXCHANGE_SLOTS];
@@ -67,6 +68,11 @@ static inline const uint64_t *moe_held(const struct moe *m, int layer, int rank)
 }
 
 bool moe_holds(const struct moe *m, int layer, int rank); /* any expert of the layer */
+
+/* A row of sums of which one is out of the range. */
+void moe_note_excess(struct moe *m, const double *sum);
+/* After moe_work_*(): ERR_LIMIT if a sum was not exact, and forgets it. */
+status moe_check_sums(struct moe *m, int layer, struct err *e);
 
 /* What a rank computes for its experts; all of it calls exchange_progress() between experts where there is an exchange.
  * h: [rows, D].  sum: [rows][D] += over the held experts that are in the row's set of grid(scale * e_i) - grid(mu_i). */

@@ -1,4 +1,5 @@
 /* What a rank computes for the experts it holds, and a follower's answers. */
+#include <math.h>
 #include <string.h>
 
 #include "base/bits.h"
@@ -14,7 +15,16 @@ struct scatter {
     double *sum;
     float scale;
     int rows, width;
+    struct moe *moe;
 };
+
+void moe_note_excess(struct moe *m, const double *sum)
+{
+    int d = 0;
+
+    while (d < m->width - 1 && fabs(sum[d]) < SUM_LIMIT) d++;
+    __atomic_store(&m->excess, &sum[d], __ATOMIC_RELAXED);
+}
 
 static void scatter_rows(void *ctx, int task, int worker)
 {
@@ -26,11 +36,14 @@ static void scatter_rows(void *ctx, int task, int worker)
         const float *out = s->out + (size_t)t * (size_t)s->width;
         double *sum = s->sum + (size_t)(s->index ? s->index[t] : t) * (size_t)s->width;
 
+        bool bad = false;
+
         if (s->mu) {
-            for (int d = 0; d < s->width; d++) sum[d] += grid(s->scale * out[d]) - grid(s->mu[d]);
+            for (int d = 0; d < s->width; d++) bad |= !(fabs(sum[d] += grid(s->scale * out[d]) - grid(s->mu[d])) < SUM_LIMIT);
         } else {
-            for (int d = 0; d < s->width; d++) sum[d] += grid(s->scale * out[d]);
+            for (int d = 0; d < s->width; d++) bad |= !(fabs(sum[d] += grid(s->scale * out[d])) < SUM_LIMIT);
         }
+        if (bad) moe_note_excess(s->moe, sum);
     }
 }
 
@@ -42,17 +55,22 @@ static void scatter_add(struct moe *m, struct scatter *s)
     else gemm_parallel(m->gemm, tasks, scatter_rows, s);
 }
 
+status moe_check_sums(struct moe *m, int layer, struct err *e)
+{
+    double found = m->excess;
+
+    m->excess = 0;
+    if (found == 0) return OK;
+    return err_set(e, ERR_LIMIT, "layer %d: outputs of experts add up to %g; expected less than %g, up to which sums are exact",
+                   layer, found, SUM_LIMIT);
+}
+
 static int block_rows(const struct moe *m, const struct expert *x)
 {
     size_t fit = x->gate.rows > 0 ? m->scratch_floats / (2 * (size_t)x->gate.rows) : 1;
 
     BUG_ON(fit == 0);
     return fit < (size_t)m->block ? (int)fit : m->block;
-}
-
-static void progress(struct moe *m)
-{
-    if (m->exchange) exchange_progress(m->exchange);
 }
 
 /* sum[index[t]] += grid(scale * e(h[index[t]])) - grid(mu); index NULL: rows 0, 1, ...  Runs of rows are used where they stand. */
@@ -66,7 +84,7 @@ static void add_expert(struct moe *m, const struct expert *x, const float *h, co
         int n = rows - first < most ? rows - first : most;
         const int *at = index ? index + first : NULL;
         const float *in = h + (size_t)(at ? at[0] : first) * width;
-        struct scatter s = {m->block_out, mu, at, at ? sum : sum + (size_t)first * width, scale, n, m->width};
+        struct scatter s = {m->block_out, mu, at, at ? sum : sum + (size_t)first * width, scale, n, m->width, m};
 
         if (at && at[n - 1] - at[0] != n - 1) {
             for (int t = 0; t < n; t++) memcpy(m->block_in + (size_t)t * width, h + (size_t)at[t] * width, width * sizeof(float));
@@ -74,7 +92,7 @@ static void add_expert(struct moe *m, const struct expert *x, const float *h, co
         }
         expert_output(m->gemm, m->block_out, x, in, n, fixed, m->scratch);
         scatter_add(m, &s);
-        progress(m);
+        moe_progress(m);
     }
 }
 
@@ -139,7 +157,7 @@ void moe_work_scores(struct moe *m, int layer, const float *h, const float *y, i
                 out[(size_t)(first + t) * (size_t)stride + (size_t)at] =
                     paper_score(m->block_out + (size_t)t * width, dense, share, m->width);
             }
-            progress(m);
+            moe_progress(m);
         }
     }
 }
@@ -166,7 +184,7 @@ void moe_work_rows(struct moe *m, int layer, const float *h, int rows, bool comp
 
                 for (size_t d = 0; d < width; d++) to[d] = mu ? from[d] - mu[d] : from[d];
             }
-            progress(m);
+            moe_progress(m);
         }
     }
 }
@@ -181,18 +199,21 @@ void moe_answer(struct moe *m, const struct request *r, const void *payload)
     size_t sum_bytes = values * sizeof(double), row_bytes = values * sizeof(float);
     const float *h = (const float *)((const char *)payload + (r->kind == MOE_KIND_SUM ? sets : 0));
     bool compensate = r->flags & MOE_FLAG_COMPENSATE;
+    struct err mine = {0};
 
     switch (r->kind) {
     case MOE_KIND_SUM:
         BUG_ON(r->bytes != sets + row_bytes);
         memset(m->sum, 0, sum_bytes);
         moe_work_sum(m, layer, h, payload, rows, (float)r->number[0], compensate, m->sum);
+        if (moe_check_sums(m, layer, &mine)) break;
         exchange_answer(m->exchange, r, OK, rows, m->sum, sum_bytes);
         break;
     case MOE_KIND_STATIC:
         BUG_ON(r->bytes != row_bytes);
         memset(m->sum, 0, sum_bytes);
         moe_work_static(m, layer, h, rows, m->sum);
+        if (moe_check_sums(m, layer, &mine)) break;
         exchange_answer(m->exchange, r, OK, rows, m->sum, sum_bytes);
         break;
     case MOE_KIND_SCORES:
@@ -208,4 +229,5 @@ void moe_answer(struct moe *m, const struct request *r, const void *payload)
     default:
         BUG_ON(true); /* not a request for the experts: our caller sorts them */
     }
+    if (mine.code) exchange_answer(m->exchange, r, mine.code, 0, mine.text, strlen(mine.text) + 1);
 }

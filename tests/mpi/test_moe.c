@@ -202,6 +202,20 @@ static void check_cancels(struct part *u)
     for (int i = 0; i < ROWS * u->w->width; i++) assert_true(y[i] == 0);
 }
 
+/* Sums too large to be exact, wherever they arise, are an error, and the next ones are as if nothing had been. */
+static void check_excess(struct part *u, const struct router *router)
+{
+    struct routing how = {.route = ROUTE_RANDOM, .router = router, .scale = 1e9f};
+    float h[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX] = {0};
+    struct err e = {0};
+
+    if (u->w->experts == 0 || u->w->active == 0 || u->w->width == 1) return;
+    world_rows(h, ROWS, u->w->width, 90);
+    ok(moe_begin(u->m, 0, 1, h, NULL, ROWS, &how, &e), &e);
+    assert_int_equal(moe_end(u->m, 0, x, NULL, &e), ERR_LIMIT);
+    assert_non_null(strstr(e.text, "layer 1: outputs of experts add up to "));
+}
+
 static void compare_teacher(struct part *whole, struct part *spread)
 {
     struct part *parts[2] = {whole, spread};
@@ -267,6 +281,7 @@ static void coordinate(struct part *spread, int shape, int ranks)
     rng_seed(&r, 3, 3);
     for (size_t i = 0; i < n * (size_t)width; i++) router.weight[i] = (float)rng_normal(&r);
     part_open(&whole, NULL, shape, 0);
+    check_excess(spread, &router);
     compare_all(&whole, spread, &router);
     if (experts) check_traffic(spread, &router);
     compare_teacher(&whole, spread);
