@@ -69,7 +69,7 @@ static const struct key table[] = {
     {"method", T, KEY_ENUM, AT(finetune.method), "default", NULL, 0, 0, method_names, 0, "default: the best we have measured; factorllm: the paper's choices"},
     {"labels", T, KEY_ENUM, AT(finetune.labels), "gram", "paper", 0, 0, labels_names, 0, "which experts a token should have chosen"},
     {"loss", T, KEY_ENUM, AT(finetune.loss), "bce", "paper", 0, 0, loss_names, 0, "of the router against the labels"},
-    {"select", T, KEY_ENUM, AT(finetune.select), "threshold", "top_k", 0, 0, select_names, 0, "how the router chooses; threshold: k in the mean"},
+    {"select", T, KEY_ENUM, AT(finetune.select), "top_k", "top_k", 0, 0, select_names, 0, "how the router chooses; threshold: k in the mean"},
     {"text.file", T, KEY_TEXT, AT(finetune.text.file), NULL, NULL, 0, 0, NULL, 0, "text to learn from"},
     {"text.bytes", T, KEY_INT, AT(finetune.text.bytes), "0", NULL, 0, LARGE, NULL, 0, "first bytes of the file, 0: all"},
     {"text.sample_tokens", T, KEY_INT, AT(finetune.text.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},

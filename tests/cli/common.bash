@@ -39,6 +39,7 @@ steps:
   - kind: finetune
     text: {sample_tokens: 600, sample_seed: 2}
     labels: gram
+    select: threshold
     sequence: 32
     tokens: 1200
     batch_tokens: 128

@@ -108,7 +108,7 @@ YAML
 
 @test "the model that ships: equal bits on 1 and 3 ranks, and a little training beats chance and the fixed choice" {
     head -n 3 configs/prompts.jsonl >"$dir/prompts.jsonl"
-    toy_pipeline | sed 's/experts: 7/experts: 32/; s/active: 3/active: 16/; /shared:/d; s/compensation: mean/compensation: none/
+    toy_pipeline | sed 's/experts: 7/experts: 32/; s/active: 3/active: 16/; /shared:/d; /select:/d; s/compensation: mean/compensation: none/
         s/sample_tokens: 400/sample_tokens: 1000/; s/sample_tokens: 600/sample_tokens: 2500/; s/sample_tokens: 300/sample_tokens: 768/
         s/sequence: 32/sequence: 128/; s/window: 32/window: 128/; s/tokens: 1200/tokens: 2500/
         s/batch_tokens: 128/batch_tokens: 256/; s/sessions: 8/sessions: 16/' >"$dir/job.yaml"
