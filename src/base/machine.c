@@ -1,6 +1,5 @@
 #include "base/machine.h"
 
-#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -40,9 +39,7 @@ int64_t machine_memory(void)
 
 int machine_processors(void)
 {
-    cpu_set_t set;
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
 
-    if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
-    long online = sysconf(_SC_NPROCESSORS_ONLN); /* more than a cpu_set_t holds */
     return online > 0 ? (int)online : 1;
 }

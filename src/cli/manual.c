@@ -96,7 +96,7 @@ const char *manual_kind(enum job_kind k)
                "  output: runs/factorize\n"
                "  experts: 32\n"
                "  active: 16\n"
-               "  calibration: {sample_tokens: 12000}\n";
+               "  calibration: {sample_tokens: 12000, sample_seed: 1}\n";
     case JOB_FINETUNE:
         return "kind: finetune    trains the routers of a factorized model; the dense model is the teacher\n"
                "\n"
@@ -114,7 +114,7 @@ const char *manual_kind(enum job_kind k)
                "  model: runs/factorize/model\n"
                "  output: runs/eval\n"
                "  text: {sample_tokens: 6000, sample_seed: 3}\n"
-               "  variants: [dense, static, random, router]\n";
+               "  bootstrap: 500\n";
     case JOB_INFER:
         return "kind: infer    a JSONL file of requests -> OUTPUT/responses.jsonl; finished rows survive an interruption\n"
                "\n"
@@ -138,11 +138,16 @@ const char *manual_kind(enum job_kind k)
                "  output: runs/demo\n"
                "  steps:\n"
                "    - kind: factorize\n"
-               "      experts: 32\n"
-               "      active: 16\n"
+               "      experts: 4\n"
+               "      active: 2\n"
+               "      calibration: {sample_tokens: 12000, sample_seed: 1}\n"
                "    - kind: finetune\n"
-               "      text: {sample_tokens: 24000}\n"
+               "      text: {sample_tokens: 18000, sample_seed: 2}\n"
+               "      tokens: 36000\n"
+               "    - kind: eval\n"
+               "      text: {sample_tokens: 6000, sample_seed: 3}\n"
                "    - kind: infer\n"
-               "      input: configs/prompts.jsonl\n";
+               "      input: configs/prompts.jsonl\n"
+               "      max_tokens: 40\n";
     }
 }

@@ -405,22 +405,33 @@ status infer_read_row(char **key, bool *ok, const char *line, size_t length, con
     return OK;
 }
 
-/* Appends up to `columns` characters, from the end or from the beginning; invalid UTF-8 counts bytes and shows '?'. */
+/* Appends up to `columns` characters, from the end (from a word's beginning, behind an ellipsis) or from the beginning; invalid UTF-8 counts
+ * bytes and shows '?'.  Returns how many. */
 static int show_piece(struct str *out, const char *text, size_t length, int columns, bool keep_end)
 {
     struct str clean = {0};
     struct json_t *v = json_text_new(text, length); /* makes it valid */
     const char *s = json_text(v);
     size_t n = json_text_length(v), from = 0, to = 0;
-    int characters = 0, skip, at = 0;
+    int characters = 0, skip, at = 0, shown = 0;
 
     for (size_t i = 0; i < n; i++) characters += ((unsigned char)s[i] & 0xc0) != 0x80;
-    skip = keep_end && characters > columns ? characters - columns : 0;
+    bool cut = keep_end && characters > columns;
+    skip = cut ? characters - columns + 1 : 0;
     for (size_t i = 0; i < n; i++) {
         if (((unsigned char)s[i] & 0xc0) != 0x80 && at++ == skip) from = i;
         if (at > skip + columns) break;
         to = i + 1;
     }
+    if (cut) {
+        size_t word = from;
+
+        while (word < to && s[word] != ' ') word++;
+        if (word + 1 < to) from = word + 1;
+        str_addz(out, "\u2026");
+        shown = 1;
+    }
+    for (size_t i = from; i < to; i++) shown += ((unsigned char)s[i] & 0xc0) != 0x80;
     for (size_t i = from; i < to; i++) {
         /* C0, DEL and C1 (c2 80 .. c2 9f) move cursors and ring bells */
         bool c1 = (unsigned char)s[i] == 0xc2 && i + 1 < to && (unsigned char)s[i + 1] < 0xa0;
@@ -431,7 +442,7 @@ static int show_piece(struct str *out, const char *text, size_t length, int colu
     if (clean.length) str_add(out, clean.text, clean.length);
     str_free(&clean);
     json_free(v);
-    return characters > columns ? columns : characters;
+    return shown;
 }
 
 void infer_show(struct str *out, const char *prompt, size_t prompt_length, const char *text, size_t text_length, int columns)

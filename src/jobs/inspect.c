@@ -2,7 +2,7 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,50 +14,7 @@
 #include "model/router_file.h"
 #include "model/shape.h"
 
-enum { JSON_BYTES_MAX = 64 << 20, DEPTH_MAX = 3, VERSIONS_MAX = 1000 };
-
-/* ---- a tree of numbers ---- */
-
-static void print_scalar(FILE *to, const struct json_t *v)
-{
-    struct str text = {0};
-
-    json_dump(&text, v, false);
-    fprintf(to, "%.160s%s", text.text, text.length > 160 ? "..." : "");
-    str_free(&text);
-}
-
-static bool is_scalar(const struct json_t *v)
-{
-    return !json_is_object(v) && !json_is_array(v);
-}
-
-/* Members of an object, one a line; lists and what lies deep only by their size: this is a summary. */
-static void print_tree(FILE *to, const struct json_t *o, int margin, int depth)
-{
-    int width = 0;
-
-    for (void *i = json_first(o); i; i = json_next(o, i))
-        if (is_scalar(json_member(i)) && (int)strlen(json_key(i)) > width) width = (int)strlen(json_key(i));
-    if (width > 28) width = 28;
-    for (void *i = json_first(o); i; i = json_next(o, i)) {
-        const struct json_t *v = json_member(i);
-
-        fprintf(to, "%*s%-*.60s  ", margin, "", is_scalar(v) ? width : 0, json_key(i));
-        if (is_scalar(v)) {
-            print_scalar(to, v);
-        } else if (json_is_array(v)) {
-            fprintf(to, "(%zu values)", json_length(v));
-        } else if (depth >= DEPTH_MAX) {
-            fprintf(to, "(%zu members)", json_length(v));
-        } else {
-            fputc('\n', to);
-            print_tree(to, v, margin + 2, depth + 1);
-            continue;
-        }
-        fputc('\n', to);
-    }
-}
+enum { JSON_BYTES_MAX = 64 << 20, VERSIONS_MAX = 1000 };
 
 /* ---- a model ---- */
 
@@ -135,20 +92,47 @@ static int list_versions(char **names, const char *path)
     return n;
 }
 
+static double number(const struct json_t *o, const char *key)
+{
+    const struct json_t *v = o ? json_at(o, key) : NULL;
+
+    return v && json_is_real(v) ? json_number(v) : NAN;
+}
+
+static const char *text(const struct json_t *o, const char *key)
+{
+    const struct json_t *v = o ? json_at(o, key) : NULL;
+
+    return v && json_is_text(v) ? json_text(v) : "?";
+}
+
+/* The mean of a list of numbers. */
+static double mean(const struct json_t *o, const char *key)
+{
+    const struct json_t *list = o ? json_at(o, key) : NULL;
+    double sum = 0;
+
+    if (!list || !json_is_array(list) || !json_length(list)) return NAN;
+    for (size_t i = 0; i < json_length(list); i++)
+        sum += json_is_real(json_item(list, i)) ? json_number(json_item(list, i)) : NAN;
+    return sum / (double)json_length(list);
+}
+
 static void print_router(FILE *to, const char *routers, const char *version, bool current)
 {
     char *directory = str_join(routers, version), *path = str_join(directory, "router.json");
     struct json_t *about;
     struct err e;
 
-    fprintf(to, "  %-12.63s%s\n", version, current ? " (current)" : "");
+    fprintf(to, "  %-12.63s%-10s", version, current ? "(current)" : "");
     if (json_read(&about, path, JSON_BYTES_MAX, &e)) {
-        fprintf(to, "    %s\n", e.text);
+        fprintf(to, "  %s\n", e.text);
     } else {
-        const struct json_t *metrics = json_at(about, "metrics");
+        const struct json_t *metrics = json_at(about, "metrics"), *agreement = metrics ? json_at(metrics, "agreement") : NULL;
+        double before = mean(agreement, "before"), after = mean(agreement, "after");
 
-        if (json_text(json_at(about, "parent"))) fprintf(to, "    parent  %.63s\n", json_text(json_at(about, "parent")));
-        print_tree(to, json_is_object(metrics) ? metrics : about, 4, DEPTH_MAX - 1);
+        if (isfinite(after)) fprintf(to, "  agreement with the labels %.3f -> %.3f", before, after);
+        fprintf(to, "  made %.30s\n", text(about, "made"));
         json_free(about);
     }
     free(path);
@@ -192,6 +176,39 @@ static status print_model(FILE *to, const char *directory, struct err *e)
 
 /* ---- a job's output ---- */
 
+static void print_variants(FILE *to, const struct json_t *eval)
+{
+    const struct json_t *perplexity = json_at(eval, "perplexity"), *accuracy = json_at(eval, "accuracy");
+
+    for (void *i = json_is_object(perplexity) ? json_first(perplexity) : NULL; i; i = json_next(perplexity, i))
+        fprintf(to, "    %-10.20s perplexity %.2f, accuracy %.4f\n", json_key(i), number(perplexity, json_key(i)),
+                number(accuracy, json_key(i)));
+}
+
+/* What a step found, by what its object has: a result does not say the kinds of its steps. */
+static void print_figures(FILE *to, const char *name, const struct json_t *o)
+{
+    const struct json_t *agreement = json_at(o, "agreement"), *loss = json_at(o, "loss");
+
+    fprintf(to, "  %-12.60s ", name);
+    if (json_at(o, "active_share") && json_at(o, "experts"))
+        fprintf(to, "%.0f experts a layer, %.0f active: f = %.1f %%; %s", number(o, "experts"), number(o, "active"),
+                100 * number(o, "active_share"), text(o, "model"));
+    else if (json_at(o, "version"))
+        fprintf(to, "router %s: loss %.4f -> %.4f, agreement %.3f -> %.3f, %.0f tokens", text(o, "version"),
+                number(loss, "before"), number(loss, "after"), mean(agreement, "before"), mean(agreement, "after"),
+                number(o, "tokens"));
+    else if (json_at(o, "generated_tokens"))
+        fprintf(to, "%.0f prompts, %.0f refused, %.0f tokens, %.0f tokens/s; %s", number(o, "rows"), number(o, "failed"),
+                number(o, "generated_tokens"), number(o, "tokens_per_second"), text(o, "responses"));
+    else if (json_at(o, "perplexity"))
+        fprintf(to, "perplexity and accuracy of %zu variants", json_length(json_at(o, "perplexity")));
+    else fputs("not finished", to);
+    if (isfinite(number(o, "seconds"))) fprintf(to, " (%.1f s)", number(o, "seconds"));
+    fputc('\n', to);
+    print_variants(to, o);
+}
+
 static status print_output(FILE *to, const char *directory, const char *path, struct err *e)
 {
     struct json_t *result;
@@ -201,8 +218,14 @@ static status print_output(FILE *to, const char *directory, const char *path, st
         json_free(result);
         return err_set(e, ERR_FORMAT, "%s: expected an object", path);
     }
-    fprintf(to, "%s: the output of a job\n", directory);
-    print_tree(to, result, 0, 0);
+    fprintf(to, "%s: the output of a job (%s)\n", directory, text(result, "kind"));
+    fprintf(to, "status       %s", text(result, "status"));
+    if (json_at(result, "error")) fprintf(to, ": %s", text(result, "error"));
+    fprintf(to, "\nstarted      %s, %.1f s on %.0f rank%s\n", text(result, "started"), number(result, "seconds"),
+            number(result, "ranks"), number(result, "ranks") == 1 ? "" : "s");
+    for (void *i = json_first(result); i; i = json_next(result, i))
+        if (json_is_object(json_member(i))) print_figures(to, json_key(i), json_member(i));
+    fprintf(to, "everything   %s\n", path);
     json_free(result);
     char *model = str_join(directory, "model"), *config = str_join(model, "config.json");
     if (file_exists(config)) fprintf(to, "\nIt holds a model: factorllm inspect %s\n", model);

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/machine.h"
 #include "base/str.h"
 #include "data/digest.h"
 #include "jobs/inputs.h"
@@ -214,6 +215,15 @@ out:
     return st;
 }
 
+/* Of the host that all ranks are on; a rank that is bound to one processor does not know of the others.  0: several hosts. */
+static int processors_of(struct cluster *c)
+{
+    const struct comm_peer *me = comm_peer(cluster_comm(c), 0);
+
+    if (me->ranks_on_host < comm_size(cluster_comm(c))) return 0;
+    return me->cores > 1 ? me->cores : machine_processors();
+}
+
 static status run_pipeline(const struct spec *s, struct cluster *c, struct log *l, struct err *e)
 {
     char *spec_path = str_join(s->output, "spec.yaml"), *result_path = str_join(s->output, "result.json");
@@ -253,7 +263,7 @@ static status run_pipeline(const struct spec *s, struct cluster *c, struct log *
         st = written;
     }
     if (st == OK || st == ERR_GATE) {
-        summary_print(l, s, file);
+        summary_print(l, s, file, processors_of(c));
         log_line(l, "\nresults: %s", result_path);
     }
     json_free(file);

@@ -75,6 +75,32 @@ static void print_variants(struct log *l, const struct json_t *eval)
     }
 }
 
+/* Experts that hardly any token comes to: of a layer's tokens less than one in a hundred. */
+static void warn_of_idle(struct log *l, const struct json_t *eval)
+{
+    const struct json_t *load = json_at(eval, "load");
+    size_t idle = 0, all = 0;
+
+    for (size_t i = 0; load && i < json_length(load); i++) {
+        const struct json_t *layer = json_item(load, i);
+
+        for (size_t x = 0; x < json_length(layer); x++, all++) idle += json_number(json_item(layer, x)) < 0.01;
+    }
+    if (idle) log_warn(l, "%zu of %zu experts get less than 1 %% of the tokens of their layer", idle, all);
+}
+
+static void print_of_speed(struct log *l, const struct json_t *factorize, const struct json_t *result, int processors)
+{
+    enum { TINY_PARAMETERS = 100000000 };
+    double ranks = number(result, "ranks"), parameters = number(factorize, "parameters");
+
+    if (processors > 0 && ranks > processors)
+        log_line(l, "  tokens/s says little here: %.0f ranks share %d processor%s.", ranks, processors,
+                 processors == 1 ? "" : "s");
+    else if (parameters < TINY_PARAMETERS)
+        log_line(l, "  tokens/s says little here: the model is so small that a step's own costs outweigh what its experts save.");
+}
+
 static void print_load(struct log *l, const struct json_t *eval)
 {
     const struct json_t *load = json_at(eval, "load");
@@ -112,7 +138,7 @@ static void print_traffic(struct log *l, const struct spec *s, const struct json
     log_line(l, "\n  exchanged        %s out to the experts, %s back, between %.0f ranks", a, b, number(result, "ranks"));
 }
 
-void summary_print(struct log *l, const struct spec *s, const struct json_t *result)
+void summary_print(struct log *l, const struct spec *s, const struct json_t *result, int processors)
 {
     const struct json_t *eval = result_of(s, result, JOB_EVAL), *infer = result_of(s, result, JOB_INFER);
 
@@ -120,9 +146,12 @@ void summary_print(struct log *l, const struct spec *s, const struct json_t *res
     print_model(l, result_of(s, result, JOB_FACTORIZE), result_of(s, result, JOB_FINETUNE));
     if (eval) {
         print_variants(l, eval);
+        print_of_speed(l, result_of(s, result, JOB_FACTORIZE), result, processors);
         print_load(l, eval);
+        warn_of_idle(l, eval);
     }
-    print_traffic(l, s, result);
+    if (number(result, "ranks") > 1) print_traffic(l, s, result);
+    else log_line(l, "%s", "");
     if (infer)
         log_line(l, "  answered         %.0f prompts, %.0f tokens, %.0f tokens/s", number(infer, "rows"),
                  number(infer, "generated_tokens"), number(infer, "tokens_per_second"));

@@ -6,7 +6,8 @@
 #include "data/json.h"
 #include "data/spec.h"
 
-/* result: the pipeline's result.json; steps that are not in it leave their lines out. */
-void summary_print(struct log *l, const struct spec *s, const struct json_t *result);
+/* result: the pipeline's result.json; steps that are not in it leave their lines out.  processors: of the host that all
+ * ranks are on; 0: there are several hosts. */
+void summary_print(struct log *l, const struct spec *s, const struct json_t *result, int processors);
 
 #endif

@@ -201,7 +201,7 @@ made_by_factorize() {
     run "$FACTORLLM" inspect "$dir/f"
     [ "$status" = 0 ]
     grep -q "the output of a job" <<<"$output"
-    grep -qE '^status +"ok"' <<<"$output"
+    grep -qE '^status +ok' <<<"$output"
     grep -q "factorllm inspect $made" <<<"$output"
     refuses 3 "$dir/none: No such file or directory" inspect "$dir/none"
     refuses 3 "expected a directory, found a file" inspect configs/demo.yaml
@@ -226,5 +226,22 @@ made_by_factorize() {
         run "$FACTORLLM" plan "$file" --set output="$dir/o" --set model="$made"
         echo "$output"
         [ "$status" = 0 ]
+    done
+}
+
+@test "every example that help shows is a job, and stands so in the file that it names" {
+    for kind in factorize finetune eval infer pipeline; do
+        run "$FACTORLLM" help "$kind"
+        file=$(sed -n 's/^Example (\(.*\))$/\1/p' <<<"$output")
+        sed -n '/^Example/,/^$/p' <<<"$output" | sed -n 's/^  //p' >"$dir/example.yaml"
+        [ -s "$dir/example.yaml" ]
+        while read -r line; do
+            echo "$kind: $line"
+            sed 's/ *#.*//; s/^[ -]*//' "$file" | grep -qxF -- "${line#- }"
+        done <"$dir/example.yaml"
+        run "$FACTORLLM" plan "$dir/example.yaml"
+        echo "$output"
+        # a single job works on what factorize has made, and nothing has been made
+        [ "$status" = 0 ] || grep -q "runs/factorize/model/config.json: No such file" <<<"$output"
     done
 }

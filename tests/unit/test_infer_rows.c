@@ -266,10 +266,13 @@ static void shown_lines_fit_the_terminal(void **state)
     assert_string_equal(out.text, "Hi ->  there [2J  !");
     str_clear(&out);
     infer_show(&out, "0123456789abcdefghijklmnopqrstuvwxyz", 36, "ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKLMNOPQRSTUVWXYZ", 52, 40);
-    assert_string_equal(out.text, "opqrstuvwxyz -> ABCDEFGHIJKLMNOPQRSTUVWX");
+    assert_string_equal(out.text, "\u2026pqrstuvwxyz -> ABCDEFGHIJKLMNOPQRSTUVWX");
     str_clear(&out);
     infer_show(&out, "\xc3\xa4\xc3\xb6\xc3\xbc", 6, "", 0, 1);
     assert_string_equal(out.text, "\xc3\xa4\xc3\xb6\xc3\xbc -> ");
+    str_clear(&out);
+    infer_show(&out, "The quick brown fox jumps", 25, "over", 4, 40); /* at a word */
+    assert_string_equal(out.text, "\u2026fox jumps -> over");
     str_free(&out);
 }
 
