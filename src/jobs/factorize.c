@@ -160,12 +160,18 @@ static status calibrate_on_text(struct factorizing *f, struct err *e)
     return st;
 }
 
+static void tick(void *ctx)
+{
+    cluster_alive(ctx);
+}
+
 /* The layers are grouped beside each other on the threads. */
 struct grouping {
     struct factorizing *f;
     int first;
     status *code; /* [layers] */
     struct err *why;
+    struct alive alive;
 };
 
 static void group_layer(void *ctx, int i, int worker)
@@ -179,7 +185,6 @@ static void group_layer(void *ctx, int i, int worker)
     float *importance = calloc((size_t)neurons, sizeof(*importance));
     uint64_t seed = (uint64_t)s->seed;
 
-    (void)worker;
     BUG_ON(!importance);
     if (f->cut.calibrated)
         for (int n = 0; n < neurons; n++) importance[n] = (float)calibration_importance(c, layer, n);
@@ -188,7 +193,8 @@ static void group_layer(void *ctx, int i, int worker)
 
         g->code[i] =
             group_coactivation(order, c->strong + (size_t)layer * (size_t)neurons * words, neurons, c->strong_tokens,
-                               f->cut.shared, f->cut.experts, importance, rng_hash(seed, (uint64_t)layer, 0, 0), &g->why[i]);
+                               f->cut.shared, f->cut.experts, importance, rng_hash(seed, (uint64_t)layer, 0, 0),
+                               worker ? NULL : &g->alive, &g->why[i]); /* only the thread that called may speak to others */
     } else {
         if (s->factorize.grouping == GROUP_RANDOM) group_random(order, neurons, seed, layer);
         else group_contiguous(order, neurons);
@@ -202,7 +208,7 @@ static status group(struct factorizing *f, struct err *e)
 {
     struct gemm *gemm = cluster_gemm(f->job->cluster);
     int layers = f->shape.layers, threads = gemm_threads(gemm);
-    struct grouping g = {.f = f};
+    struct grouping g = {.f = f, .alive = {tick, f->job->cluster}};
     status s = OK;
 
     f->cut.order = malloc((size_t)layers * (size_t)f->shape.neurons * sizeof(*f->cut.order));

@@ -82,6 +82,7 @@ struct clustering {
     float *score;     /* [R][N] */
     float *centroid;  /* [tokens][N]: the experts of a token beside each other, so that a set bit adds one row */
     float *half_norm; /* [N] */
+    const struct alive *alive;
 };
 
 static const uint64_t *bits_of(const struct clustering *c, int j)
@@ -97,6 +98,7 @@ static void find_centroids(struct clustering *c)
     for (int j = 0; j < c->routed; j++) {
         const uint64_t *b = bits_of(c, j);
 
+        alive_tick(c->alive);
         for (int t = bits_next(b, c->tokens, 0); t < c->tokens; t = bits_next(b, c->tokens, t + 1))
             c->centroid[(size_t)t * n + (size_t)c->of[j]] += 1;
     }
@@ -119,6 +121,7 @@ static void find_scores(struct clustering *c)
         float *score = c->score + (size_t)j * n;
 
         for (size_t i = 0; i < n; i++) score[i] = -c->half_norm[i];
+        alive_tick(c->alive);
         for (int t = bits_next(b, c->tokens, 0); t < c->tokens; t = bits_next(b, c->tokens, t + 1)) {
             const float *x = c->centroid + (size_t)t * n;
 
@@ -200,6 +203,7 @@ static void swap_pairs(struct clustering *c)
             float gain = 0;
             int with = -1;
 
+            alive_tick(c->alive);
             for (int k = 0; k < c->routed; k++) {
                 float step = sj[c->of[k]] - sj[c->of[j]];
 
@@ -242,6 +246,7 @@ static void seed_centroids(struct clustering *c, float *far, struct rng *r)
         const uint64_t *b = bits_of(c, chosen);
         double sum = 0;
 
+        alive_tick(c->alive);
         c->half_norm[i] = 0.5f * (float)bits_count(b, c->tokens);
         for (int t = bits_next(b, c->tokens, 0); t < c->tokens; t = bits_next(b, c->tokens, t + 1))
             c->centroid[(size_t)t * n + (size_t)i] = 1;
@@ -289,7 +294,7 @@ static void cluster_neurons(struct clustering *c, struct wish *heap, int *room, 
 }
 
 status group_coactivation(int *order, const uint64_t *strong, int neurons, int tokens, int shared, int experts,
-                          const float *importance, uint64_t seed, struct err *e)
+                          const float *importance, uint64_t seed, const struct alive *alive, struct err *e)
 {
     int routed = neurons - shared;
     size_t f = (size_t)routed, n = (size_t)experts;
@@ -298,7 +303,8 @@ status group_coactivation(int *order, const uint64_t *strong, int neurons, int t
     BUG_ON(shared < 0 || experts < 1 || routed < experts || tokens < 1);
     group_contiguous(order, neurons);
     group_shared_first(order, neurons, shared, importance);
-    struct clustering c = {.strong = strong, .neuron = order + shared, .routed = routed, .experts = experts, .tokens = tokens};
+    struct clustering c = {
+        .strong = strong, .neuron = order + shared, .routed = routed, .experts = experts, .tokens = tokens, .alive = alive};
     int *size = malloc(n * sizeof(*size)), *room = malloc(n * sizeof(*room)), *best = malloc(f * sizeof(*best));
     int *at = malloc(n * sizeof(*at)), *sorted = malloc(f * sizeof(*sorted));
     struct wish *heap = malloc(f * sizeof(*heap));

@@ -114,7 +114,7 @@ static void test_planted_groups_are_found(void **state)
     for (uint64_t seed = 1; seed <= 5; seed++) {
         uint64_t *strong = planted(96, 200, 8, 0.08, seed);
 
-        assert_int_equal(group_coactivation(order, strong, 96, 200, 0, 8, NULL, seed, &e), OK);
+        assert_int_equal(group_coactivation(order, strong, 96, 200, 0, 8, NULL, seed, NULL, &e), OK);
         assert_true(is_permutation(order, 96));
         assert_true(purity(order, 96, 0, 8, 8) > 0.9);
         free(strong);
@@ -131,10 +131,10 @@ static void test_shared_neurons_leave_first(void **state)
 
     (void)state;
     for (int j = 0; j < F; j++) importance[j] = j % 7 == 2 ? 10.0f + (float)j : 1; /* 2, 9, ..., 58: nine of them */
-    assert_int_equal(group_coactivation(order, strong, F, 128, SHARED, 5, importance, 1, &e), OK);
+    assert_int_equal(group_coactivation(order, strong, F, 128, SHARED, 5, importance, 1, NULL, &e), OK);
     assert_true(is_permutation(order, F));
     for (int i = 0; i < SHARED; i++) assert_int_equal(order[i], 2 + 7 * i);
-    assert_int_equal(group_coactivation(again, strong, F, 128, SHARED, 5, importance, 1, &e), OK);
+    assert_int_equal(group_coactivation(again, strong, F, 128, SHARED, 5, importance, 1, NULL, &e), OK);
     assert_memory_equal(order, again, sizeof(order));
     free(strong);
 }
@@ -156,7 +156,7 @@ static void test_odd_cases(void **state)
 
         for (int full = 0; full < 2; full++) {
             assert_int_equal(group_coactivation(order, strong, cases[c].neurons, cases[c].tokens, cases[c].shared,
-                                                cases[c].experts, importance, 9, &e),
+                                                cases[c].experts, importance, 9, NULL, &e),
                              OK);
             assert_true(is_permutation(order, cases[c].neurons));
             for (int j = 0; j < cases[c].neurons; j++)
@@ -205,7 +205,7 @@ static void test_better_than_chance(void **state)
             float dot = a[j][0] * b[t][0] + a[j][1] * b[t][1] + a[j][2] * b[t][2] + a[j][3] * b[t][3];
             if (dot > 1) bits_set(strong + j * bits_words(T), t);
         }
-    assert_int_equal(group_coactivation(order, strong, F, T, 0, N, NULL, 1, &e), OK);
+    assert_int_equal(group_coactivation(order, strong, F, T, 0, N, NULL, 1, NULL, &e), OK);
     assert_true(is_permutation(order, F));
     group_random(random, F, 1, 0);
     assert_true(cost(order, strong, F, T, N) < 0.6 * cost(random, strong, F, T, N));
