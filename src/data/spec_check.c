@@ -11,7 +11,7 @@ static bool good_step_name(const char *name)
 /* result.json has members of its own beside the steps'. */
 static bool is_result_member(const char *name)
 {
-    static const char *const members[] = {"schema",  "kind", "spec",   "started", "seconds",      "ranks",
+    static const char *const members[] = {"schema",  "kind", "spec",   "started", "seconds",       "ranks",
                                           "threads", "blas", "status", "error",   "answers_sha256"};
 
     for (size_t i = 0; i < sizeof(members) / sizeof(*members); i++)
