@@ -311,7 +311,13 @@ static status measure_side(struct eval_run *r, struct model *m, const char *dire
             continue;
         }
         any = true;
+        if (eval_partial_take(r, r->n_sides - 1, v)) {
+            log_line(r->job->log, "%s: %s was measured before the evaluation was stopped", directory,
+                     spec_variant_name((enum spec_variant)v));
+            continue;
+        }
         st = measure(r, side, (enum spec_variant)v, &scorer, &router, e);
+        if (!st) st = eval_partial_keep(r, r->n_sides - 1, v, e);
     }
     if (!st && !any) st = err_set(e, ERR_SPEC, "%s: variants: none of them can be measured on %s", s->source, directory);
     eval_scorer_close(&scorer);
@@ -426,6 +432,7 @@ status job_eval(struct job *j, struct err *e)
     BUG_ON(!r);
     r->job = j;
     s = prepare(&m, r, &shape, e);
+    if (!s) eval_partial_open(r);
     if (!s) s = measure_side(r, m, j->spec->model, NULL, false, e);
     if (!s) s = measure_other(r, m, &shape, e);
     if (!s) {
@@ -434,6 +441,7 @@ status job_eval(struct job *j, struct err *e)
         s = eval_write_items(r, e);
         if (!s) s = gate(r, e);
     }
+    eval_partial_close(r, !s || s == ERR_GATE);
     run_free(r);
     free(r);
     return s;

@@ -108,7 +108,15 @@ struct eval_run {
     size_t left_out; /* items that do not fit */
     struct eval_side side[2];
     int n_sides;
+    struct json_t *partial; /* eval_partial.c; NULL: nothing is kept */
 };
+
+/* --- eval_partial.c: the finished variants of a run that was stopped --- */
+
+void eval_partial_open(struct eval_run *r);
+bool eval_partial_take(struct eval_run *r, int side, int variant); /* it was measured before, and is filled */
+status eval_partial_keep(struct eval_run *r, int side, int variant, struct err *e);
+void eval_partial_close(struct eval_run *r, bool finished); /* finished: nothing is left on disk */
 
 struct interval {
     double value, low, high; /* 95 % */

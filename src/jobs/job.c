@@ -165,8 +165,10 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
     *mine = NULL;
     spec_dump(&yaml, s);
     st = file_make_directory(s->output, e);
-    bool known = resume && !st && !answers_digest(answers, s, &yaml, c, &unknown); /* if not, the job will say why */
-    if (known && (*mine = finished_before(s, answers, result_path))) {
+    bool known = (resume || s->kind == JOB_EVAL) && !st &&
+                 !answers_digest(answers, s, &yaml, c, &unknown); /* if not, the job will say why */
+    if (known) memcpy(j.answers, answers, sizeof(answers));
+    if (known && resume && (*mine = finished_before(s, answers, result_path))) {
         log_line(l, "%s: done before, see %s", s->name, result_path);
         goto out;
     }

@@ -14,6 +14,7 @@ struct job {
     struct cluster *cluster;
     struct log *log;
     bool in_pipeline;      /* what an earlier launch left is in its way only if it can be used */
+    char answers[65];      /* digest of the resolved spec and of all that it reads; empty: not known */
     FILE *events;          /* OUTPUT/log.jsonl */
     struct json_t *result; /* an object that the job fills; becomes OUTPUT/result.json */
 };

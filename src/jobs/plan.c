@@ -165,6 +165,7 @@ static void print_writes(FILE *to, const struct plan_step *p)
     case JOB_EVAL:
         fprintf(to, "%s%s", sampled(&s->eval.text, ", eval.tokens.json"),
                 s->eval.minimal_pairs.n + s->eval.multiple_choice.n > 0 ? ", items.json" : "");
+        fputs(", partial.json while it runs", to);
         break;
     case JOB_INFER:
         n = strlen(s->infer.result);

@@ -181,3 +181,30 @@ YAML
     [ "$(grep -c 'done before' <<<"$output")" = 3 ]
     jq -e '.finetune | .training_seconds <= .seconds' "$dir/run/result.json"
 }
+
+@test "an evaluation that was stopped keeps the variants it has, and ends with the same figures" {
+    toy_prompts >"$dir/prompts.jsonl"
+    toy_pipeline >"$dir/job.yaml"
+    "$FACTORLLM" run "$dir/job.yaml" --quiet
+    printf 'kind: eval\nmodel: %s\noutput: %s\ntext: {file: README.md, bytes: 6000}\nwindow: 32\nbootstrap: 100\n' \
+        "$dir/run/factorize/model" "$dir/e" >"$dir/eval.yaml"
+    "$FACTORLLM" run "$dir/eval.yaml" --quiet --set output="$dir/whole"
+    "$FACTORLLM" run "$dir/eval.yaml" --quiet &
+    pid=$!
+    for i in $(seq 200); do
+        [ -e "$dir/e/partial.json" ] && break
+        sleep 0.02
+    done
+    kill -USR1 "$pid"
+    status=0
+    wait "$pid" || status=$?
+    [ "$status" = 75 ]
+    [ -e "$dir/e/partial.json" ]
+    run "$FACTORLLM" run "$dir/eval.yaml"
+    echo "$output"
+    [ "$status" = 0 ]
+    grep -q 'dense was measured before' <<<"$output"
+    [ ! -e "$dir/e/partial.json" ]
+    for d in e whole; do jq -S '.eval | {perplexity, accuracy, load, agreement, compare, active_share}' "$dir/$d/result.json" >"$dir/$d.txt"; done
+    diff "$dir/e.txt" "$dir/whole.txt"
+}

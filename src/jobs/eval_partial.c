@@ -1,0 +1,145 @@
+/* OUTPUT/partial.json: what the finished variants of a run gave that was stopped, so that the next one measures the others only.  It counts for
+ * the same spec on the same inputs; numbers are written so that they read back as the same double. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "jobs/eval.h"
+
+static char *path_of(const struct eval_run *r)
+{
+    return str_join(r->job->spec->output, "partial.json");
+}
+
+static void key_of(char out[32], int side, int variant)
+{
+    snprintf(out, 32, "%d.%.20s", side, spec_variant_name((enum spec_variant)variant));
+}
+
+static struct json_t *reals(const double *x, size_t n)
+{
+    struct json_t *list = json_array_new();
+
+    for (size_t i = 0; x && i < n; i++) json_append(list, json_real_new(x[i]));
+    return list;
+}
+
+static struct json_t *scores(const struct eval_score *x, size_t n)
+{
+    struct json_t *list = json_array_new();
+
+    for (size_t i = 0; x && i < n; i++) {
+        json_append(list, json_real_new(x[i].logp));
+        json_append(list, json_int_new(x[i].hits));
+    }
+    return list;
+}
+
+/* Exactly n numbers, or NULL. */
+static double *read_reals(const struct json_t *o, const char *key, size_t n)
+{
+    const struct json_t *list = json_at(o, key);
+
+    if (!list || !json_is_array(list) || !n || json_length(list) != n) return NULL;
+    double *x = calloc(n, sizeof(*x));
+    BUG_ON(!x);
+    for (size_t i = 0; i < n; i++) x[i] = json_number(json_item(list, i));
+    return x;
+}
+
+static struct eval_score *read_scores(const struct json_t *o, const char *key, size_t n)
+{
+    double *x = read_reals(o, key, 2 * n);
+    struct eval_score *s = x ? calloc(n, sizeof(*s)) : NULL;
+
+    for (size_t i = 0; s && i < n; i++) s[i] = (struct eval_score){x[2 * i], (int)x[2 * i + 1]};
+    free(x);
+    return s;
+}
+
+void eval_partial_open(struct eval_run *r)
+{
+    char *path = path_of(r);
+    struct err ignored;
+
+    if (!r->job->answers[0]) goto out;
+    if (file_exists(path) && !json_read(&r->partial, path, (size_t)1 << 30, &ignored)) {
+        const struct json_t *answers = json_at(r->partial, "answers_sha256");
+
+        if (answers && json_is_text(answers) && !strcmp(json_text(answers), r->job->answers)) goto out;
+        json_free(r->partial);
+    }
+    r->partial = json_object_new();
+    json_put_text(r->partial, "answers_sha256", r->job->answers);
+
+out:
+    free(path);
+}
+
+bool eval_partial_take(struct eval_run *r, int side, int variant)
+{
+    const struct eval_side *of = &r->side[side];
+    struct eval_variant *x = &r->side[side].variant[variant];
+    size_t layers = (size_t)of->layers;
+    char key[32];
+
+    key_of(key, side, variant);
+    const struct json_t *o = r->partial ? json_at(r->partial, key) : NULL;
+    if (!o) return false;
+    *x = (struct eval_variant){.windows = read_scores(o, "windows", r->n_windows),
+                               .pieces = read_scores(o, "pieces", r->n_pieces),
+                               .load = read_reals(o, "load", layers * (size_t)of->experts),
+                               .agreement = read_reals(o, "agreement", layers),
+                               .seconds = json_number(json_at(o, "seconds")),
+                               .active_share = json_number(json_at(o, "active_share")),
+                               .agreement_tokens = (int64_t)json_number(json_at(o, "agreement_tokens"))};
+    x->done = (x->windows || !r->n_windows) && (x->pieces || !r->n_pieces) && (x->agreement || variant != VARIANT_ROUTER) &&
+              (x->load || variant == VARIANT_DENSE || variant == VARIANT_STATIC);
+    for (size_t i = 0; x->done && i < r->n_windows; i++) {
+        x->nats -= x->windows[i].logp;
+        x->hits += x->windows[i].hits;
+    }
+    if (x->done) return true;
+    free(x->windows);
+    free(x->pieces);
+    free(x->load);
+    free(x->agreement);
+    *x = (struct eval_variant){0};
+    return false;
+}
+
+status eval_partial_keep(struct eval_run *r, int side, int variant, struct err *e)
+{
+    const struct eval_side *of = &r->side[side];
+    const struct eval_variant *x = &of->variant[variant];
+    size_t layers = (size_t)of->layers;
+    struct json_t *o;
+    char key[32];
+
+    if (!r->partial) return OK;
+    o = json_object_new();
+    key_of(key, side, variant);
+    json_put(o, "windows", scores(x->windows, r->n_windows));
+    json_put(o, "pieces", scores(x->pieces, r->n_pieces));
+    json_put(o, "load", reals(x->load, layers * (size_t)of->experts));
+    json_put(o, "agreement", reals(x->agreement, layers));
+    json_put_real(o, "seconds", x->seconds);
+    json_put_real(o, "active_share", x->active_share);
+    json_put_int(o, "agreement_tokens", x->agreement_tokens);
+    json_put(r->partial, key, o);
+    char *path = path_of(r);
+    status s = json_write(path, r->partial, e);
+    free(path);
+    return s;
+}
+
+void eval_partial_close(struct eval_run *r, bool finished)
+{
+    char *path = path_of(r);
+
+    if (finished) unlink(path);
+    free(path);
+    json_free(r->partial);
+    r->partial = NULL;
+}
