@@ -75,7 +75,7 @@ static void print_variants(struct log *l, const struct json_t *eval)
     }
 }
 
-/* Experts that hardly any token comes to: of a layer's tokens less than one in a hundred. */
+/* Experts that hardly any token comes to: less than 1 in the table of print_load(). */
 static void warn_of_idle(struct log *l, const struct json_t *eval)
 {
     const struct json_t *load = json_at(eval, "load");
@@ -84,9 +84,12 @@ static void warn_of_idle(struct log *l, const struct json_t *eval)
     for (size_t i = 0; load && i < json_length(load); i++) {
         const struct json_t *layer = json_item(load, i);
 
-        for (size_t x = 0; x < json_length(layer); x++, all++) idle += json_number(json_item(layer, x)) < 0.01;
+        double sum = 0;
+
+        for (size_t x = 0; x < json_length(layer); x++) sum += json_number(json_item(layer, x));
+        for (size_t x = 0; x < json_length(layer); x++, all++) idle += json_number(json_item(layer, x)) < 0.01 * sum;
     }
-    if (idle) log_warn(l, "%zu of %zu experts get less than 1 %% of the tokens of their layer", idle, all);
+    if (idle) log_warn(l, "experts with less than 1 %% of their layer's tokens: %zu of %zu", idle, all);
 }
 
 static void print_of_speed(struct log *l, const struct json_t *factorize, const struct json_t *result, int processors)
