@@ -34,13 +34,12 @@ static status lost(struct exchange *x, const struct wait *w, const char *reason)
     return ERR_RANK;
 }
 
-/* How long this rank leaves the word to those before it. */
+/* How long this rank leaves the word to those before it; also if they are gone, because having spoken they are. */
 static double turn_of(const struct exchange *x)
 {
-    int before = 0;
+    int before = x->comm->rank - 1;
 
-    for (int rank = 1; rank < x->comm->rank && before < TURNS_MAX; rank++) before += !comm_peer_gone(x->comm, rank);
-    return TURN_SECONDS * before;
+    return TURN_SECONDS * (before < TURNS_MAX ? before : TURNS_MAX);
 }
 
 static status look(struct exchange *x, struct wait *w)
