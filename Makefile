@@ -105,7 +105,7 @@ check:
 	@scripts/check.sh
 
 format:
-	clang-format-14 -i $(wildcard src/*/*.[ch] src/*/*.cc tests/*.h tests/*/*.[ch])
+	@clang-format-14 -i $(wildcard src/*/*.[ch] src/*/*.cc tests/*.h tests/*/*.[ch])
 
 fuzz:
 	@scripts/fuzz.sh $(SECONDS) $(FUZZERS)

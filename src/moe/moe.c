@@ -440,7 +440,7 @@ status moe_combine(struct moe *m, int slot, float *x, struct err *e)
     status code = OK;
 
     if (m->exchange) exchange_ping(m->exchange); /* to ranks that hold nothing here */
-    m->excess = 0; /* of sums that an error of another rank ended */
+    m->excess = 0;                               /* of sums that an error of another rank ended */
     work_here(m, s);
     before_wait = clock_now();
     m->stats.seconds_local += before_wait - start;

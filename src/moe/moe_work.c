@@ -23,7 +23,8 @@ void moe_note_excess(struct moe *m, const double *sum)
     int d = 0;
 
     while (d < m->width - 1 && fabs(sum[d]) < SUM_LIMIT) d++;
-    __atomic_store(&m->excess, &sum[d], __ATOMIC_RELAXED);
+    double found = sum[d];
+    __atomic_store(&m->excess, &found, __ATOMIC_RELAXED); /* any thread's will do: it is only shown */
 }
 
 static void scatter_rows(void *ctx, int task, int worker)

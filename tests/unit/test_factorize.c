@@ -197,8 +197,8 @@ static void test_with_a_text(void **state)
     struct shape *s = malloc(sizeof(*s));
     struct json_t *r;
     struct err e;
-    static const char spec[] =
-        "experts: 7\nactive: 3\nshared: 0.15\ncompensation: mean\ncalibration: {file: tests/unit/test_factorize.c, bytes: 3000}\n";
+    static const char spec[] = "experts: 7\nactive: 3\nshared: 0.15\ncompensation: mean\ncalibration: {file: "
+                               "tests/unit/test_factorize.c, bytes: 3000}\n";
 
     if (run(b, TOY, spec, &r, &e)) fail_msg("%s", e.text);
     check_weights(TOY, b->made);
