@@ -3,7 +3,7 @@
 #
 #   scripts/run_tests.sh BUILD [BUILD/sanitize]
 #
-# Unit tests run once, MPI tests without mpirun and at np = 1, 2, 3, 5, in each of the build directories; the command-line tests (bats) run with the
+# Unit tests run once, MPI tests without mpirun and at np = 1, 2, 3, 5 (at 3 under sanitizers); the command-line tests (bats) run with the
 # first.  A test program that does not exist (did not compile) or prints no result is a failure.
 set -u
 cd "$(dirname "$0")/.."
@@ -45,7 +45,10 @@ run() {
 
 first=$1
 for build in "$@"; do
-    case $build in */sanitize) label=" (sanitizers)" ;; *) label= ;; esac
+    case $build in
+    */sanitize) label=" (sanitizers)" nps=3 ;;
+    *) label= nps="1 2 3 5" ;;
+    esac
     export ASAN_OPTIONS=$asan
     for source in tests/unit/test_*.c; do
         name=$(basename "$source" .c)
@@ -55,7 +58,7 @@ for build in "$@"; do
     for source in tests/mpi/test_*.c; do
         name=$(basename "$source" .c)
         run "$name alone$label" "$build/tests/mpi/$name"
-        for np in 1 2 3 5; do
+        for np in $nps; do
             # every rank prints the same results: rank 0's are counted, any rank's failure shows in the exit status
             run "$name np=$np$label" mpirun -n 1 "$build/tests/mpi/$name" $([ $np = 1 ] || echo : -n $((np - 1)) env CMOCKA_MESSAGE_OUTPUT=STDOUT "$build/tests/mpi/$name")
         done
