@@ -66,6 +66,18 @@ void *arena_alloc(struct arena *a, size_t n, size_t size, struct err *e)
     return p;
 }
 
+void *arena_take(struct arena_taker *t, size_t n, size_t size)
+{
+    void *p = NULL;
+
+    t->bytes += arena_cost(n, size);
+    if (t->arena && !t->failed) {
+        p = arena_alloc(t->arena, n, size, t->e);
+        t->failed = !p;
+    }
+    return p;
+}
+
 void arena_freeze(struct arena *a)
 {
     a->frozen = true;

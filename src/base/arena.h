@@ -25,6 +25,16 @@ void *arena_alloc(struct arena *a, size_t n, size_t size, struct err *e);
 /* What arena_alloc(n, size) takes, for the functions that plan memory before it is taken. */
 size_t arena_cost(size_t n, size_t size);
 
+/* One walk for what is planned and what is taken, so that the two cannot disagree: without an arena arena_take() only counts and returns
+ * NULL; with one it takes, and after the first failure returns NULL for the rest. */
+struct arena_taker {
+    struct arena *arena;
+    struct err *e;
+    size_t bytes;
+    bool failed;
+};
+void *arena_take(struct arena_taker *t, size_t n, size_t size);
+
 void arena_freeze(struct arena *a);
 size_t arena_used(const struct arena *a);
 

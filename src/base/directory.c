@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,27 +26,15 @@ status directory_remove(const char *path, struct err *e)
     return OK;
 }
 
-static void sync_parent(const char *path)
-{
-    char *copy = str_dup(path);
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-    if (fd >= 0) {
-        fsync(fd); /* some file systems refuse; the rename itself is still atomic */
-        close(fd);
-    }
-    free(copy);
-}
-
 status directory_replace(const char *temporary, const char *path, struct err *e)
 {
     if (!file_exists(path)) {
         if (rename(temporary, path)) return err_set(e, ERR_IO, "%s: cannot be moved into place: %s", path, strerror(errno));
-        sync_parent(path);
+        file_sync_parent(path);
         return OK;
     }
     if (renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RENAME_EXCHANGE) == 0) {
-        sync_parent(path);
+        file_sync_parent(path);
         return directory_remove(temporary, e);
     }
     /* Some network file systems cannot exchange: two steps then, and for a moment there is neither. */
@@ -62,7 +49,7 @@ status directory_replace(const char *temporary, const char *path, struct err *e)
         if (rename(aside.text, path))
             s = err_set(e, ERR_IO, "%s: was moved aside to %s and cannot be moved back", path, aside.text);
     } else {
-        sync_parent(path);
+        file_sync_parent(path);
         s = directory_remove(aside.text, e);
     }
     str_free(&aside);

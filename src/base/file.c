@@ -100,7 +100,7 @@ status file_append(struct file_writer *w, const void *bytes, size_t length, cons
     return OK;
 }
 
-static void sync_directory_of(const char *path)
+void file_sync_parent(const char *path)
 {
     char *copy = str_dup(path);
     int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -131,7 +131,7 @@ status file_commit(struct file_writer *w, struct err *e)
         file_abandon(w);
         return e->code;
     }
-    sync_directory_of(w->path);
+    file_sync_parent(w->path);
     free(w->path);
     free(w->temporary);
     *w = (struct file_writer){0};

@@ -28,6 +28,7 @@ status file_append(struct file_writer *w, const void *bytes, size_t length, cons
 status file_commit(struct file_writer *w, struct err *e);
 void file_abandon(struct file_writer *w);
 
+void file_sync_parent(const char *path); /* makes a rename in the directory of `path` durable, where the file system can */
 status file_copy(const char *from, const char *to, struct err *e); /* through file_write's way */
 bool file_exists(const char *path);
 bool file_is_directory(const char *path);

@@ -86,86 +86,68 @@ void exchange_settle(struct exchange *x, MPI_Request *q, int n, bool receives)
 
 /* ---- memory ---- */
 
-/* What one rank takes, by the coordinator for each lane.  A NULL arena only counts. */
-struct taker {
-    struct arena *arena;
-    struct err *e;
-    size_t cost, chunk;
-};
-
-static void *take(struct taker *t, size_t n, size_t size)
-{
-    t->cost += arena_cost(n, size);
-    if (!t->arena || t->e->code) return NULL;
-    return arena_alloc(t->arena, n, size, t->e);
-}
-
 /* A head, and the pieces of one part or two. */
-static MPI_Request *take_requests(struct taker *t, size_t bytes)
+static MPI_Request *take_requests(struct arena_taker *t, size_t bytes, size_t chunk)
 {
-    return take(t, bytes / t->chunk + 3, sizeof(MPI_Request));
+    return arena_take(t, bytes / chunk + 3, sizeof(MPI_Request));
 }
 
-static void take_follower(struct taker *t, struct exchange *x)
+static void take_follower(struct arena_taker *t, struct exchange *x, size_t chunk)
 {
-    x->request = take(t, 1, sizeof(*x->request) + INLINE);
-    x->answer = take(t, 1, sizeof(*x->answer) + INLINE);
-    x->buffer = take(t, x->limits.request_bytes, 1);
-    x->in = take_requests(t, x->limits.request_bytes);
-    x->out = take_requests(t, x->limits.answer_bytes);
+    x->request = arena_take(t, 1, sizeof(*x->request) + INLINE);
+    x->answer = arena_take(t, 1, sizeof(*x->answer) + INLINE);
+    x->buffer = arena_take(t, x->limits.request_bytes, 1);
+    x->in = take_requests(t, x->limits.request_bytes, chunk);
+    x->out = take_requests(t, x->limits.answer_bytes, chunk);
 }
 
-static void take_lane(struct taker *t, struct lane *l, struct exchange_limits limits)
+static void take_lane(struct arena_taker *t, struct lane *l, struct exchange_limits limits, size_t chunk)
 {
     *l = (struct lane){.state = FREE};
-    l->request = take(t, 1, sizeof(*l->request) + INLINE);
-    l->answer = take(t, 1, sizeof(*l->answer) + INLINE);
-    l->buffer = take(t, limits.answer_bytes, 1);
-    l->out = take_requests(t, limits.request_bytes);
-    l->in = take_requests(t, limits.answer_bytes);
+    l->request = arena_take(t, 1, sizeof(*l->request) + INLINE);
+    l->answer = arena_take(t, 1, sizeof(*l->answer) + INLINE);
+    l->buffer = arena_take(t, limits.answer_bytes, 1);
+    l->out = take_requests(t, limits.request_bytes, chunk);
+    l->in = take_requests(t, limits.answer_bytes, chunk);
 }
 
 size_t exchange_cost(bool coordinator, int size, struct exchange_limits limits)
 {
-    struct taker t = {.chunk = COMM_CHUNK};
+    struct arena_taker t = {0};
     struct exchange x = {.limits = limits};
     struct lane lane;
 
-    take(&t, 1, sizeof(x));
+    arena_take(&t, 1, sizeof(x));
     if (!coordinator) {
-        take_follower(&t, &x);
-        return t.cost;
+        take_follower(&t, &x, COMM_CHUNK);
+        return t.bytes;
     }
-    take(&t, (size_t)EXCHANGE_SLOTS * (size_t)size, sizeof(lane));
-    size_t rest = t.cost;
-    take_lane(&t, &lane, limits);
-    return rest + (t.cost - rest) * EXCHANGE_SLOTS * (size_t)(size - 1);
+    arena_take(&t, (size_t)EXCHANGE_SLOTS * (size_t)size, sizeof(lane));
+    size_t rest = t.bytes;
+    take_lane(&t, &lane, limits, COMM_CHUNK);
+    return rest + (t.bytes - rest) * EXCHANGE_SLOTS * (size_t)(size - 1);
 }
 
 status exchange_open(struct exchange **out, struct comm *c, struct exchange_limits limits, struct arena *a, struct err *e)
 {
     const size_t most = (size_t)1 << 40;
     size_t asked = limits.request_bytes > limits.answer_bytes ? limits.request_bytes : limits.answer_bytes;
-    struct err failed = {0};
-    struct taker t = {.arena = a, .e = &failed, .chunk = c->chunk};
+    struct arena_taker t = {.arena = a, .e = e};
 
     *out = NULL;
     BUG_ON(c->size < 2 || !(limits.deadline > 0));
     if (asked > most) return err_set(e, ERR_LIMIT, "a message between ranks may have %zu bytes, not %zu", most, asked);
-    struct exchange *x = take(&t, 1, sizeof(*x));
+    struct exchange *x = arena_take(&t, 1, sizeof(*x));
     if (x) *x = (struct exchange){.comm = c, .limits = limits, .pinged = clock_now(), .spoke = clock_now()};
-    if (x && c->rank != 0) take_follower(&t, x);
+    if (x && c->rank != 0) take_follower(&t, x, c->chunk);
     if (x && c->rank == 0) {
-        x->lanes = take(&t, (size_t)EXCHANGE_SLOTS * (size_t)c->size, sizeof(*x->lanes));
+        x->lanes = arena_take(&t, (size_t)EXCHANGE_SLOTS * (size_t)c->size, sizeof(*x->lanes));
         for (int i = 0; x->lanes && i < EXCHANGE_SLOTS * c->size; i++) {
             x->lanes[i] = (struct lane){.state = FREE};
-            if (i % c->size != 0) take_lane(&t, &x->lanes[i], limits); /* nobody posts to itself */
+            if (i % c->size != 0) take_lane(&t, &x->lanes[i], limits, c->chunk); /* nobody posts to itself */
         }
     }
-    if (failed.code) {
-        *e = failed;
-        return e->code;
-    }
+    if (t.failed) return e->code;
     *out = x;
     return OK;
 }

@@ -365,11 +365,6 @@ const struct exchange_stats *cluster_exchange(struct cluster *c)
     return &c->total;
 }
 
-const struct placement *cluster_placement(struct cluster *c)
-{
-    return &c->placement;
-}
-
 void cluster_notes(struct cluster *c, struct str *out)
 {
     if (c->notes.length) str_add(out, c->notes.text, c->notes.length);

@@ -35,6 +35,5 @@ void cluster_notes(struct cluster *c, struct str *out);
 struct comm *cluster_comm(struct cluster *c);
 struct gemm *cluster_gemm(struct cluster *c);
 const struct exchange_stats *cluster_exchange(struct cluster *c); /* all traffic since cluster_open() */
-const struct placement *cluster_placement(struct cluster *c);
 
 #endif

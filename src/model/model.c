@@ -13,27 +13,7 @@
 
 /* ---- memory: one walk that counts, or takes ---- */
 
-/* Without an arena a taker only counts, so that model_cost() and model_open() cannot disagree. */
-struct taker {
-    struct arena *arena;
-    struct err *e;
-    size_t bytes;
-    bool failed;
-};
-
-static void *take(struct taker *t, size_t n, size_t size)
-{
-    void *p = NULL;
-
-    t->bytes += arena_cost(n, size);
-    if (t->arena && !t->failed) {
-        p = arena_alloc(t->arena, n, size, t->e);
-        t->failed = !p;
-    }
-    return p;
-}
-
-static void take_kv(struct model *m, struct taker *t)
+static void take_kv(struct model *m, struct arena_taker *t)
 {
     const struct shape *s = &m->shape;
 
@@ -42,24 +22,24 @@ static void take_kv(struct model *m, struct taker *t)
                              .sessions = m->limits.sessions,
                              .positions = m->limits.positions,
                              .width = s->kv_heads * s->head_dim};
-    m->kv.k = take(t, kvcache_floats(&m->kv), sizeof(float));
-    m->kv.v = take(t, kvcache_floats(&m->kv), sizeof(float));
+    m->kv.k = arena_take(t, kvcache_floats(&m->kv), sizeof(float));
+    m->kv.v = arena_take(t, kvcache_floats(&m->kv), sizeof(float));
 }
 
-static void take_block(struct block *b, const struct shape *s, struct taker *t)
+static void take_block(struct block *b, const struct shape *s, struct arena_taker *t)
 {
     size_t width = (size_t)s->width, head = (size_t)s->head_dim;
-    struct block taken = {.attention_norm = take(t, width, sizeof(float)), .ffn_norm = take(t, width, sizeof(float))};
+    struct block taken = {.attention_norm = arena_take(t, width, sizeof(float)), .ffn_norm = arena_take(t, width, sizeof(float))};
 
     if (s->qkv_bias) {
-        taken.q_bias = take(t, (size_t)s->heads * head, sizeof(float));
-        taken.k_bias = take(t, (size_t)s->kv_heads * head, sizeof(float));
-        taken.v_bias = take(t, (size_t)s->kv_heads * head, sizeof(float));
+        taken.q_bias = arena_take(t, (size_t)s->heads * head, sizeof(float));
+        taken.k_bias = arena_take(t, (size_t)s->kv_heads * head, sizeof(float));
+        taken.v_bias = arena_take(t, (size_t)s->kv_heads * head, sizeof(float));
     }
     if (b) *b = taken;
 }
 
-static void take_ffn(struct moe_layer *y, const struct model *m, struct taker *t)
+static void take_ffn(struct moe_layer *y, const struct model *m, struct arena_taker *t)
 {
     const struct shape *s = &m->shape;
     size_t width = (size_t)s->width, neurons = (size_t)s->neurons;
@@ -67,11 +47,11 @@ static void take_ffn(struct moe_layer *y, const struct model *m, struct taker *t
     double *total = NULL;
     uint8_t *keep = NULL;
 
-    if (s->compensate) mu = take(t, (size_t)s->experts * width, sizeof(float));
-    if (s->compensate && !m->rank) total = take(t, width, sizeof(double));
+    if (s->compensate) mu = arena_take(t, (size_t)s->experts * width, sizeof(float));
+    if (s->compensate && !m->rank) total = arena_take(t, width, sizeof(double));
     if (m->limits.calibration) {
-        keep = take(t, neurons, 1);
-        fill = take(t, neurons, sizeof(float));
+        keep = arena_take(t, neurons, 1);
+        fill = arena_take(t, neurons, sizeof(float));
     }
     if (!y) return;
     y->mu = mu;
@@ -80,27 +60,27 @@ static void take_ffn(struct moe_layer *y, const struct model *m, struct taker *t
     y->shared.fill = fill;
 }
 
-static void take_work(struct model *m, struct taker *t)
+static void take_work(struct model *m, struct arena_taker *t)
 {
     const struct shape *s = &m->shape;
     size_t rows = (size_t)m->limits.rows, width = (size_t)s->width, positions = (size_t)m->limits.positions;
     size_t heads = (size_t)s->heads * (size_t)s->head_dim, kv = (size_t)s->kv_heads * (size_t)s->head_dim;
 
-    m->moe_layers = take(t, (size_t)s->layers, sizeof(*m->moe_layers));
-    m->experts = take(t, (size_t)s->layers * (size_t)s->experts, sizeof(*m->experts));
+    m->moe_layers = arena_take(t, (size_t)s->layers, sizeof(*m->moe_layers));
+    m->experts = arena_take(t, (size_t)s->layers * (size_t)s->experts, sizeof(*m->experts));
     for (int l = 0; l < s->layers; l++) take_ffn(m->moe_layers ? &m->moe_layers[l] : NULL, m, t);
     if (m->rank) return;
-    m->blocks = take(t, (size_t)s->layers, sizeof(*m->blocks));
+    m->blocks = arena_take(t, (size_t)s->layers, sizeof(*m->blocks));
     for (int l = 0; l < s->layers; l++) take_block(m->blocks ? &m->blocks[l] : NULL, s, t);
-    m->final_norm = take(t, width, sizeof(float));
-    m->rope = take(t, positions * (size_t)s->head_dim, sizeof(float));
-    m->x = take(t, rows * width, sizeof(float));
-    m->h = take(t, rows * width, sizeof(float));
-    m->q = take(t, rows * heads, sizeof(float));
-    m->k = take(t, rows * kv, sizeof(float));
-    m->v = take(t, rows * kv, sizeof(float));
-    m->mixed = take(t, rows * heads, sizeof(float));
-    m->scores = take(t, ATTEND_TASKS * positions, sizeof(float));
+    m->final_norm = arena_take(t, width, sizeof(float));
+    m->rope = arena_take(t, positions * (size_t)s->head_dim, sizeof(float));
+    m->x = arena_take(t, rows * width, sizeof(float));
+    m->h = arena_take(t, rows * width, sizeof(float));
+    m->q = arena_take(t, rows * heads, sizeof(float));
+    m->k = arena_take(t, rows * kv, sizeof(float));
+    m->v = arena_take(t, rows * kv, sizeof(float));
+    m->mixed = arena_take(t, rows * heads, sizeof(float));
+    m->scores = arena_take(t, ATTEND_TASKS * positions, sizeof(float));
 }
 
 static struct moe_limits moe_limits_of(struct model_limits limits)
@@ -147,10 +127,10 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
                 struct model_limits limits)
 {
     struct model m = {.shape = *s, .limits = limits, .rank = rank};
-    struct taker kv = {0}, work = {0};
+    struct arena_taker kv = {0}, work = {0};
     struct exchange_limits x = {0};
 
-    take(&work, 1, sizeof(m));
+    arena_take(&work, 1, sizeof(m));
     take_kv(&m, &kv);
     take_work(&m, &work);
     *c = (struct model_cost){
@@ -406,14 +386,14 @@ static void tick(void *exchange)
 status model_open(struct model **out, const char *directory, const struct shape *s, const struct placement *p, int rank,
                   struct model_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e)
 {
-    struct taker t = {.arena = a, .e = e};
+    struct arena_taker t = {.arena = a, .e = e};
     struct binder b = {.e = e, .alive = {tick, x}};
     struct model *m;
     status code;
 
     *out = NULL;
     if (check_limits(directory, s, limits, e)) return e->code;
-    m = take(&t, 1, sizeof(*m));
+    m = arena_take(&t, 1, sizeof(*m));
     if (!m) return e->code;
     *m = (struct model){.shape = *s, .limits = limits, .gemm = g, .rank = rank};
     take_kv(m, &t);

@@ -10,26 +10,6 @@
 #include "moe/moe_internal.h"
 #include "moe/route.h"
 
-/* One walk over everything a moe takes, so that moe_cost() and moe_open() cannot disagree: without an arena it only counts. */
-struct taker {
-    struct arena *arena;
-    struct err *e;
-    size_t bytes;
-    bool failed;
-};
-
-static void *take(struct taker *t, size_t n, size_t size)
-{
-    void *p = NULL;
-
-    t->bytes += arena_cost(n, size);
-    if (t->arena && !t->failed) {
-        p = arena_alloc(t->arena, n, size, t->e);
-        t->failed = !p;
-    }
-    return p;
-}
-
 static size_t larger(size_t a, size_t b)
 {
     return a > b ? a : b;
@@ -40,48 +20,48 @@ static size_t piece_bytes(int experts, int width, struct moe_limits limits)
     return larger((size_t)limits.rows * (size_t)width * sizeof(double), (size_t)experts * (size_t)width * sizeof(float));
 }
 
-static void take_coordinator(struct moe *m, struct taker *t)
+static void take_coordinator(struct moe *m, struct arena_taker *t)
 {
     size_t rows = (size_t)m->limits.rows, width = (size_t)m->width, words = (size_t)m->words, ranks = (size_t)m->ranks;
 
     for (int i = 0; i < EXCHANGE_SLOTS; i++) {
         struct moe_slot *s = &m->slot[i];
 
-        s->set = take(t, rows * words, sizeof(uint64_t));
-        s->row_out = take(t, ranks, sizeof(*s->row_out));
-        s->set_out = take(t, ranks, sizeof(*s->set_out));
-        s->sent = take(t, ranks, sizeof(*s->sent));
+        s->set = arena_take(t, rows * words, sizeof(uint64_t));
+        s->row_out = arena_take(t, ranks, sizeof(*s->row_out));
+        s->set_out = arena_take(t, ranks, sizeof(*s->set_out));
+        s->sent = arena_take(t, ranks, sizeof(*s->sent));
         for (int r = 0; r < m->ranks; r++) {
             if (r == m->rank || placement_count(m->p, -1, r) == 0) continue;
-            float *row_out = take(t, rows * width, sizeof(float));
-            uint64_t *set_out = take(t, rows * words, sizeof(uint64_t));
+            float *row_out = arena_take(t, rows * width, sizeof(float));
+            uint64_t *set_out = arena_take(t, rows * words, sizeof(uint64_t));
 
             if (t->arena && !t->failed) s->row_out[r] = row_out, s->set_out[r] = set_out;
         }
     }
-    m->keys = take(t, rows, sizeof(*m->keys));
-    m->scores = take(t, rows * (size_t)m->experts, sizeof(float));
-    m->stats.load = take(t, (size_t)m->n_layers * (size_t)m->experts, sizeof(uint64_t));
-    m->sum = take(t, rows * width, sizeof(double));
+    m->keys = arena_take(t, rows, sizeof(*m->keys));
+    m->scores = arena_take(t, rows * (size_t)m->experts, sizeof(float));
+    m->stats.load = arena_take(t, (size_t)m->n_layers * (size_t)m->experts, sizeof(uint64_t));
+    m->sum = arena_take(t, rows * width, sizeof(double));
     if (m->limits.oracle) {
-        m->piece = take(t, m->piece_bytes, 1);
-        m->dense = take(t, rows * width, sizeof(float));
-        m->gram = take(t, (size_t)m->experts * (size_t)m->experts, sizeof(double));
+        m->piece = arena_take(t, m->piece_bytes, 1);
+        m->dense = arena_take(t, rows * width, sizeof(float));
+        m->gram = arena_take(t, (size_t)m->experts * (size_t)m->experts, sizeof(double));
     }
 }
 
-static void take_follower(struct moe *m, struct taker *t)
+static void take_follower(struct moe *m, struct arena_taker *t)
 {
     struct exchange_limits limits = {0};
 
     moe_exchange_limits(&limits, m->n_layers, m->experts, m->width, m->limits);
-    m->sum = take(t, limits.answer_bytes, 1);
+    m->sum = arena_take(t, limits.answer_bytes, 1);
     m->piece = (float *)m->sum;
 }
 
 /* Fills the sizes of *m, then takes its memory. */
-static void take_all(struct moe *m, struct taker *t, const struct placement *p, int rank, int layers, int experts, int width,
-                     int neurons, struct moe_limits limits)
+static void take_all(struct moe *m, struct arena_taker *t, const struct placement *p, int rank, int layers, int experts,
+                     int width, int neurons, struct moe_limits limits)
 {
     size_t block = (size_t)(limits.rows < MOE_BLOCK_ROWS ? limits.rows : MOE_BLOCK_ROWS);
     size_t routed = (size_t)(experts ? (neurons + experts - 1) / experts : 0);
@@ -101,19 +81,19 @@ static void take_all(struct moe *m, struct taker *t, const struct placement *p, 
     /* The coordinator's shared expert may be a whole dense FFN; a follower has routed experts only, which are shares of it.  A larger
      * expert than that still fits, with fewer rows at a time. */
     m->scratch_floats = 2 * (rank == 0 ? block * (size_t)neurons : larger(block * routed, (size_t)neurons));
-    m->scratch = take(t, m->scratch_floats, sizeof(float));
-    m->block_in = take(t, block * (size_t)width, sizeof(float));
-    m->block_out = take(t, block * (size_t)width, sizeof(float));
-    m->index = take(t, (size_t)limits.rows, sizeof(*m->index));
-    m->wanted = take(t, (size_t)m->words, sizeof(*m->wanted));
-    m->held = take(t, (size_t)layers * (size_t)p->ranks * (size_t)m->words, sizeof(*m->held));
+    m->scratch = arena_take(t, m->scratch_floats, sizeof(float));
+    m->block_in = arena_take(t, block * (size_t)width, sizeof(float));
+    m->block_out = arena_take(t, block * (size_t)width, sizeof(float));
+    m->index = arena_take(t, (size_t)limits.rows, sizeof(*m->index));
+    m->wanted = arena_take(t, (size_t)m->words, sizeof(*m->wanted));
+    m->held = arena_take(t, (size_t)layers * (size_t)p->ranks * (size_t)m->words, sizeof(*m->held));
     if (rank == 0) take_coordinator(m, t);
     else take_follower(m, t);
 }
 
 size_t moe_cost(const struct placement *p, int rank, int layers, int experts, int width, int neurons, struct moe_limits limits)
 {
-    struct taker t = {0};
+    struct arena_taker t = {0};
     struct moe m;
 
     take_all(&m, &t, p, rank, layers, experts, width, neurons, limits);
@@ -148,7 +128,7 @@ static status admit(struct moe *m, const struct expert *x, int *last, struct err
 status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int width, int neurons, const struct placement *p,
                 int rank, struct moe_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e)
 {
-    struct taker t = {.arena = a, .e = e};
+    struct arena_taker t = {.arena = a, .e = e};
     int last = -1;
     status s = OK;
 
