@@ -64,21 +64,3 @@ status digest_file(char hex[65], const char *path, struct err *e)
     fclose(f);
     return s;
 }
-
-status digest_files(char hex[65], const char *const *paths, int n, struct err *e)
-{
-    char one[65];
-
-    hex[0] = 0;
-    if (n == 1) return digest_file(hex, paths[0], e);
-    struct digest *d = digest_begin();
-    for (int i = 0; i < n; i++) {
-        if (digest_file(one, paths[i], e)) {
-            EVP_MD_CTX_free(context(d));
-            return e->code;
-        }
-        digest_add(d, one, 64);
-    }
-    digest_end(d, hex);
-    return OK;
-}

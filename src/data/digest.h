@@ -9,8 +9,6 @@
 
 void digest_bytes(char hex[65], const void *bytes, size_t length);
 status digest_file(char hex[65], const char *path, struct err *e);
-/* Of several files in the order given: digest of their digests.  What model_digest uses for sharded weights. */
-status digest_files(char hex[65], const char *const *paths, int n, struct err *e);
 
 /* In pieces, for what takes long: digest_end() frees. */
 struct digest;

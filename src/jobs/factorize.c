@@ -94,7 +94,7 @@ static const char **files_of(const struct safetensors *t, int *n)
     return files;
 }
 
-/* The same as digest_files(), with signs of life. */
+/* Of the files of the weights in name order: the digest of the one, or the digest of their digests. */
 static status digest_model(char hex[65], int64_t *bytes, struct job *j, const struct safetensors *t, const char *what,
                            struct err *e)
 {
