@@ -12,6 +12,7 @@ Invalid UTF-8 is replaced before tokenizing and after decoding as by errors="rep
 """
 import io
 import json
+import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -99,7 +100,8 @@ def sp_bpe():
 
 
 def sp_unigram():
-    rules = HERE / "rules.tmp"
+    os.chdir(HERE)      # the file carries the name of its rules: a relative one says nothing about this machine
+    rules = Path("rules.tmp")
     (HERE / "sp-unigram").mkdir(parents=True, exist_ok=True)
     rules.write_text("".join("\t".join(" ".join(f"{ord(c):X}" for c in x) for x in r) + "\n" for r in
                              [("\u2026", "..."), ("e\u0301", "\u00e9"), ("\u00a0", " "), ("\u3000", " "), ("\t", " "), ("\ufb01", "fi"), ("\u00bd", "1/2")]))
