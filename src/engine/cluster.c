@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/str.h"
 #include "data/placement_file.h"
 
 /* Requests that are not the moe's.  While no model is open the ranks talk through a small exchange; an open model brings one of its own,
@@ -28,7 +27,8 @@ struct cluster {
     struct model *model;
     bool asked;                          /* the followers were asked to open this model */
     struct exchange_stats before, total; /* of exchanges closed; and with the open one, as last asked for */
-    struct str notes;
+    struct log *log;                     /* or NULL */
+    bool warned;                         /* of ranks without experts */
 };
 
 static bool alone(const struct cluster *c)
@@ -102,7 +102,6 @@ void cluster_close(struct cluster *c)
     close_model(c);
     close_exchange(c);
     gemm_close(c->gemm);
-    str_free(&c->notes);
     free(c);
 }
 
@@ -155,13 +154,15 @@ static status check_memory(struct cluster *c, const struct shape *s, size_t elem
     return OK;
 }
 
-static void note_idle_ranks(struct cluster *c, const struct shape *s)
+static void warn_of_idle_ranks(struct cluster *c, const struct shape *s)
 {
-    if (!s->experts) return;
-    for (int r = 1; r < comm_size(c->comm); r++)
-        if (placement_count(&c->placement, -1, r) == 0)
-            str_addf(&c->notes, "rank %d (%s) holds no experts: %d experts a layer, %d ranks\n", r, comm_peer(c->comm, r)->host,
-                     s->experts, comm_size(c->comm));
+    if (!s->experts || c->warned) return;
+    for (int r = 1; r < comm_size(c->comm); r++) {
+        if (placement_count(&c->placement, -1, r) > 0) continue;
+        log_warn(c->log, "rank %d (%s) holds no experts: %d experts a layer, %d ranks", r, comm_peer(c->comm, r)->host,
+                 s->experts, comm_size(c->comm));
+        c->warned = true;
+    }
 }
 
 static size_t element_bytes(const char *directory, struct err *e)
@@ -192,7 +193,7 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
     size_t element = st ? 0 : element_bytes(q->directory, e);
     if (!st && !element) st = e->code;
     if (!st && is_coordinator(c)) {
-        note_idle_ranks(c, s);
+        warn_of_idle_ranks(c, s);
         st = check_memory(c, s, element, q->limits, e);
     }
     if (!st) {
@@ -365,8 +366,7 @@ const struct exchange_stats *cluster_exchange(struct cluster *c)
     return &c->total;
 }
 
-void cluster_notes(struct cluster *c, struct str *out)
+void cluster_log(struct cluster *c, struct log *l)
 {
-    if (c->notes.length) str_add(out, c->notes.text, c->notes.length);
-    str_clear(&c->notes);
+    c->log = l;
 }

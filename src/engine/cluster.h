@@ -28,9 +28,8 @@ void cluster_stop(struct cluster *c, status verdict);
 /* Follower: serves until it is told to stop (OK or the verdict) or the coordinator is lost (ERR_RANK). */
 status cluster_follow(struct cluster *c, struct err *e);
 
-/* Moves what a person should know of the last model opened (ranks without experts) to `out`, a line each. */
-struct str;
-void cluster_notes(struct cluster *c, struct str *out);
+/* Where to say what a person should know when a model is opened (ranks without experts, once). */
+void cluster_log(struct cluster *c, struct log *l);
 
 struct comm *cluster_comm(struct cluster *c);
 struct gemm *cluster_gemm(struct cluster *c);

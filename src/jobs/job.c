@@ -56,17 +56,6 @@ static struct json_t *traffic(struct cluster *c, const struct exchange_stats *be
     return o;
 }
 
-static void print_notes(struct cluster *c, struct log *l)
-{
-    struct str notes = {0};
-
-    cluster_notes(c, &notes);
-    for (char *save = NULL, *line = notes.text ? strtok_r(notes.text, "\n", &save) : NULL; line;
-         line = strtok_r(NULL, "\n", &save))
-        log_warn(l, "%s", line);
-    str_free(&notes);
-}
-
 static bool says(const struct json_t *o, const char *key, const char *text)
 {
     const struct json_t *v = json_at(o, key);
@@ -183,7 +172,6 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
     job_event(&j, "start", NULL);
     st = kinds[s->kind].run(&j, e);
     log_progress_end(l);
-    print_notes(c, l);
     if (st != ERR_RANK) cluster_release(c);
     double seconds = clock_now() - start;
     struct json_t *end = json_object_new();
@@ -279,6 +267,7 @@ status job_run(const struct spec *s, struct cluster *c, struct log *l, struct er
 {
     struct json_t *mine;
 
+    cluster_log(c, l);
     if (s->kind == JOB_PIPELINE) return run_pipeline(s, c, l, e);
     status st = run_one(s, c, l, false, &mine, e);
     json_free(mine);
