@@ -106,7 +106,7 @@ YAML
     "$FACTORLLM" run "$dir/job.yaml" --quiet
 }
 
-@test "the model that ships: equal bits on 1 and 3 ranks, and a little training beats chance and the fixed choice" {
+@test "the model that ships: equal bits on 1, 2, 3 and 5 ranks, and a little training beats chance and the fixed choice" {
     head -n 3 configs/prompts.jsonl >"$dir/prompts.jsonl"
     toy_pipeline | sed 's/experts: 7/experts: 32/; s/active: 3/active: 16/; /shared:/d; /select:/d; s/compensation: mean/compensation: none/
         s/sample_tokens: 400/sample_tokens: 1000/; s/sample_tokens: 600/sample_tokens: 2500/; s/sample_tokens: 300/sample_tokens: 768/
@@ -119,6 +119,23 @@ YAML
     [ "$status" = 0 ]
     essence "$dir/run" >"$dir/run.txt"
     diff "$dir/alone.txt" "$dir/run.txt"
+    cat >"$dir/infer.yaml" <<YAML
+kind: infer
+model: $dir/alone/factorize/model
+input: $dir/prompts.jsonl
+output: $dir/answers
+max_tokens: 12
+temperature: 0.9
+seed: 3
+YAML
+    "$FACTORLLM" run "$dir/infer.yaml" --quiet --set output="$dir/answers-alone"
+    for n in 2 5; do
+        rm -rf "$dir/answers"
+        ranks "$n" run "$dir/infer.yaml" --set cluster.coordinator_experts=false
+        echo "$output"
+        [ "$status" = 0 ]
+        diff <(sort "$dir/answers-alone/responses.jsonl") <(sort "$dir/answers/responses.jsonl")
+    done
     jq -c .eval.perplexity "$dir/run/result.json"
     jq -e '.eval.perplexity | .dense < .oracle and .oracle < .router and .router < .static and .router < .random' "$dir/run/result.json"
 }
