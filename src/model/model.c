@@ -298,21 +298,8 @@ static status bind_coordinator(struct binder *b)
 
 /* ---- the static control ---- */
 
-struct ranked {
-    float importance;
-    int neuron;
-};
-
-static int by_importance(const void *a, const void *b)
-{
-    const struct ranked *x = a, *y = b;
-
-    if (x->importance != y->importance) return x->importance > y->importance ? -1 : 1;
-    return x->neuron - y->neuron;
-}
-
 /* The round(F * f) most important neurons of the layer stay, the others give their mean, or nothing. */
-static status bind_control(struct binder *b, int l, struct ranked *order, float *importance)
+static status bind_control(struct binder *b, int l, int *order, float *importance)
 {
     struct model *m = b->m;
     const struct shape *s = &m->shape;
@@ -326,12 +313,10 @@ static status bind_control(struct binder *b, int l, struct ranked *order, float 
     if ((code = bind_vector(b, importance, s->neurons))) return code;
     named(b, "model.layers.%d.mlp.neuron_mean", l);
     if ((code = bind_vector(b, fill, s->neurons))) return code;
-    for (int j = 0; j < s->neurons; j++) {
-        order[j] = (struct ranked){importance[j], j};
-        if (!s->compensate) fill[j] = 0.0f;
-    }
-    qsort(order, (size_t)s->neurons, sizeof(*order), by_importance);
-    for (int i = 0; i < kept; i++) keep[order[i].neuron] = 1;
+    if (!s->compensate) memset(fill, 0, (size_t)s->neurons * sizeof(*fill));
+    group_contiguous(order, s->neurons);
+    group_shared_first(order, s->neurons, kept, importance);
+    for (int i = 0; i < kept; i++) keep[order[i]] = 1;
     for (int i = 0, begin = s->shared[l]; i < s->experts; i++) {
         y->expert[i].keep = keep + begin;
         y->expert[i].fill = fill + begin;
@@ -345,7 +330,7 @@ static status bind_controls(struct binder *b, const char *directory)
     struct model *m = b->m;
     size_t neurons = (size_t)m->shape.neurons;
     char *path = str_join(directory, "calibration.safetensors");
-    struct ranked *order = malloc(neurons * sizeof(*order));
+    int *order = malloc(neurons * sizeof(*order));
     float *importance = malloc(neurons * sizeof(*importance));
     status s = OK;
 
