@@ -19,6 +19,9 @@ enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_EVAL, JOB_INFER, JOB_PIPELINE, 
 
 /* Enumerations: the order of names in spec_table.c is the order here. */
 enum spec_placement { PLACE_BLOCK, PLACE_ROUND_ROBIN, PLACE_FILE };
+enum spec_shared_memory { SHARED_AUTO, SHARED_NEVER };
+enum spec_exchange_rows { ROWS_F32, ROWS_BF16 };
+enum spec_exchange_answers { ANSWERS_EXACT, ANSWERS_F32, ANSWERS_BF16 };
 enum spec_method { METHOD_DEFAULT, METHOD_FACTORLLM };
 enum spec_grouping { GROUP_CONTIGUOUS, GROUP_RANDOM, GROUP_COACTIVATION };
 enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
@@ -57,6 +60,9 @@ struct spec {
         double deadline_seconds;  /* silence of a rank for longer is its loss */
         int64_t threads;          /* per rank */
         int64_t micro_batches;    /* 1 or 2: attention of one overlaps the experts of the other */
+        int64_t shared_memory;    /* enum spec_shared_memory: between ranks of one host */
+        /* enum spec_exchange_rows, spec_exchange_answers: what travels; anything but the defaults makes the bits depend on the placement */
+        int64_t exchange_rows, exchange_answers;
     } cluster;
     struct {
         int64_t memory_mib; /* per rank; 0: what the machine has */

@@ -9,6 +9,9 @@
 
 static const char *const kind_names[] = {"factorize", "finetune", "eval", "infer", "pipeline", NULL};
 static const char *const placement_names[] = {"block", "round_robin", "file", NULL};
+static const char *const shared_memory_names[] = {"auto", "never", NULL};
+static const char *const exchange_rows_names[] = {"f32", "bf16", NULL};
+static const char *const exchange_answers_names[] = {"exact", "f32", "bf16", NULL};
 static const char *const method_names[] = {"default", "factorllm", NULL};
 static const char *const grouping_names[] = {"contiguous", "random", "coactivation", NULL};
 static const char *const scale_names[] = {"one", "paper", NULL};
@@ -47,6 +50,9 @@ static const struct key table[] = {
     {"cluster.deadline_seconds", ALL, KEY_REAL, AT(cluster.deadline_seconds), "30", NULL, 0.1, 86400, NULL, KEY_TOP, "a rank that is silent for longer is lost"},
     {"cluster.threads", ALL, KEY_INT, AT(cluster.threads), "1", NULL, 1, 1024, NULL, KEY_TOP, "threads per rank"},
     {"cluster.micro_batches", ALL, KEY_INT, AT(cluster.micro_batches), "2", NULL, 1, 2, NULL, KEY_TOP, "2: attention of one half overlaps the experts of the other"},
+    {"cluster.shared_memory", ALL, KEY_ENUM, AT(cluster.shared_memory), "auto", NULL, 0, 0, shared_memory_names, KEY_TOP, "auto: ranks of one host hand rows over through shared memory"},
+    {"cluster.exchange_rows", ALL, KEY_ENUM, AT(cluster.exchange_rows), "f32", NULL, 0, 0, exchange_rows_names, KEY_TOP, "rows on their way to experts; bf16: half the bytes, and results depend on the placement"},
+    {"cluster.exchange_answers", ALL, KEY_ENUM, AT(cluster.exchange_answers), "exact", NULL, 0, 0, exchange_answers_names, KEY_TOP, "sums on their way back; not exact: fewer bytes, and results depend on the placement"},
 
     {"limits.memory_mib", ALL, KEY_INT, AT(limits.memory_mib), "0", NULL, 0, 1 << 30, NULL, KEY_TOP, "memory of one rank in MiB, 0: what the machine has"},
     {"limits.batch_rows", ALL, KEY_INT, AT(limits.batch_rows), "512", NULL, 1, 1 << 20, NULL, 0, "most token rows in one step"},
