@@ -14,7 +14,7 @@ CXX     := $(if $(filter default,$(origin CXX)),g++,$(CXX))
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
 LAYERS ?= $(shell sed -n 's/^\([a-z]*\):.*/\1/p' src/LAYERS)
-PKGS   := jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c openblas ompi-c sentencepiece libcrypto
+PKGS   := jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c ompi-c sentencepiece libcrypto
 
 OPT      ?= -O3 -g
 WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion

@@ -25,7 +25,7 @@ static inline status opened_try(struct opened *o, const char *directory, struct 
     if (shape_read(&o->shape, directory, e)) return e->code;
     if (placement_make(&o->placement, PLACEMENT_BLOCK, o->shape.layers, o->shape.experts, 1, true, e)) return e->code;
     if (arena_open(&o->arena, "test", (size_t)1 << 30, e)) return e->code;
-    if (gemm_open(&o->gemm, threads, e)) return e->code;
+    if (gemm_open(&o->gemm, threads, isa_best(), e)) return e->code;
     return model_open(&o->model, directory, &o->shape, &o->placement, 0, limits, o->gemm, NULL, o->arena, e);
 }
 

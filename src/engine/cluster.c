@@ -88,7 +88,7 @@ status cluster_open(struct cluster **out, struct comm *comm, const struct spec *
     *out = NULL;
     BUG_ON(!c);
     *c = (struct cluster){.comm = comm, .spec = s};
-    if (gemm_open(&c->gemm, (int)s->cluster.threads, e) || open_control(c, e)) {
+    if (gemm_open(&c->gemm, (int)s->cluster.threads, isa_best(), e) || open_control(c, e)) {
         cluster_close(c);
         return e->code;
     }

@@ -265,8 +265,6 @@ status calibrate(struct calibration *c, struct job *j, struct model *m, struct s
         st = err_set(e, ERR_LIMIT, "no memory to calibrate on %zu rows at once: lower limits.batch_rows", rows);
     if (!st) st = check_tokens(text, s, e);
     if (!st) st = bind_ffns(ffn, weights, s, e);
-    if (!st) st = gemm_admit(p.gemm, s->neurons, s->width, e);
-    if (!st) st = gemm_admit(p.gemm, s->width, s->neurons, e);
     for (int l = 0; !st && l < s->layers; l++) {
         cluster_alive(j->cluster);
         find_norms(c->down_norm + (size_t)l * n, &ffn[l].down, square, p.z);

@@ -207,7 +207,7 @@ static void group_layer(void *ctx, int i, int worker)
 static status group(struct factorizing *f, struct err *e)
 {
     struct gemm *gemm = cluster_gemm(f->job->cluster);
-    int layers = f->shape.layers, threads = gemm_threads(gemm);
+    int layers = f->shape.layers, threads = threads_count(gemm_threads(gemm));
     struct grouping g = {.f = f, .alive = {tick, f->job->cluster}};
     status s = OK;
 

@@ -103,7 +103,7 @@ static void describe(struct json_t *to, const struct spec *s, struct cluster *c)
     json_put_text(to, "started", date);
     json_put_int(to, "ranks", comm_size(cluster_comm(c)));
     json_put_int(to, "threads", s->cluster.threads);
-    json_put_text(to, "blas", gemm_describe(cluster_gemm(c)));
+    json_put_text(to, "kernels", gemm_describe(cluster_gemm(c)));
 }
 
 static const char *verdict_name(status st)

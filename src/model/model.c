@@ -215,7 +215,6 @@ static status bind_attention(struct binder *b, int l)
     for (size_t i = 0; i < sizeof(part) / sizeof(*part); i++) {
         named(b, "model.layers.%d.self_attn.%s_proj.weight", l, part[i].name);
         if ((code = bind(b, part[i].weight, part[i].rows, part[i].cols))) return code;
-        if ((code = gemm_admit(b->m->gemm, part[i].rows, part[i].cols, b->e))) return code;
         if (!part[i].bias) continue;
         named(b, "model.layers.%d.self_attn.%s_proj.bias", l, part[i].name);
         if ((code = bind_vector(b, part[i].bias, part[i].rows))) return code;
@@ -287,7 +286,6 @@ static status bind_coordinator(struct binder *b)
     named(b, "%s", s->tied ? "model.embed_tokens.weight" : "lm_head.weight");
     if (s->tied) m->head = m->embed;
     else if ((code = bind(b, &m->head, s->vocab, s->width))) return code;
-    if ((code = gemm_admit(m->gemm, s->vocab, s->width, b->e))) return code;
     named(b, "model.norm.weight");
     if ((code = bind_vector(b, m->final_norm, s->width))) return code;
     for (int l = 0; l < s->layers; l++)

@@ -114,23 +114,15 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
     x->answer_bytes = larger(x->answer_bytes, sizeof(struct err)); /* the answer may be an error */
 }
 
-static status admit(struct moe *m, const struct expert *x, int *last, struct err *e)
+static void check_shape(const struct moe *m, const struct expert *x)
 {
-    status s = OK;
-
     BUG_ON(x->gate.rows > m->neurons || x->gate.cols != m->width || x->down.rows != m->width);
-    if (x->gate.rows == *last) return OK;
-    *last = x->gate.rows;
-    s = gemm_admit(m->gemm, x->gate.rows, m->width, e);
-    return s ? s : gemm_admit(m->gemm, m->width, x->down.cols, e);
 }
 
 status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int width, int neurons, const struct placement *p,
                 int rank, struct moe_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e)
 {
     struct arena_taker t = {.arena = a, .e = e};
-    int last = -1;
-    status s = OK;
 
     *out = NULL;
     BUG_ON(n_layers != p->layers);
@@ -146,10 +138,9 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
         BUG_ON(layers[l].experts < 0 || layers[l].experts > p->experts || layers[l].active > layers[l].experts);
         for (int i = 0; i < layers[l].experts; i++) {
             bits_set(m->held + ((size_t)l * (size_t)m->ranks + (size_t)placement_rank(p, l, i)) * (size_t)m->words, i);
-            if (placement_rank(p, l, i) == rank && (s = admit(m, &layers[l].expert[i], &last, e))) return s;
+            if (placement_rank(p, l, i) == rank) check_shape(m, &layers[l].expert[i]);
         }
-        if (rank == 0 && layers[l].shared.down.data && (s = admit(m, &layers[l].shared, &last, e))) return s;
-        if (rank == 0 && layers[l].experts > 0 && (s = gemm_admit(g, layers[l].experts, width, e))) return s;
+        if (rank == 0 && layers[l].shared.down.data) check_shape(m, &layers[l].shared);
         for (int r = 0; r < m->ranks; r++) BUG_ON(!x && r != rank && moe_holds(m, l, r));
     }
     if (rank == 0) {

@@ -1,169 +1,49 @@
-/* The door to OpenBLAS: a product is calls of the fixed shapes of num/tiles.h, panel x tile, spread over the threads. */
+/* Products on all threads: panels of weights are shared out, and rows too when there are many. */
 #include "num/gemm.h"
 
-#include <cblas.h>
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "num/tiles.h"
-#include "num/widen.h"
-
-enum { BASE = TILE_BASE, TALLS = TILE_TALLS, PANEL_MAX = 120, CHUNK = 480 };
 /* Below this many multiplications waking the workers takes longer than the product. */
-enum { SERIAL_BELOW = 1 << 18, SPINS = 2000 };
-
-struct scratch {
-    float *panel; /* [panel][cols] widened weights */
-    float *y;     /* [PANEL_MAX][TILE_TALL_MAX] the result of a call */
-};
+enum { SERIAL_BELOW = 1 << 17, ROWS_AT_ONCE = 192, MOST_PRODUCTS = 4 };
+/* Of weights that are packed on the way: panels of a task, and rows and inputs at a time. */
+enum { LOOSE_PANELS = 4, LOOSE_ROWS = 96, LOOSE_COLS = CHAIN };
 
 struct gemm {
-    int threads;
-    struct admitted *shape;
-    int shapes;
-    struct scratch *scratch;
-    float *pad; /* [BASE][cols]: the last rows of x, filled up with zeros */
-    size_t panel_floats, pad_floats;
-    char about[192];
-
-    /* One parallel region at a time; `generation` counts them. */
-    pthread_t *worker;
-    int workers;
-    pthread_mutex_t lock;
-    pthread_cond_t wake, idle;
-    atomic_uint generation;
-    atomic_int next, running;
-    bool busy, leave;
-    int n;
-    void (*task)(void *ctx, int i, int worker);
-    void *ctx;
+    struct threads *threads;
+    const struct kernel *kernel;
+    char *scratch; /* per thread: the kernel's, then ours */
+    size_t scratch_bytes;
+    char about[64];
 };
 
-struct worker_start {
-    struct gemm *g;
-    int index;
+struct loose_scratch {
+    float lines[LOOSE_PANELS * LOOSE_COLS * PANEL_LANES] __attribute__((aligned(64)));
+    float y[LOOSE_ROWS * LOOSE_PANELS * PANEL_LANES] __attribute__((aligned(64)));
+    float x[LOOSE_ROWS * LOOSE_COLS] __attribute__((aligned(64)));
 };
 
-/* ---- threads ---- */
-
-static void drain(struct gemm *g, int worker)
+status gemm_open(struct gemm **out, int threads, enum isa most, struct err *e)
 {
-    for (int i; (i = atomic_fetch_add(&g->next, 1)) < g->n;) g->task(g->ctx, i, worker);
-}
-
-static void *worker_main(void *arg)
-{
-    struct worker_start start = *(struct worker_start *)arg;
-    struct gemm *g = start.g;
-    unsigned seen = 0;
-
-    free(arg);
-    for (;;) {
-        for (int spin = 0; spin < SPINS && atomic_load(&g->generation) == seen; spin++) sched_yield();
-        pthread_mutex_lock(&g->lock);
-        while (atomic_load(&g->generation) == seen) pthread_cond_wait(&g->wake, &g->lock);
-        seen = atomic_load(&g->generation);
-        bool leave = g->leave;
-        pthread_mutex_unlock(&g->lock);
-        if (leave) return NULL;
-
-        drain(g, start.index);
-        if (atomic_fetch_sub(&g->running, 1) == 1) {
-            pthread_mutex_lock(&g->lock);
-            pthread_cond_signal(&g->idle);
-            pthread_mutex_unlock(&g->lock);
-        }
-    }
-}
-
-void gemm_parallel(struct gemm *g, int n, void (*task)(void *ctx, int i, int worker), void *ctx)
-{
-    BUG_ON(g->busy);
-    g->busy = true;
-    if (!g->workers || n < 2) {
-        for (int i = 0; i < n; i++) task(ctx, i, 0);
-        g->busy = false;
-        return;
-    }
-    pthread_mutex_lock(&g->lock);
-    g->n = n;
-    g->task = task;
-    g->ctx = ctx;
-    atomic_store(&g->next, 0);
-    atomic_store(&g->running, g->workers);
-    atomic_fetch_add(&g->generation, 1);
-    pthread_cond_broadcast(&g->wake);
-    pthread_mutex_unlock(&g->lock);
-
-    drain(g, 0);
-    for (int spin = 0; spin < SPINS && atomic_load(&g->running); spin++) sched_yield();
-    pthread_mutex_lock(&g->lock);
-    while (atomic_load(&g->running)) pthread_cond_wait(&g->idle, &g->lock);
-    pthread_mutex_unlock(&g->lock);
-    g->busy = false;
-}
-
-/* ---- opening ---- */
-
-/* Names the tile heights that all shapes so far can use. */
-static void describe(struct gemm *g)
-{
-    char version[32] = "", tall[64] = "";
-    int base = BASE;
-
-    sscanf(openblas_get_config(), "OpenBLAS %31s", version);
-    for (int i = 0; i < g->shapes; i++)
-        if (g->shape[i].base < base) base = g->shape[i].base;
-    for (int k = 0; k < TALLS; k++) {
-        bool all = true;
-
-        for (int i = 0; i < g->shapes; i++) all = all && g->shape[i].tall[k].end;
-        if (all) snprintf(tall + strlen(tall), sizeof(tall) - strlen(tall), "/%d", tile_tall[k]);
-    }
-    snprintf(g->about, sizeof(g->about), "OpenBLAS %s %s, %d thread%s, row tiles %d%s", version, openblas_get_corename(),
-             g->threads, g->threads == 1 ? "" : "s", base, tall);
-}
-
-status gemm_open(struct gemm **out, int threads, struct err *e)
-{
-    BUG_ON(threads < 1);
     struct gemm *g = calloc(1, sizeof(*g));
+    size_t kernel = (kernel_scratch_bytes() + 63) & ~(size_t)63;
 
     *out = NULL;
     if (!g) return err_set(e, ERR_LIMIT, "no memory for the matrix products");
-    openblas_set_num_threads(1);
-    pthread_mutex_init(&g->lock, NULL);
-    pthread_cond_init(&g->wake, NULL);
-    pthread_cond_init(&g->idle, NULL);
-    g->threads = threads;
-    g->scratch = calloc((size_t)threads, sizeof(*g->scratch));
-    g->worker = calloc((size_t)threads, sizeof(*g->worker));
-    if (!g->scratch || !g->worker) {
+    g->scratch_bytes = kernel + sizeof(struct loose_scratch);
+    g->scratch = aligned_alloc(64, g->scratch_bytes * (size_t)threads);
+    if (!g->scratch) {
+        free(g);
+        return err_set(e, ERR_LIMIT, "no memory for the scratch of %d threads", threads);
+    }
+    if (threads_open(&g->threads, threads, e)) {
         gemm_close(g);
-        return err_set(e, ERR_LIMIT, "no memory for %d threads", threads);
+        return e->code;
     }
-    for (int i = 1; i < threads; i++) {
-        struct worker_start *start = malloc(sizeof(*start));
-        int failed = 1;
-
-        if (start) {
-            *start = (struct worker_start){g, i};
-            failed = pthread_create(&g->worker[g->workers], NULL, worker_main, start);
-        }
-        if (failed) {
-            free(start);
-            gemm_close(g);
-            return err_set(e, ERR_LIMIT, "the system refuses thread %d of %d", i + 1, threads);
-        }
-        g->workers++;
-    }
-    describe(g);
+    g->kernel = kernel_for(most);
+    snprintf(g->about, sizeof(g->about), "%s, %d thread%s", isa_name(g->kernel->isa), threads, threads == 1 ? "" : "s");
     *out = g;
     return OK;
 }
@@ -171,29 +51,29 @@ status gemm_open(struct gemm **out, int threads, struct err *e)
 void gemm_close(struct gemm *g)
 {
     if (!g) return;
-    pthread_mutex_lock(&g->lock);
-    g->leave = true;
-    atomic_fetch_add(&g->generation, 1);
-    pthread_cond_broadcast(&g->wake);
-    pthread_mutex_unlock(&g->lock);
-    for (int i = 0; i < g->workers; i++) pthread_join(g->worker[i], NULL);
-    for (int i = 0; g->scratch && i < g->threads; i++) {
-        free(g->scratch[i].panel);
-        free(g->scratch[i].y);
-    }
-    pthread_cond_destroy(&g->wake);
-    pthread_cond_destroy(&g->idle);
-    pthread_mutex_destroy(&g->lock);
+    threads_close(g->threads);
     free(g->scratch);
-    free(g->worker);
-    free(g->shape);
-    free(g->pad);
     free(g);
 }
 
-int gemm_threads(const struct gemm *g)
+struct threads *gemm_threads(struct gemm *g)
 {
     return g->threads;
+}
+
+const struct kernel *gemm_kernel(const struct gemm *g)
+{
+    return g->kernel;
+}
+
+void *gemm_scratch(struct gemm *g, int worker)
+{
+    return g->scratch + (size_t)worker * g->scratch_bytes;
+}
+
+static struct loose_scratch *loose_scratch(struct gemm *g, int worker)
+{
+    return (struct loose_scratch *)(void *)((char *)gemm_scratch(g, worker) + g->scratch_bytes - sizeof(struct loose_scratch));
 }
 
 const char *gemm_describe(const struct gemm *g)
@@ -201,215 +81,236 @@ const char *gemm_describe(const struct gemm *g)
     return g->about;
 }
 
-/* ---- admission ---- */
-
-/* The height of a weight's panels.  Of the shape alone, so that a row is summed alike for ever; about half a MiB, so that a widened
- * panel stays in the second-level cache; and a multiple of 12, the width of the widest kernels. */
-static int panel_height(int rows, int cols)
+void gemm_parallel(struct gemm *g, int n, void (*task)(void *ctx, int i, int worker), void *ctx)
 {
-    int most = cols <= 1024 ? PANEL_MAX : cols <= 4096 ? 60 : 36;
-
-    return rows < most ? rows : most;
+    threads_run(g->threads, n, task, ctx);
 }
 
-static const struct admitted *admitted_find(const struct gemm *g, int panel, int cols)
-{
-    for (int i = 0; i < g->shapes; i++)
-        if (g->shape[i].panel == panel && g->shape[i].cols == cols) return &g->shape[i];
-    return NULL;
-}
-
-static status admit_panel(struct gemm *g, int panel, int cols, struct err *e)
-{
-    struct admitted a = {.panel = panel, .cols = cols}, *more;
-
-    if (!panel || admitted_find(g, panel, cols)) return OK;
-    if (tiles_verify(&a, e)) return e->code;
-    more = realloc(g->shape, (size_t)(g->shapes + 1) * sizeof(*more));
-    if (!more) return err_set(e, ERR_LIMIT, "no memory for %d shapes of weights", g->shapes + 1);
-    g->shape = more;
-    g->shape[g->shapes++] = a;
-    describe(g);
-    return OK;
-}
-
-static status grow(float **p, size_t floats, struct err *e)
-{
-    free(*p);
-    *p = aligned_alloc(64, (floats * sizeof(**p) + 63) & ~(size_t)63);
-    return *p ? OK : err_set(e, ERR_LIMIT, "no memory for %zu bytes of scratch for matrix products", floats * sizeof(**p));
-}
-
-static bool scratch_fits(const struct gemm *g, int panel, int cols)
-{
-    return (size_t)panel * (size_t)cols <= g->panel_floats && (size_t)cols * BASE <= g->pad_floats;
-}
-
-static status take_scratch(struct gemm *g, int panel, int cols, struct err *e)
-{
-    size_t floats = (size_t)panel * cols;
-
-    if (floats > g->panel_floats) {
-        g->panel_floats = 0; /* nothing counts as taken unless all of it was */
-        for (int i = 0; i < g->threads; i++) {
-            if (grow(&g->scratch[i].panel, floats, e)) return e->code;
-            if (!g->scratch[i].y && grow(&g->scratch[i].y, PANEL_MAX * TILE_TALL_MAX, e)) return e->code;
-        }
-        g->panel_floats = floats;
-    }
-    if ((size_t)cols * BASE > g->pad_floats) {
-        g->pad_floats = 0;
-        if (grow(&g->pad, (size_t)cols * BASE, e)) return e->code;
-        g->pad_floats = (size_t)cols * BASE;
-    }
-    return OK;
-}
-
-status gemm_admit(struct gemm *g, int rows, int cols, struct err *e)
-{
-    BUG_ON(rows < 0 || cols < 0 || g->busy);
-    int panel = panel_height(rows, cols);
-
-    if (!panel || !cols) return OK;
-    if (admit_panel(g, panel, cols, e) || admit_panel(g, rows % panel, cols, e)) return e->code;
-    return take_scratch(g, panel, cols, e);
-}
-
-/* ---- products ---- */
+/* ---- packed weights ---- */
 
 struct product {
     struct gemm *g;
-    float *y;
-    const float *x, *bias;
-    size_t ldy, ldx;
-    int rows, chunks, panel;
-    const struct mat *w;
-    const struct admitted *whole, *last; /* of full panels, and of the last one */
+    const struct rows *x;
+    int n, row_tasks, rows_each;
+    struct {
+        float *y;
+        size_t ldy;
+        const struct packed *w;
+        const float *bias;
+        int first_task, panels_each;
+    } part[MOST_PRODUCTS];
 };
 
-/* Rows `from` .. `from` + n - 1 of a call's result to their places in y. */
-static void put_rows(const struct product *p, const float *result, int height, int from, int n, int row, int first, int panel)
+static void add_bias(float *y, size_t ldy, int rows, const float *bias, int n)
 {
-    const float *bias = p->bias ? p->bias + first : NULL;
-
-    for (int t = 0; t < n; t++) {
-        const float *in = result + from + t;
-        float *y = p->y + (size_t)(row + t) * p->ldy + first;
-
-        if (bias)
-            for (int i = 0; i < panel; i++) y[i] = in[(size_t)i * (size_t)height] + bias[i];
-        else
-            for (int i = 0; i < panel; i++) y[i] = in[(size_t)i * (size_t)height];
-    }
+    for (int t = 0; t < rows; t++)
+        for (int i = 0; i < n; i++) y[(size_t)t * ldy + i] += bias[i];
 }
 
-/* The tallest call whose usable rows are among the `left` next ones, and that does not reach out of x. */
-static const struct tile *tall_tile(const struct admitted *a, int row, int left, int rows)
+/* Rows row .. row + rows - 1 against panels first .. first + panels - 1.  Whole panels go straight to y, a last partial one by way of scratch. */
+static void product_piece(const struct product *p, int part, int row, int rows, int first, int panels, int worker)
 {
-    for (int k = TALLS - 1; k >= 0; k--) {
-        const struct tile *t = &a->tall[k];
+    const struct packed *w = p->part[part].w;
+    const struct kernel *k = p->g->kernel;
+    void *scratch = gemm_scratch(p->g, worker);
+    size_t ldy = p->part[part].ldy;
+    float *y = p->part[part].y + (size_t)row * ldy + (size_t)first * PANEL_LANES;
+    int whole = (first + panels) * PANEL_LANES <= w->rows ? panels : panels - 1, columns = w->rows - first * PANEL_LANES;
+    int index[ROWS_AT_ONCE];
 
-        if (t->end && left >= t->end - t->begin && row >= t->begin && row - t->begin + t->height <= rows) return t;
+    for (int i = 0; i < rows; i++) index[i] = row + i;
+    if (whole > 0) k->product(y, ldy, p->x, index, rows, w, first, whole, scratch);
+    if (whole < panels) {
+        float *last = loose_scratch(p->g, worker)->y;
+        int n = w->rows % PANEL_LANES;
+
+        for (int t = 0; t < rows; t += LOOSE_ROWS) {
+            int some = rows - t < LOOSE_ROWS ? rows - t : LOOSE_ROWS;
+
+            k->product(last, PANEL_LANES, p->x, index + t, some, w, first + whole, 1, scratch);
+            for (int i = 0; i < some; i++)
+                memcpy(y + (size_t)(t + i) * ldy + (size_t)whole * PANEL_LANES, last + (size_t)i * PANEL_LANES,
+                       (size_t)n * sizeof(*y));
+        }
     }
-    return NULL;
+    if (p->part[part].bias)
+        add_bias(y, ldy, rows, p->part[part].bias + (size_t)first * PANEL_LANES,
+                 columns < panels * PANEL_LANES ? columns : panels * PANEL_LANES);
 }
 
-/* One panel of weights against one chunk of rows. */
 static void product_task(void *ctx, int item, int worker)
 {
     const struct product *p = ctx;
-    const struct scratch *scratch = &p->g->scratch[worker];
-    int chunk = item % p->chunks, first = item / p->chunks * p->panel, cols = p->w->cols;
-    int panel = p->w->rows - first < p->panel ? p->w->rows - first : p->panel;
-    int row = chunk ? BASE + chunk * CHUNK : 0, end = chunk + 1 < p->chunks ? BASE + (chunk + 1) * CHUNK : p->rows;
-    const struct admitted *a = panel == p->panel ? p->whole : p->last;
-    const float *w = (const float *)p->w->data + (size_t)first * p->w->stride;
-    size_t ldw = p->w->stride;
+    int part = p->n - 1, panels, first, row, rows;
 
-    if (p->w->dtype != DT_F32) {
-        widen_rows(scratch->panel, p->w, first, panel);
-        w = scratch->panel;
-        ldw = (size_t)cols;
-    }
-    while (row < end) {
-        const struct tile *tall = tall_tile(a, row, end - row, p->rows);
-        const float *x = p->x + (size_t)row * p->ldx;
-        int n = end - row < a->base ? end - row : a->base, height = n;
-
-        if (tall) {
-            n = tall->end - tall->begin;
-            tile_multiply(scratch->y, x - (size_t)tall->begin * p->ldx, p->ldx, tall->height, w, ldw, panel, cols);
-            put_rows(p, scratch->y, tall->height, tall->begin, n, row, first, panel);
-        } else {
-            while (!a->whole[height]) height++;
-            BUG_ON(height != n && row + n != p->rows); /* g->pad has the last rows of all */
-            if (height == n) tile_multiply(scratch->y, x, p->ldx, height, w, ldw, panel, cols);
-            else tile_multiply(scratch->y, p->g->pad, (size_t)cols, height, w, ldw, panel, cols);
-            put_rows(p, scratch->y, height, 0, n, row, first, panel);
-        }
-        row += n;
-    }
+    while (item < p->part[part].first_task) part--;
+    item -= p->part[part].first_task;
+    first = item / p->row_tasks * p->part[part].panels_each;
+    row = item % p->row_tasks * p->rows_each;
+    panels = packed_panels(p->part[part].w->rows) - first;
+    if (panels > p->part[part].panels_each) panels = p->part[part].panels_each;
+    rows = p->x->n - row < p->rows_each ? p->x->n - row : p->rows_each;
+    product_piece(p, part, row, rows, first, panels, worker);
 }
 
-/* Calls end at multiples of BASE; the rows that are left over are copied once, ahead of the panels that need them. */
-static void pad_last(const struct product *p, int n)
+/* Enough pieces that no thread waits long for the last one, and no smaller than that. */
+static int panels_of_task(int panels, int threads)
 {
-    size_t cols = (size_t)p->w->cols;
+    int each = panels / (threads * 4);
 
-    for (int t = 0; t < n; t++)
-        memcpy(p->g->pad + (size_t)t * cols, p->x + (size_t)(p->rows - n + t) * p->ldx, cols * sizeof(float));
-    memset(p->g->pad + (size_t)n * cols, 0, (size_t)(BASE - n) * cols * sizeof(float));
+    each = each > 16 ? 16 : each;
+    each -= each % 4;
+    return each < 4 ? 4 : each;
+}
+
+void gemm_products(struct gemm *g, int n, float *const *y, const size_t *ldy, const struct rows *x, const struct packed *const *w,
+                   const float *const *bias)
+{
+    struct product p = {.g = g, .x = x, .n = n};
+    double work = 0.0;
+    int tasks = 0;
+
+    BUG_ON(n > MOST_PRODUCTS);
+    if (x->n <= 0) return;
+    p.row_tasks = (x->n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    p.rows_each = ROWS_AT_ONCE;
+    for (int i = 0; i < n; i++) {
+        int panels = packed_panels(w[i]->rows), each = panels_of_task(panels, threads_count(g->threads));
+
+        BUG_ON(!w[i]->lines || w[i]->cols != x->cols || ldy[i] < (size_t)w[i]->rows);
+        p.part[i].y = y[i], p.part[i].ldy = ldy[i], p.part[i].w = w[i], p.part[i].bias = bias ? bias[i] : NULL;
+        p.part[i].first_task = tasks, p.part[i].panels_each = each;
+        tasks += (panels + each - 1) / each * p.row_tasks;
+        work += (double)x->n * w[i]->rows * w[i]->cols;
+    }
+    if (work < SERIAL_BELOW)
+        for (int i = 0; i < tasks; i++) product_task(&p, i, 0);
+    else threads_run(g->threads, tasks, product_task, &p);
+}
+
+void gemm_product(struct gemm *g, float *y, size_t ldy, const struct rows *x, const struct packed *w, const float *bias)
+{
+    gemm_products(g, 1, &y, &ldy, x, &w, &bias);
+}
+
+static void quantize_task(void *ctx, int i, int worker)
+{
+    (void)worker;
+    rows_quantize(ctx, i, 1);
+}
+
+void gemm_quantize(struct gemm *g, struct rows *x)
+{
+    if (x->n > 3) threads_run(g->threads, x->n, quantize_task, x);
+    else rows_quantize(x, 0, x->n);
+}
+
+/* ---- weights that are packed on the way ---- */
+
+/* A product as sums over chains: what a chain gives is stored or added, which is the definition of a longer product. */
+struct loose {
+    struct gemm *g;
+    float *y;
+    size_t ldy;
+    const float *x, *bias;
+    size_t ldx;
+    int rows;
+    const struct mat *w;
+};
+
+static void put(float *y, size_t ldy, const float *from, size_t ld, int rows, int columns, bool add)
+{
+    for (int t = 0; t < rows; t++, y += ldy, from += ld)
+        for (int i = 0; i < columns; i++) y[i] = add ? y[i] + from[i] : from[i];
+}
+
+static void loose_task(void *ctx, int item, int worker)
+{
+    const struct loose *p = ctx;
+    struct loose_scratch *s = loose_scratch(p->g, worker);
+    const struct mat *w = p->w;
+    int first = item * LOOSE_PANELS * PANEL_LANES,
+        columns = w->rows - first < LOOSE_PANELS * PANEL_LANES ? w->rows - first : LOOSE_PANELS * PANEL_LANES;
+    struct mat part = *w;
+    struct packed packed = {.lines = s->lines, .format = FORMAT_F32, .rows = columns};
+
+    part.rows = columns;
+    for (int k = 0; k < w->cols; k += LOOSE_COLS) {
+        part.data = (const char *)w->data + ((size_t)first * w->stride + (size_t)k) * dtype_bytes(w->dtype);
+        part.cols = packed.cols = w->cols - k < LOOSE_COLS ? w->cols - k : LOOSE_COLS;
+        pack_panels(s->lines, NULL, FORMAT_F32, &part, 0, packed_panels(columns));
+        for (int t = 0; t < p->rows; t += LOOSE_ROWS) {
+            int n = p->rows - t < LOOSE_ROWS ? p->rows - t : LOOSE_ROWS;
+            struct rows x = {.x = p->x + (size_t)t * p->ldx + k, .ld = p->ldx, .n = n, .cols = part.cols};
+
+            p->g->kernel->product(s->y, LOOSE_PANELS * PANEL_LANES, &x, NULL, n, &packed, 0, packed_panels(columns),
+                                  gemm_scratch(p->g, worker));
+            put(p->y + (size_t)t * p->ldy + first, p->ldy, s->y, LOOSE_PANELS * PANEL_LANES, n, columns, k > 0);
+        }
+    }
+    if (p->bias) add_bias(p->y + first, p->ldy, p->rows, p->bias + first, columns);
 }
 
 void gemm_xwt(struct gemm *g, float *y, size_t ldy, const float *x, size_t ldx, int rows, const struct mat *w, const float *bias)
 {
     BUG_ON(!w->data || ldx < (size_t)w->cols || ldy < (size_t)w->rows || w->stride < (size_t)w->cols);
-    BUG_ON(g->busy);
-    int panel = panel_height(w->rows, w->cols), rest = panel ? w->rows % panel : 0;
-    struct err e;
+    struct loose p = {.g = g, .y = y, .ldy = ldy, .x = x, .bias = bias, .ldx = ldx, .rows = rows, .w = w};
+    int tasks = (w->rows + LOOSE_PANELS * PANEL_LANES - 1) / (LOOSE_PANELS * PANEL_LANES);
 
-    if (rows <= 0 || !panel) return;
+    if (rows <= 0 || w->rows <= 0) return;
     if (!w->cols) {
         for (int t = 0; t < rows; t++)
             for (int i = 0; i < w->rows; i++) y[(size_t)t * ldy + i] = bias ? bias[i] : 0.0f;
         return;
     }
-    if (!admitted_find(g, panel, w->cols) || (rest && !admitted_find(g, rest, w->cols)) || !scratch_fits(g, panel, w->cols))
-        BUG_ON(gemm_admit(g, w->rows, w->cols, &e)); /* late, but right */
-    struct product p = {.g = g, .y = y, .x = x, .bias = bias, .ldy = ldy, .ldx = ldx, .rows = rows, .panel = panel, .w = w};
-
-    p.whole = admitted_find(g, panel, w->cols);
-    p.last = rest ? admitted_find(g, rest, w->cols) : p.whole;
-    p.chunks = rows <= BASE + CHUNK ? 1 : (rows - BASE + CHUNK - 1) / CHUNK;
-    if (rows % BASE) pad_last(&p, rows % BASE);
-
-    int items = p.chunks * ((w->rows + panel - 1) / panel);
     if ((double)rows * w->rows * w->cols < SERIAL_BELOW)
-        for (int i = 0; i < items; i++) product_task(&p, i, 0);
-    else gemm_parallel(g, items, product_task, &p);
+        for (int i = 0; i < tasks; i++) loose_task(&p, i, 0);
+    else threads_run(g->threads, tasks, loose_task, &p);
 }
 
+/* ---- gradients ---- */
+
 struct gradient {
+    struct gemm *g;
     float *c;
     const float *a, *b;
     int n, d, rows;
 };
 
-enum { GRADIENT_PANEL = 64 };
-
-static void gradient_task(void *ctx, int i, int worker)
+/* c's columns first .. of all n rows: b's rows are the lines of a panel, a's columns are the rows of x. */
+static void gradient_task(void *ctx, int item, int worker)
 {
     const struct gradient *p = ctx;
-    int first = i * GRADIENT_PANEL, n = p->n - first < GRADIENT_PANEL ? p->n - first : GRADIENT_PANEL;
+    struct loose_scratch *s = loose_scratch(p->g, worker);
+    int first = item * LOOSE_PANELS * PANEL_LANES,
+        columns = p->d - first < LOOSE_PANELS * PANEL_LANES ? p->d - first : LOOSE_PANELS * PANEL_LANES;
+    int panels = packed_panels(columns);
 
-    (void)worker;
-    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, p->d, p->rows, 1.0f, p->a + first, p->n, p->b, p->d, 1.0f,
-                p->c + (size_t)first * p->d, p->d);
+    for (int t = 0; t < p->rows; t += LOOSE_COLS) {
+        int chain = p->rows - t < LOOSE_COLS ? p->rows - t : LOOSE_COLS;
+        struct packed w = {.lines = s->lines, .format = FORMAT_F32, .rows = columns, .cols = chain};
+
+        memset(s->lines, 0, (size_t)panels * (size_t)chain * LINE_BYTES);
+        for (int k = 0; k < chain; k++)
+            for (int c = 0; c < columns; c++)
+                s->lines[((size_t)(c / PANEL_LANES) * (size_t)chain + (size_t)k) * PANEL_LANES + (size_t)(c % PANEL_LANES)] =
+                    p->b[(size_t)(t + k) * (size_t)p->d + (size_t)(first + c)];
+        for (int i = 0; i < p->n; i += LOOSE_ROWS) {
+            int some = p->n - i < LOOSE_ROWS ? p->n - i : LOOSE_ROWS;
+            struct rows x = {.x = s->x, .ld = LOOSE_COLS, .n = some, .cols = chain};
+
+            for (int k = 0; k < chain; k++)
+                for (int j = 0; j < some; j++) s->x[j * LOOSE_COLS + k] = p->a[(size_t)(t + k) * (size_t)p->n + (size_t)(i + j)];
+            p->g->kernel->product(s->y, LOOSE_PANELS * PANEL_LANES, &x, NULL, some, &w, 0, panels, gemm_scratch(p->g, worker));
+            put(p->c + (size_t)i * (size_t)p->d + first, (size_t)p->d, s->y, LOOSE_PANELS * PANEL_LANES, some, columns, true);
+        }
+    }
 }
 
 void gemm_atb(struct gemm *g, float *c, const float *a, int n, const float *b, int d, int rows)
 {
-    struct gradient p = {.c = c, .a = a, .b = b, .n = n, .d = d, .rows = rows};
+    struct gradient p = {.g = g, .c = c, .a = a, .b = b, .n = n, .d = d, .rows = rows};
 
-    if (n > 0 && d > 0 && rows > 0) gemm_parallel(g, (n + GRADIENT_PANEL - 1) / GRADIENT_PANEL, gradient_task, &p);
+    if (n > 0 && d > 0 && rows > 0)
+        threads_run(g->threads, (d + LOOSE_PANELS * PANEL_LANES - 1) / (LOOSE_PANELS * PANEL_LANES), gradient_task, &p);
 }

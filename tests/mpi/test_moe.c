@@ -87,7 +87,7 @@ static void part_open(struct part *u, struct comm *c, int shape, int variant)
     moe_exchange_limits(&wire, LAYERS, experts, width, limits);
     cost = moe_cost(&u->p, rank, LAYERS, experts, width, neurons, limits);
     if (ranks > 1) cost += exchange_cost(rank == 0, ranks, wire);
-    assert_int_equal(gemm_open(&u->g, 1, &e), OK);
+    assert_int_equal(gemm_open(&u->g, 1, isa_best(), &e), OK);
     assert_int_equal(arena_open(&u->arena, "part", cost, &e), OK);
     if (ranks > 1) assert_int_equal(exchange_open(&u->x, c, wire, u->arena, &e), OK);
     assert_int_equal(moe_open(&u->m, u->w->layer, LAYERS, width, neurons, &u->p, rank, limits, u->g, u->x, u->arena, &e), OK);

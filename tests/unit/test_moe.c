@@ -39,7 +39,7 @@ static void bench_open(struct bench *b, const struct shape *s, int rows, bool or
     assert_int_equal(placement_make(&b->p, PLACEMENT_BLOCK, LAYERS, s->experts, 1, false, &e), OK);
     size_t cost = moe_cost(&b->p, 0, LAYERS, s->experts, s->width, s->neurons, limits);
 
-    assert_int_equal(gemm_open(&b->g, threads, &e), OK);
+    assert_int_equal(gemm_open(&b->g, threads, isa_best(), &e), OK);
     assert_int_equal(arena_open(&b->arena, "moe", cost, &e), OK);
     assert_int_equal(moe_open(&b->m, b->w->layer, LAYERS, s->width, s->neurons, &b->p, 0, limits, b->g, NULL, b->arena, &e), OK);
     assert_int_equal(arena_used(b->arena), cost);
@@ -390,7 +390,7 @@ static void test_memory(void **state)
             struct moe *m;
             struct err e = {0};
 
-            assert_int_equal(gemm_open(&g, 1, &e), OK);
+            assert_int_equal(gemm_open(&g, 1, isa_best(), &e), OK);
             assert_int_equal(placement_make(&p, PLACEMENT_ROUND_ROBIN, LAYERS, s->experts, 3, c & 1, &e), OK);
             moe_world_hide(w, &p, rank);
             size_t cost = moe_cost(&p, rank, LAYERS, s->experts, s->width, s->neurons, limits), page = 4096;

@@ -219,7 +219,7 @@ static void check_model(const char *shared, const char *model)
     bind(&g, 0, 0);
     bind(&g, 1, g.layers - 1);
 
-    assert_int_equal(gemm_open(&gemm, 1, &e), OK);
+    assert_int_equal(gemm_open(&gemm, 1, isa_best(), &e), OK);
     assert_int_equal(placement_make(&p, PLACEMENT_BLOCK, 2, N, 1, true, &e), OK);
     assert_int_equal(arena_open(&a, "golden", moe_cost(&p, 0, 2, N, g.width, g.neurons, limits), &e), OK);
     assert_int_equal(moe_open(&m, g.layer, 2, g.width, g.neurons, &p, 0, limits, gemm, NULL, a, &e), OK);

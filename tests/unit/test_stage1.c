@@ -40,7 +40,7 @@ static void world_open(struct world *w, enum spec_loss loss)
     rng_seed(&w->r, 21, 0);
     for (int i = 0; i < LAYERS * N * D; i++) w->rule[i / (N * D)][i % (N * D)] = (float)rng_normal(&w->r);
     for (int i = 0; i < LAYERS * N * D; i++) w->weight[i] = 0.01f * (float)rng_normal(&w->r);
-    assert_int_equal(gemm_open(&w->gemm, 1, &e), OK);
+    assert_int_equal(gemm_open(&w->gemm, 1, isa_best(), &e), OK);
     assert_int_equal(stage1_open(&w->s, &w->router, NULL, w->gemm, &o, &e), OK);
 }
 

@@ -1,0 +1,26 @@
+/* Rows of activations, ready for products: as they are for f32 and bf16 weights, and quantized for q8 and q4 weights, once for all the
+ * products they go into. */
+#ifndef NUM_ROWS_H
+#define NUM_ROWS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct rows {
+    const float *x; /* row t at x + t * ld */
+    size_t ld;
+    int n, cols;
+    /* Set by rows_quantize(), else NULL.  Blocks of 32 inputs as in packed.h: x ~ scale * q, scale = max |x| / 127, q = x / scale rounded to even. */
+    int8_t *q;    /* [n][blocks * 32], zeros behind cols; aligned to 32 */
+    float *scale; /* [n][blocks] */
+    int32_t *sum; /* [n][blocks] of the q of a block: weights are stored with a bias */
+};
+
+/* Bytes that rows_room() needs; aligned to 64. */
+size_t rows_bytes(int n, int cols);
+/* Places q, scale and sum in `memory` (aligned to 64). */
+void rows_room(struct rows *r, void *memory);
+/* Quantizes rows first .. first + n - 1; rows_room() came before.  Any thread. */
+void rows_quantize(struct rows *r, int first, int n);
+
+#endif
