@@ -5,9 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
+#include "base/stop.h"
 #include "base/str.h"
 #include "cli/manual.h"
 #include "data/spec.h"
+#include "jobs/bench_model.h"
 #include "jobs/inspect.h"
 #include "jobs/launch.h"
 #include "jobs/plan.h"
@@ -16,7 +19,8 @@ enum { OVERRIDES_MAX = 256 };
 
 /* What a command was given.  argc and argv are the program's, for MPI. */
 struct call {
-    const char *operand;
+    const char *operand, *second, *shape;
+    uint64_t seed;
     const char *overrides[OVERRIDES_MAX];
     int n_overrides, ranks;
     bool quiet;
@@ -24,12 +28,13 @@ struct call {
     char **argv;
 };
 
-enum { TAKES_SET = 1, TAKES_QUIET = 2, TAKES_RANKS = 4, OPERAND_OPTIONAL = 8 };
+enum { TAKES_SET = 1, TAKES_QUIET = 2, TAKES_RANKS = 4, OPERAND_OPTIONAL = 8, TAKES_SECOND = 16, TAKES_SHAPE = 32 };
 
 /* To add a command: a function, a row here, a page in manual.c, a test in tests/cli. */
 static int run_run(struct call *c);
 static int run_plan(struct call *c);
 static int run_inspect(struct call *c);
+static int run_bench(struct call *c);
 static int run_help(struct call *c);
 static const struct command {
     const char *name, *operand, *summary;
@@ -39,6 +44,8 @@ static const struct command {
     {"run", "JOB.yaml", "run a job, alone or on the ranks that mpirun or srun started", TAKES_SET | TAKES_QUIET, run_run},
     {"plan", "JOB.yaml", "what a job would take and write, without running it", TAKES_SET | TAKES_RANKS, run_plan},
     {"inspect", "DIR", "what a directory is: a model, a factorized model, a job's output", 0, run_inspect},
+    {"bench", "make-model DIR", "make a model of random weights, to measure on", TAKES_SECOND | TAKES_SHAPE | TAKES_QUIET,
+     run_bench},
     {"help", "COMMAND|KIND", "how to use a command, or the keys of a kind of job", OPERAND_OPTIONAL, run_help},
 };
 enum { COMMANDS = sizeof(commands) / sizeof(commands[0]) };
@@ -90,6 +97,28 @@ static int run_inspect(struct call *c)
     struct err e = {0};
     status st = inspect_print(stdout, c->operand, &e);
 
+    if (st) report(&e);
+    return st;
+}
+
+static int run_bench(struct call *c)
+{
+    struct bench_shape shape;
+    struct err e = {0};
+
+    if (strcmp(c->operand, "make-model") != 0) {
+        err_set(&e, ERR_SPEC, "bench: expected make-model, found '%.80s'; measuring is a job: factorllm help bench", c->operand);
+        report(&e);
+        return ERR_SPEC;
+    }
+    struct log *log = log_open(stderr, c->quiet);
+    stop_install();
+    status st = bench_shape_parse(&shape, c->shape ? c->shape : "tinyllama", &e);
+    if (!st) st = bench_make_model(c->second, &shape, c->seed, log, &e);
+    if (!st)
+        log_line(log, "%s: %.2f M random weights of seed %llu", c->second, (double)bench_shape_parameters(&shape) / 1e6,
+                 (unsigned long long)c->seed);
+    log_close(log);
     if (st) report(&e);
     return st;
 }
@@ -161,13 +190,22 @@ static int read_ranks(int *ranks, const char *text)
     return OK;
 }
 
+static int read_seed(uint64_t *seed, const char *text)
+{
+    char *end;
+
+    *seed = strtoull(text, &end, 10);
+    return *end || end == text || *text == '-' ? ERR_SPEC : OK;
+}
+
 static int unknown_option(const struct command *c, const char *word)
 {
     static const struct {
         const char *name;
         unsigned takes;
-    } all[] = {{"--set", TAKES_SET}, {"--quiet", TAKES_QUIET}, {"--ranks", TAKES_RANKS}, {"--help", 0}};
-    const char *names[4];
+    } all[] = {{"--set", TAKES_SET},     {"--quiet", TAKES_QUIET}, {"--ranks", TAKES_RANKS},
+               {"--shape", TAKES_SHAPE}, {"--seed", TAKES_SHAPE},  {"--help", 0}};
+    const char *names[6];
     struct str text = {0};
     int n = 0;
 
@@ -184,14 +222,18 @@ static int unknown_option(const struct command *c, const char *word)
 /* Fills `call`.  Returns -1 to go on, or an exit code. */
 static int read_options(const struct command *c, struct call *call, int argc, char **argv)
 {
-    enum { SET = 1, QUIET, RANKS, HELP };
-    struct option options[6];
+    enum { SET = 1, QUIET, RANKS, SHAPE, SEED, HELP };
+    struct option options[8];
     int n = 0, option;
 
     options[n++] = (struct option){"help", no_argument, NULL, HELP};
     if (c->takes & TAKES_SET) options[n++] = (struct option){"set", required_argument, NULL, SET};
     if (c->takes & TAKES_QUIET) options[n++] = (struct option){"quiet", no_argument, NULL, QUIET};
     if (c->takes & TAKES_RANKS) options[n++] = (struct option){"ranks", required_argument, NULL, RANKS};
+    if (c->takes & TAKES_SHAPE) {
+        options[n++] = (struct option){"shape", required_argument, NULL, SHAPE};
+        options[n++] = (struct option){"seed", required_argument, NULL, SEED};
+    }
     options[n] = (struct option){0};
     optind = 1;
     opterr = 0;
@@ -210,6 +252,12 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
             if (read_ranks(&call->ranks, optarg))
                 return usage_error(c, "--ranks: expected a number from 1 to 32767, found '%.80s'", optarg);
             break;
+        case SHAPE:
+            call->shape = optarg;
+            break;
+        case SEED:
+            if (read_seed(&call->seed, optarg)) return usage_error(c, "--seed: expected a number, found '%.80s'", optarg);
+            break;
         case SET:
             if (!strchr(optarg, '=')) return usage_error(c, "--set: expected key=value, found '%.80s'", optarg);
             if (call->n_overrides == OVERRIDES_MAX) return usage_error(c, "%s: too many --set", c->name);
@@ -221,15 +269,18 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
             return unknown_option(c, word);
         }
     }
-    if (optind + 1 < argc) return usage_error(c, "'%.80s': expected one operand, found another one", argv[optind + 1]);
+    int most = c->takes & TAKES_SECOND ? 2 : 1;
+    if (optind + most < argc) return usage_error(c, "'%.80s': expected no more operands, found another one", argv[optind + most]);
     if (optind < argc) call->operand = argv[optind];
+    if (most == 2 && optind + 1 < argc) call->second = argv[optind + 1];
     if (!call->operand && !(c->takes & OPERAND_OPTIONAL)) return usage_error(c, "%s: the operand is missing", c->name);
+    if (most == 2 && !call->second) return usage_error(c, "%s: an operand is missing", c->name);
     return -1;
 }
 
 int commands_main(int argc, char **argv, const char *version)
 {
-    struct call call = {.ranks = 1, .argc = argc, .argv = argv};
+    struct call call = {.ranks = 1, .seed = 1, .argc = argc, .argv = argv};
 
     if (argc < 2) {
         print_overview(stderr);

@@ -68,6 +68,22 @@ static const char *const inspect_page =
     "  factorllm inspect configs/models/quillan-6m\n"
     "  factorllm inspect runs/demo\n";
 
+static const char *const bench_page =
+    "usage: factorllm bench make-model DIR [--shape SHAPE] [--seed N] [--quiet]\n"
+    "\n"
+    "Makes DIR, a model with random weights in the Hugging Face format: it says nothing, but costs what a real one of\n"
+    "its shape does.  The same shape and seed give the same bytes.  Measuring is a job: factorllm help bench.\n"
+    "\n"
+    "  --shape SHAPE     tinyllama (1.1B, the default) or quillan (the small model that ships), then key=value with\n"
+    "                    commas: width, neurons, layers, heads, kv_heads, vocab, positions, tied (0 or 1),\n"
+    "                    dtype (f32, f16, bf16); or the path of a config.json\n"
+    "  --seed N          of the weights (default 1)\n"
+    "  --quiet           no progress, only warnings and errors\n"
+    "\n"
+    "Examples\n"
+    "  factorllm bench make-model runs/bench-data/dense\n"
+    "  factorllm bench make-model /tmp/small --shape quillan,layers=2,dtype=f32\n";
+
 static const char *const help_page = "usage: factorllm help [COMMAND|KIND]\n"
                                      "\n"
                                      "How to use a command, or every key that a kind of job may have.\n"
@@ -81,6 +97,7 @@ const char *manual_command(const char *name)
     if (!strcmp(name, "run")) return run_page;
     if (!strcmp(name, "plan")) return plan_page;
     if (!strcmp(name, "inspect")) return inspect_page;
+    if (!strcmp(name, "bench")) return bench_page;
     return help_page;
 }
 
