@@ -7,7 +7,10 @@
 
 /* Requests that are not the moe's.  While no model is open the ranks talk through a small exchange; an open model brings one of its own,
  * sized for its rows.  Both sides change over at the same message: OPEN is answered in the small one, CLOSE in the model's. */
-enum { KIND_OPEN = 1, KIND_CLOSE, KIND_STOP };
+enum { KIND_OPEN = 1, KIND_CLOSE, KIND_STOP, KIND_TIMING /* payload: clear, int32; answer: struct timing */ };
+
+/* Answers that are not the moe's: an error's text, or a rank's timing. */
+enum { ANSWER_BYTES = sizeof(struct err) > sizeof(struct timing) ? sizeof(struct err) : sizeof(struct timing) };
 
 /* To open a part of a model is to read it, perhaps from a disk that others use, too. */
 static const double OPEN_SECONDS = 600;
@@ -27,6 +30,7 @@ struct cluster {
     struct model *model;
     bool asked;                          /* the followers were asked to open this model */
     struct exchange_stats before, total; /* of exchanges closed; and with the open one, as last asked for */
+    struct timing timing, said;          /* of this rank; what it answered last, which must stay while it travels */
     struct log *log;                     /* or NULL */
     bool warned;                         /* of ranks without experts */
 };
@@ -43,7 +47,7 @@ static bool is_coordinator(const struct cluster *c)
 
 static status open_control(struct cluster *c, struct err *e)
 {
-    struct exchange_limits limits = {.request_bytes = sizeof(struct open_request), .answer_bytes = sizeof(struct err)};
+    struct exchange_limits limits = {.request_bytes = sizeof(struct open_request), .answer_bytes = ANSWER_BYTES};
 
     if (alone(c)) return OK;
     limits.deadline = c->spec->cluster.deadline_seconds;
@@ -88,6 +92,7 @@ status cluster_open(struct cluster **out, struct comm *comm, const struct spec *
     *out = NULL;
     BUG_ON(!c);
     *c = (struct cluster){.comm = comm, .spec = s};
+    timing_start(&c->timing, comm_rank(comm));
     if (gemm_open(&c->gemm, (int)s->cluster.threads, isa_best(), e) || open_control(c, e)) {
         cluster_close(c);
         return e->code;
@@ -201,7 +206,7 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
 
         moe_exchange_limits(limits, s->layers, s->experts, s->width, rows);
         if (limits->request_bytes < sizeof(struct open_request)) limits->request_bytes = sizeof(struct open_request);
-        if (limits->answer_bytes < sizeof(struct err)) limits->answer_bytes = sizeof(struct err);
+        if (limits->answer_bytes < ANSWER_BYTES) limits->answer_bytes = ANSWER_BYTES;
         model_cost(&cost, s, &c->placement, comm_rank(c->comm), comm_size(c->comm), element, q->limits);
         size_t talk = alone(c) ? 0 : exchange_cost(is_coordinator(c), comm_size(c->comm), *limits);
         st = arena_open(&c->arena, "model", cost.kv + cost.work + talk + ((size_t)1 << 20), e);
@@ -246,8 +251,10 @@ status cluster_model(struct cluster *c, const char *directory, struct model_limi
 
     *out = NULL;
     BUG_ON(!q);
+    enum timing_section was = timing_enter(&c->timing, TIME_OPEN);
     cluster_release(c);
     if (strlen(directory) >= sizeof(q->directory)) {
+        timing_enter(&c->timing, was);
         free(q);
         return err_set(e, ERR_SPEC, "%s: path is longer than %zu bytes", directory, sizeof(q->directory) - 1);
     }
@@ -265,6 +272,7 @@ status cluster_model(struct cluster *c, const char *directory, struct model_limi
     if (!st) st = ask_all(c, KIND_OPEN, "load experts", NULL, 0, e);
     if (st == OK) *out = c->model;
     else if (st != ERR_RANK) cluster_release(c);
+    timing_enter(&c->timing, was);
     free(q);
     return st;
 }
@@ -293,6 +301,41 @@ void cluster_stop(struct cluster *c, status verdict)
     ask_all(c, KIND_STOP, "stop", &code, sizeof(code), &ignored);
 }
 
+status cluster_timing(struct cluster *c, struct timing *out, bool clear, struct err *e)
+{
+    int32_t flag = clear;
+    status st = ask_all(c, KIND_TIMING, "timing", &flag, sizeof(flag), e);
+
+    if (st) return st;
+    timing_stop(&c->timing);
+    out[0] = c->timing;
+    if (clear) timing_start(&c->timing, 0);
+    for (int rank = 1; rank < comm_size(c->comm); rank++) {
+        const void *payload = NULL;
+        const struct answer *a = exchange_answer_of(c->exchange, 0, rank, &payload);
+
+        BUG_ON(!a || a->bytes != sizeof(*out));
+        memcpy(&out[rank], payload, sizeof(*out));
+    }
+    return OK;
+}
+
+struct timing *cluster_timing_here(struct cluster *c)
+{
+    return &c->timing;
+}
+
+static void answer_timing(struct cluster *c, const struct request *r, const void *payload)
+{
+    int32_t clear = 0;
+
+    if (r->bytes == sizeof(clear)) memcpy(&clear, payload, sizeof(clear));
+    timing_stop(&c->timing);
+    c->said = c->timing;
+    exchange_answer(c->exchange, r, OK, 0, &c->said, sizeof(c->said));
+    if (clear) timing_start(&c->timing, comm_rank(c->comm));
+}
+
 static void answer(struct cluster *c, const struct request *r, status st, const struct err *e)
 {
     exchange_answer(c->exchange, r, st, 0, e->text, st ? strlen(e->text) + 1 : 0);
@@ -303,14 +346,16 @@ status cluster_follow(struct cluster *c, struct err *e)
     struct open_request *q = calloc(1, sizeof(*q));
     struct exchange_limits talk = {0};
     const void *payload;
-    struct request r;
+    struct request r = {0};
     status verdict = OK;
     bool control = true; /* which exchange is in use */
 
     BUG_ON(!q);
     for (;;) {
         struct err mine = {0};
+        timing_enter(&c->timing, TIME_WAIT);
         status st = exchange_next(c->exchange, &r, &payload, e);
+        timing_enter(&c->timing, r.kind == KIND_OPEN ? TIME_OPEN : TIME_OTHER);
 
         if (st) {
             verdict = st;
@@ -324,7 +369,9 @@ status cluster_follow(struct cluster *c, struct err *e)
             verdict = (status)code;
             break;
         }
-        if (r.kind == KIND_OPEN && control) {
+        if (r.kind == KIND_TIMING) {
+            answer_timing(c, &r, payload);
+        } else if (r.kind == KIND_OPEN && control) {
             BUG_ON(r.bytes != sizeof(*q));
             memcpy(q, payload, sizeof(*q));
             st = open_part(c, q, &talk, &mine);

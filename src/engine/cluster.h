@@ -6,6 +6,7 @@
 #define ENGINE_CLUSTER_H
 
 #include "base/log.h"
+#include "base/timing.h"
 #include "comm/comm.h"
 #include "data/spec.h"
 #include "model/model.h"
@@ -30,6 +31,11 @@ status cluster_follow(struct cluster *c, struct err *e);
 
 /* Where to say what a person should know when a model is opened (ranks without experts, once). */
 void cluster_log(struct cluster *c, struct log *l);
+
+/* Coordinator.  out[ranks]: where the time of every rank went since it was cleared last, up to now; with `clear` they begin anew.  The times of a rank
+ * that answers requests are its sections, and TIME_WAIT between them.  ERR_RANK. */
+status cluster_timing(struct cluster *c, struct timing *out, bool clear, struct err *e);
+struct timing *cluster_timing_here(struct cluster *c); /* this rank's own, to be counted in */
 
 struct comm *cluster_comm(struct cluster *c);
 struct gemm *cluster_gemm(struct cluster *c);
