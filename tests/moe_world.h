@@ -37,16 +37,50 @@ static inline uint16_t *world_random(struct rng *r, size_t n, double spread)
     return x;
 }
 
-/* Neurons begin .. begin + n - 1 of a layer; the down matrix is a view of columns. */
+/* A copy in the layout of the kernels; world_free_expert(). */
+static inline struct packed world_packed(const struct mat *m)
+{
+    enum format f = format_of(m->dtype);
+    size_t bytes = packed_line_bytes(f, m->rows, m->cols);
+    void *lines = aligned_alloc(64, bytes ? bytes : 64);
+
+    if (!lines) abort();
+    pack_panels(lines, NULL, f, m, 0, packed_panels(m->rows));
+    return (struct packed){.lines = lines, .format = f, .rows = m->rows, .cols = m->cols};
+}
+
+static inline void world_free_expert(struct expert *x)
+{
+    free((void *)x->gate.lines), free((void *)x->up.lines), free((void *)x->down.lines);
+    *x = (struct expert){0};
+}
+
+/* Neurons begin .. begin + n - 1 of a layer. */
 static inline struct expert world_expert(const struct moe_world *w, int l, int begin, int n)
 {
     size_t width = (size_t)w->width, at = (size_t)begin * width;
-    struct mat in = {w->gate[l] + at, DT_BF16, n, w->width, width};
-    struct expert x = {.gate = in, .up = in, .keep = w->keep[l] + begin, .fill = w->fill[l] + begin};
+    struct mat gate = {w->gate[l] + at, DT_BF16, n, w->width, width}, up = {w->up[l] + at, DT_BF16, n, w->width, width};
+    struct mat down = {w->down[l] + begin, DT_BF16, w->width, n, (size_t)w->neurons};
 
-    x.up.data = w->up[l] + at;
-    x.down = (struct mat){w->down[l] + begin, DT_BF16, w->width, n, (size_t)w->neurons};
-    return x;
+    return (struct expert){.gate = world_packed(&gate),
+                           .up = world_packed(&up),
+                           .down = world_packed(&down),
+                           .keep = w->keep[l] + begin,
+                           .fill = w->fill[l] + begin};
+}
+
+/* Builds the experts of a layer anew, from its weights. */
+static inline void moe_world_pack(struct moe_world *w, int l)
+{
+    struct moe_layer *y = &w->layer[l];
+
+    for (int i = 0; i < w->experts; i++) {
+        world_free_expert(&y->expert[i]);
+        y->expert[i] = world_expert(w, l, group_begin(w->neurons, w->shared, w->experts, i),
+                                    group_size(w->neurons, w->shared, w->experts, i));
+    }
+    world_free_expert(&y->shared);
+    if (w->shared) y->shared = world_expert(w, l, 0, w->shared);
 }
 
 static inline struct moe_world *moe_world_new(int layers, int experts, int active, int width, int neurons, int shared,
@@ -78,10 +112,7 @@ static inline struct moe_world *moe_world_new(int layers, int experts, int activ
         }
         *y = (struct moe_layer){.experts = experts, .active = active, .mu = w->mu[l], .mu_total = w->mu_total[l]};
         y->expert = world_alloc((size_t)experts, sizeof(*y->expert));
-        for (int i = 0; i < experts; i++) {
-            y->expert[i] = world_expert(w, l, group_begin(neurons, shared, experts, i), group_size(neurons, shared, experts, i));
-        }
-        if (shared) y->shared = world_expert(w, l, 0, shared);
+        moe_world_pack(w, l);
         y->neurons_active = shared + (experts ? (neurons - shared) * active / experts : 0);
     }
     return w;
@@ -91,6 +122,8 @@ static inline void moe_world_free(struct moe_world *w)
 {
     for (int l = 0; l < w->layers; l++) {
         free(w->gate[l]), free(w->up[l]), free(w->down[l]), free(w->mu[l]), free(w->fill[l]), free(w->keep[l]);
+        for (int i = 0; i < w->experts; i++) world_free_expert(&w->layer[l].expert[i]);
+        world_free_expert(&w->layer[l].shared);
         free(w->mu_total[l]), free(w->layer[l].expert);
     }
     free(w->gate), free(w->up), free(w->down), free(w->mu), free(w->fill), free(w->keep), free(w->mu_total), free(w->layer);
@@ -105,10 +138,10 @@ static inline void moe_world_hide(struct moe_world *w, const struct placement *p
 
         for (int i = 0; i < w->experts; i++) {
             if (placement_rank(p, l, i) == rank) continue;
-            y->expert[i] = (struct expert){0};
+            world_free_expert(&y->expert[i]);
             for (int d = 0; d < w->width; d++) w->mu[l][i * w->width + d] = NAN;
         }
-        if (rank != 0) y->shared = (struct expert){0}, y->mu_total = NULL;
+        if (rank != 0) world_free_expert(&y->shared), y->mu_total = NULL;
     }
 }
 
@@ -127,12 +160,12 @@ static inline void plain_expert(double *out, const struct expert *x, const float
         double gate = 0, up = 0, z;
 
         for (int d = 0; d < x->gate.cols; d++) {
-            gate += (double)mat_at(&x->gate, j, d) * (double)h[d];
-            up += (double)mat_at(&x->up, j, d) * (double)h[d];
+            gate += (double)packed_at(&x->gate, j, d) * (double)h[d];
+            up += (double)packed_at(&x->up, j, d) * (double)h[d];
         }
         z = gate / (1 + exp(-gate)) * up;
         if (fixed && !x->keep[j]) z = x->fill ? (double)x->fill[j] : 0;
-        for (int d = 0; d < x->down.rows; d++) out[d] += scale * z * (double)mat_at(&x->down, d, j);
+        for (int d = 0; d < x->down.rows; d++) out[d] += scale * z * (double)packed_at(&x->down, d, j);
     }
 }
 

@@ -12,7 +12,6 @@
 /* One pass over a batch of windows. */
 struct pass {
     struct calibration *c;
-    const struct expert *ffn; /* [layers] the dense FFNs */
     struct model *m;
     struct gemm *gemm;
     struct batch batch;
@@ -22,30 +21,22 @@ struct pass {
     uint64_t *chosen;     /* [rows][bits_words(F)] the strongest of a row */
 };
 
-static status bind_ffns(struct expert *ffn, struct safetensors *weights, const struct shape *s, struct err *e)
+/* |w_down_j| of every neuron: norms of columns, row by row because that is how the matrix lies. */
+static status find_norms(float *norm, struct safetensors *weights, const struct shape *s, int layer, double *square, float *row,
+                         struct err *e)
 {
+    struct mat down;
     char name[96];
 
-    for (int l = 0; l < s->layers; l++) {
-        snprintf(name, sizeof(name), "model.layers.%d.mlp.gate_proj.weight", l);
-        if (safetensors_mat(&ffn[l].gate, weights, name, s->neurons, s->width, e)) return e->code;
-        snprintf(name, sizeof(name), "model.layers.%d.mlp.up_proj.weight", l);
-        if (safetensors_mat(&ffn[l].up, weights, name, s->neurons, s->width, e)) return e->code;
-        snprintf(name, sizeof(name), "model.layers.%d.mlp.down_proj.weight", l);
-        if (safetensors_mat(&ffn[l].down, weights, name, s->width, s->neurons, e)) return e->code;
+    snprintf(name, sizeof(name), "model.layers.%d.mlp.down_proj.weight", layer);
+    if (safetensors_mat(&down, weights, name, s->width, s->neurons, e)) return e->code;
+    memset(square, 0, (size_t)down.cols * sizeof(*square));
+    for (int d = 0; d < down.rows; d++) {
+        mat_widen(row, &down, d, 1);
+        for (int j = 0; j < down.cols; j++) square[j] += (double)row[j] * row[j];
     }
+    for (int j = 0; j < down.cols; j++) norm[j] = (float)sqrt(square[j]);
     return OK;
-}
-
-/* |w_down_j| of every neuron: norms of columns, row by row because that is how the matrix lies. */
-static void find_norms(float *norm, const struct mat *down, double *square, float *row)
-{
-    memset(square, 0, (size_t)down->cols * sizeof(*square));
-    for (int d = 0; d < down->rows; d++) {
-        mat_widen(row, down, d, 1);
-        for (int j = 0; j < down->cols; j++) square[j] += (double)row[j] * row[j];
-    }
-    for (int j = 0; j < down->cols; j++) norm[j] = (float)sqrt(square[j]);
 }
 
 /* The k-th largest of x (k >= 1), which is reordered: Hoare's selection with the middle of three as pivot. */
@@ -152,18 +143,19 @@ static void note_sums(struct pass *p, int layer)
 /* The dense model's layers over one batch of windows: the same steps as forward(), with the neurons in sight. */
 static status run_batch(struct pass *p, struct job *j, struct err *e)
 {
-    size_t width = (size_t)p->ffn[0].gate.cols, n = (size_t)p->c->neurons;
+    size_t width = (size_t)model_shape(p->m)->width, n = (size_t)p->c->neurons;
     int rows = p->batch.rows;
+    struct rows neurons = {.x = p->z, .ld = n, .n = rows, .cols = p->c->neurons};
 
     forward_embed(p->m, &p->batch, p->x);
     for (int l = 0; l < p->c->layers; l++) {
         if (stop_asked()) return err_set(e, STOPPED, "%s: stopped while calibrating; run it again", j->spec->source);
         cluster_alive(j->cluster);
         forward_attention(p->m, l, &p->batch, 0, rows, p->x, p->h);
-        expert_neurons(p->gemm, p->z, p->up, &p->ffn[l], p->h, rows);
+        expert_neurons(p->gemm, p->z, p->up, model_dense_ffn(p->m, l), p->h, rows);
         note_sums(p, l);
         if (p->c->strong) note_strong(p, l);
-        gemm_xwt(p->gemm, p->h, width, p->z, n, rows, &p->ffn[l].down, NULL);
+        gemm_product(p->gemm, p->h, width, &neurons, &model_dense_ffn(p->m, l)->down, NULL);
         for (size_t i = 0; i < (size_t)rows * width; i++) p->x[i] += p->h[i];
     }
     return OK;
@@ -249,8 +241,7 @@ status calibrate(struct calibration *c, struct job *j, struct model *m, struct s
     const struct model_limits *limits = model_limits_of(m);
     size_t rows = (size_t)limits->rows, n = (size_t)s->neurons, width = (size_t)s->width;
     struct cursor at = {0};
-    struct expert *ffn = calloc((size_t)s->layers, sizeof(*ffn));
-    struct pass p = {.c = c, .ffn = ffn, .m = m, .gemm = cluster_gemm(j->cluster), .total = (int64_t)text->n_tokens};
+    struct pass p = {.c = c, .m = m, .gemm = cluster_gemm(j->cluster), .total = (int64_t)text->n_tokens};
     int32_t *ids = malloc(3 * rows * sizeof(*ids)), *input = malloc(2 * (size_t)window * sizeof(*input));
     double *square = malloc(n * sizeof(*square));
 
@@ -261,13 +252,12 @@ status calibrate(struct calibration *c, struct job *j, struct model *m, struct s
     p.z = malloc(rows * n * sizeof(float));
     p.up = malloc(rows * n * sizeof(float));
     p.chosen = malloc(rows * (size_t)bits_words(s->neurons) * sizeof(*p.chosen));
-    if (!st && (!ffn || !ids || !input || !square || !p.x || !p.h || !p.z || !p.up || !p.chosen))
+    if (!st && (!ids || !input || !square || !p.x || !p.h || !p.z || !p.up || !p.chosen))
         st = err_set(e, ERR_LIMIT, "no memory to calibrate on %zu rows at once: lower limits.batch_rows", rows);
     if (!st) st = check_tokens(text, s, e);
-    if (!st) st = bind_ffns(ffn, weights, s, e);
     for (int l = 0; !st && l < s->layers; l++) {
         cluster_alive(j->cluster);
-        find_norms(c->down_norm + (size_t)l * n, &ffn[l].down, square, p.z);
+        st = find_norms(c->down_norm + (size_t)l * n, weights, s, l, square, p.z, e);
     }
     while (!st && at.window < corpus_windows(text, window)) {
         fill_batch(&p, text, window, &at, ids, input);
@@ -278,7 +268,6 @@ status calibrate(struct calibration *c, struct job *j, struct model *m, struct s
     }
     log_progress_end(j->log);
     if (!st) st = check_finite(c, e);
-    free(ffn);
     free(ids);
     free(input);
     free(square);

@@ -49,16 +49,17 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     const struct block *y = &m->blocks[layer];
     const int32_t *position = b->position + first;
     size_t D = (size_t)s->width, q = (size_t)s->heads * (size_t)s->head_dim, kv = (size_t)s->kv_heads * (size_t)s->head_dim;
+    struct rows normed = {.x = h, .ld = D, .n = rows, .cols = s->width};
+    struct rows mixed = {.x = m->mixed, .ld = q, .n = rows, .cols = (int)q};
     struct attend a = {m, b, layer, first, rows, rows < ATTEND_TASKS ? rows : ATTEND_TASKS};
 
     BUG_ON(m->rank || first < 0 || rows < 0 || rows > m->limits.rows || first + rows > b->rows);
     /* The rows of the other micro-batch move only while MPI is called. */
     rms_norm(h, x, y->attention_norm, rows, s->width, s->eps);
-    gemm_xwt(m->gemm, m->q, q, h, D, rows, &y->q, y->q_bias);
+    gemm_product(m->gemm, m->q, q, &normed, &y->q, y->q_bias);
     moe_progress(m->moe);
-    gemm_xwt(m->gemm, m->k, kv, h, D, rows, &y->k, y->k_bias);
-    moe_progress(m->moe);
-    gemm_xwt(m->gemm, m->v, kv, h, D, rows, &y->v, y->v_bias);
+    gemm_product(m->gemm, m->k, kv, &normed, &y->k, y->k_bias);
+    gemm_product(m->gemm, m->v, kv, &normed, &y->v, y->v_bias);
     moe_progress(m->moe);
     rope_apply(m->q, position, rows, s->heads, s->head_dim, m->rope);
     rope_apply(m->k, position, rows, s->kv_heads, s->head_dim, m->rope);
@@ -66,7 +67,7 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     moe_progress(m->moe);
     gemm_parallel(m->gemm, a.tasks, attend_task, &a);
     moe_progress(m->moe);
-    gemm_xwt(m->gemm, h, D, m->mixed, q, rows, &y->o, NULL);
+    gemm_product(m->gemm, h, D, &mixed, &y->o, NULL);
     moe_progress(m->moe);
     for (size_t i = 0; i < (size_t)rows * D; i++) x[i] += h[i];
     rms_norm(h, x, y->ffn_norm, rows, s->width, s->eps);
@@ -89,7 +90,9 @@ void forward_norm(struct model *m, const float *x, int rows, float *hidden)
 
 void forward_logits(struct model *m, const float *hidden, int n, float *logits)
 {
-    gemm_xwt(m->gemm, logits, (size_t)m->shape.vocab, hidden, (size_t)m->shape.width, n, &m->head, NULL);
+    struct rows in = {.x = hidden, .ld = (size_t)m->shape.width, .n = n, .cols = m->shape.width};
+
+    gemm_product(m->gemm, logits, (size_t)m->shape.vocab, &in, &m->head, NULL);
 }
 
 /* ---- the whole ---- */

@@ -123,6 +123,15 @@ static size_t weight_bytes(const struct shape *s, const struct placement *p, int
     return elements * element + bytes;
 }
 
+/* Address space for the packed weights, whatever their format: f32, panels and lines rounded up. */
+static size_t packed_bytes(const struct shape *s, const struct placement *p, int rank)
+{
+    size_t experts = (size_t)s->layers * ((size_t)s->experts + 1), width = (size_t)s->width + (size_t)s->neurons;
+
+    return 2 * weight_bytes(s, p, rank, sizeof(float), false) + experts * 3 * PANEL_LANES * width * sizeof(float) +
+           ((size_t)1 << 20);
+}
+
 void model_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks, size_t element_bytes,
                 struct model_limits limits)
 {
@@ -183,17 +192,52 @@ static status bind_vector(struct binder *b, float *out, int n)
     return s;
 }
 
+struct packing {
+    struct packed *out;
+    const struct mat *from;
+    void *lines;
+    uint16_t *scale;
+};
+
+enum { PANELS_AT_ONCE = 8 };
+
+static void pack_task(void *ctx, int i, int worker)
+{
+    const struct packing *p = ctx;
+    int first = i * PANELS_AT_ONCE, left = packed_panels(p->out->rows) - first;
+
+    (void)worker;
+    pack_panels(p->lines, p->scale, p->out->format, p->from, first, left < PANELS_AT_ONCE ? left : PANELS_AT_ONCE);
+}
+
+/* The tensor b->name in the layout of the kernels. */
+static status bind_packed(struct binder *b, struct packed *out, int rows, int cols)
+{
+    struct mat view;
+    struct packing p = {.out = out, .from = &view};
+    status s = bind(b, &view, rows, cols);
+
+    if (s) return s;
+    *out = (struct packed){.format = format_of(view.dtype), .rows = rows, .cols = cols};
+    p.lines = arena_alloc(b->m->packed, packed_line_bytes(out->format, rows, cols), 1, b->e);
+    if (!p.lines) return b->e->code;
+    gemm_parallel(b->m->gemm, (packed_panels(rows) + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE, pack_task, &p);
+    out->lines = p.lines;
+    alive_tick(&b->alive);
+    return OK;
+}
+
 static status bind_expert(struct binder *b, struct expert *x, int layer, const char *which, int neurons)
 {
     int width = b->m->shape.width;
     status s;
 
     named(b, "model.layers.%d.mlp.%sgate_proj.weight", layer, which);
-    if ((s = bind(b, &x->gate, neurons, width))) return s;
+    if ((s = bind_packed(b, &x->gate, neurons, width))) return s;
     named(b, "model.layers.%d.mlp.%sup_proj.weight", layer, which);
-    if ((s = bind(b, &x->up, neurons, width))) return s;
+    if ((s = bind_packed(b, &x->up, neurons, width))) return s;
     named(b, "model.layers.%d.mlp.%sdown_proj.weight", layer, which);
-    return bind(b, &x->down, width, neurons);
+    return bind_packed(b, &x->down, width, neurons);
 }
 
 static status bind_attention(struct binder *b, int l)
@@ -203,7 +247,7 @@ static status bind_attention(struct binder *b, int l)
     int q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
     struct {
         const char *name;
-        struct mat *weight;
+        struct packed *weight;
         float *bias;
         int rows, cols;
     } part[] = {{"q", &y->q, y->q_bias, q, s->width},
@@ -214,7 +258,7 @@ static status bind_attention(struct binder *b, int l)
 
     for (size_t i = 0; i < sizeof(part) / sizeof(*part); i++) {
         named(b, "model.layers.%d.self_attn.%s_proj.weight", l, part[i].name);
-        if ((code = bind(b, part[i].weight, part[i].rows, part[i].cols))) return code;
+        if ((code = bind_packed(b, part[i].weight, part[i].rows, part[i].cols))) return code;
         if (!part[i].bias) continue;
         named(b, "model.layers.%d.self_attn.%s_proj.bias", l, part[i].name);
         if ((code = bind_vector(b, part[i].bias, part[i].rows))) return code;
@@ -284,8 +328,7 @@ static status bind_coordinator(struct binder *b)
     named(b, "model.embed_tokens.weight");
     if ((code = bind(b, &m->embed, s->vocab, s->width))) return code;
     named(b, "%s", s->tied ? "model.embed_tokens.weight" : "lm_head.weight");
-    if (s->tied) m->head = m->embed;
-    else if ((code = bind(b, &m->head, s->vocab, s->width))) return code;
+    if ((code = bind_packed(b, &m->head, s->vocab, s->width))) return code;
     named(b, "model.norm.weight");
     if ((code = bind_vector(b, m->final_norm, s->width))) return code;
     for (int l = 0; l < s->layers; l++)
@@ -383,6 +426,7 @@ status model_open(struct model **out, const char *directory, const struct shape 
     take_work(m, &t);
     if (t.failed) return e->code;
 
+    if ((code = arena_open(&m->packed, "weights", packed_bytes(s, p, rank), e))) goto fail;
     if ((code = safetensors_open(&m->weights, directory, e))) goto fail;
     b.m = m;
     b.from = m->weights;
@@ -405,6 +449,8 @@ void model_close(struct model *m)
     moe_close(m->moe);
     safetensors_close(m->weights);
     safetensors_close(m->calibration);
+    arena_close(m->packed);
+    m->packed = NULL;
     m->weights = m->calibration = NULL;
 }
 
@@ -426,4 +472,10 @@ struct moe *model_moe(struct model *m)
 size_t model_mapped_bytes(const struct model *m)
 {
     return safetensors_mapped_bytes(m->weights) + (m->calibration ? safetensors_mapped_bytes(m->calibration) : 0);
+}
+
+const struct expert *model_dense_ffn(const struct model *m, int layer)
+{
+    BUG_ON(m->rank || m->shape.experts || layer < 0 || layer >= m->shape.layers);
+    return &m->moe_layers[layer].shared;
 }

@@ -36,5 +36,7 @@ const struct shape *model_shape(const struct model *m);
 const struct model_limits *model_limits_of(const struct model *m);
 struct moe *model_moe(struct model *m);
 size_t model_mapped_bytes(const struct model *m);
+/* Coordinator, a dense model: the whole FFN of a layer. */
+const struct expert *model_dense_ffn(const struct model *m, int layer);
 
 #endif

@@ -7,8 +7,8 @@
 
 enum { ATTEND_TASKS = 64 }; /* pieces that the attention of a batch is cut into, each with room for one row's scores */
 
-struct block { /* one layer's attention; weights are views, vectors are widened */
-    struct mat q, k, v, o;
+struct block { /* one layer's attention; vectors are widened */
+    struct packed q, k, v, o;
     float *q_bias, *k_bias, *v_bias;  /* NULL: none */
     float *attention_norm, *ffn_norm; /* [D] */
 };
@@ -21,10 +21,12 @@ struct model {
     struct moe_layer *moe_layers;
     struct expert *experts; /* [layers][N] */
     struct safetensors *weights, *calibration;
+    struct arena *packed; /* weights, in the layout of the kernels */
     int rank;
 
     /* coordinator only */
-    struct mat embed, head;
+    struct mat embed; /* mapped: rows are looked up */
+    struct packed head;
     struct block *blocks;
     float *final_norm, *rope; /* rope: [positions][head_dim] */
     struct kvcache kv;

@@ -23,12 +23,13 @@ void expert_neurons(struct gemm *g, float *z, float *up, const struct expert *x,
     int neurons = x->gate.rows;
     size_t width = (size_t)x->gate.cols;
     struct gating gating = {z, up, neurons};
+    struct rows in = {.x = h, .ld = width, .n = rows, .cols = x->gate.cols};
 
-    BUG_ON(!x->gate.data || !x->up.data); /* not held by this rank */
+    BUG_ON(!x->gate.lines || !x->up.lines); /* not held by this rank */
     BUG_ON(x->up.rows != neurons || x->up.cols != x->gate.cols);
     if (rows == 0) return;
-    gemm_xwt(g, z, (size_t)neurons, h, width, rows, &x->gate, NULL);
-    gemm_xwt(g, up, (size_t)neurons, h, width, rows, &x->up, NULL);
+    gemm_product(g, z, (size_t)neurons, &in, &x->gate, NULL);
+    gemm_product(g, up, (size_t)neurons, &in, &x->up, NULL);
     /* One call per row, on any number of threads: an element then never depends on the rows beside it. */
     if (rows == 1) gate_row(&gating, 0, 0);
     else gemm_parallel(g, rows, gate_row, &gating);
@@ -39,7 +40,7 @@ void expert_output(struct gemm *g, float *out, const struct expert *x, const flo
     int neurons = x->gate.rows;
     float *z = scratch, *up = scratch + (size_t)rows * (size_t)neurons;
 
-    BUG_ON(!x->down.data); /* not held by this rank */
+    BUG_ON(!x->down.lines); /* not held by this rank */
     BUG_ON(x->down.cols != neurons || x->down.rows != x->gate.cols);
     BUG_ON(fixed && !x->keep);
     if (rows == 0) return;
@@ -53,5 +54,7 @@ void expert_output(struct gemm *g, float *out, const struct expert *x, const flo
             }
         }
     }
-    gemm_xwt(g, out, (size_t)x->down.rows, z, (size_t)neurons, rows, &x->down, NULL);
+    struct rows in = {.x = z, .ld = (size_t)neurons, .n = rows, .cols = neurons};
+
+    gemm_product(g, out, (size_t)x->down.rows, &in, &x->down, NULL);
 }

@@ -13,12 +13,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/mat.h"
 #include "num/gemm.h"
 
 struct expert {
-    struct mat gate, up; /* [neurons, D] */
-    struct mat down;     /* [D, neurons] */
+    struct packed gate, up; /* [neurons, D]; lines NULL: not held by this rank */
+    struct packed down;     /* [D, neurons] */
     /* For the static control, or NULL: which neurons stay, and what replaces the others. [neurons] */
     const uint8_t *keep;
     const float *fill;

@@ -140,7 +140,7 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
             bits_set(m->held + ((size_t)l * (size_t)m->ranks + (size_t)placement_rank(p, l, i)) * (size_t)m->words, i);
             if (placement_rank(p, l, i) == rank) check_shape(m, &layers[l].expert[i]);
         }
-        if (rank == 0 && layers[l].shared.down.data) check_shape(m, &layers[l].shared);
+        if (rank == 0 && layers[l].shared.down.lines) check_shape(m, &layers[l].shared);
         for (int r = 0; r < m->ranks; r++) BUG_ON(!x && r != rank && moe_holds(m, l, r));
     }
     if (rank == 0) {
@@ -216,7 +216,7 @@ static status route_by_paper(struct moe *m, int slot, struct err *e)
 static void count(struct moe *m, const struct moe_slot *s)
 {
     const struct moe_layer *y = &m->layers[s->layer];
-    int n = y->experts, shared = y->shared.down.data ? y->shared.gate.rows : 0;
+    int n = y->experts, shared = y->shared.down.lines ? y->shared.gate.rows : 0;
     const uint64_t *set = s->set;
 
     m->stats.tokens += (uint64_t)s->rows;
@@ -227,7 +227,7 @@ static void count(struct moe *m, const struct moe_slot *s)
     m->stats.neurons += (uint64_t)s->rows * (uint64_t)shared;
     for (int t = 0; t < s->rows; t++, set += bits_words(n)) {
         for (int i = bits_next(set, n, 0); i < n; i = bits_next(set, n, i + 1)) {
-            int size = y->expert[i].down.data ? y->expert[i].gate.rows : group_size(m->neurons, shared, n, i);
+            int size = y->expert[i].down.lines ? y->expert[i].gate.rows : group_size(m->neurons, shared, n, i);
 
             m->stats.neurons += (uint64_t)size;
             m->stats.load[(size_t)s->layer * (size_t)m->experts + (size_t)i]++;
@@ -398,7 +398,7 @@ static void work_here(struct moe *m, const struct moe_slot *s)
         if (s->compensate) memcpy(row, y->mu_total, (size_t)m->width * sizeof(*row));
         else memset(row, 0, (size_t)m->width * sizeof(*row));
     }
-    if (y->shared.down.data) moe_work_expert(m, &y->shared, s->h, s->rows, fixed, m->sum);
+    if (y->shared.down.lines) moe_work_expert(m, &y->shared, s->h, s->rows, fixed, m->sum);
     if (fixed) moe_work_static(m, s->layer, s->h, s->rows, m->sum);
     else moe_work_sum(m, s->layer, s->h, s->set, s->rows, s->scale, s->compensate, m->sum);
 }

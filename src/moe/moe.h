@@ -28,10 +28,10 @@
 struct moe_layer {
     int experts;           /* N routed, over all ranks; 0: dense */
     int active;            /* k of top-k; for a threshold the intended mean */
-    struct expert *expert; /* [experts]; not held here: down.data == NULL */
+    struct expert *expert; /* [experts]; not held here: down.lines == NULL */
     const float *mu;       /* [experts][D] mean outputs, rows of held experts filled; NULL: no compensation in this model */
     /* coordinator only */
-    struct expert shared;   /* down.data == NULL: none */
+    struct expert shared;   /* down.lines == NULL: none */
     const double *mu_total; /* [D] sum over i of grid(mu_i), or NULL */
     int64_t neurons_active; /* of a token in the mean by design: shared + k * m, for reports */
 };

@@ -47,6 +47,7 @@ static void cancel(struct moe_world *w)
                 row[j + half] = row[j] ^ 0x8000;
             }
         }
+        moe_world_pack(w, l);
     }
 }
 

@@ -278,13 +278,13 @@ static void shown_lines_fit_the_terminal(void **state)
 
 /* --- the journal ----------------------------------------------------------------------------------------------------- */
 
-struct rows {
+struct answer_rows {
     char text[256]; /* "key:ok " */
 };
 
 static status note_row(void *context, const char *key, bool ok, const char *source, struct err *e)
 {
-    struct rows *r = context;
+    struct answer_rows *r = context;
     size_t n = strlen(r->text);
 
     if (strcmp(key, "refuse") == 0) return err_set(e, ERR_FORMAT, "%s: refused", source);
@@ -301,7 +301,7 @@ static struct json_t *meta_of(int seed)
     return meta;
 }
 
-static status open_with(struct journal **j, const char *path, int seed, struct rows *rows, struct err *e)
+static status open_with(struct journal **j, const char *path, int seed, struct answer_rows *rows, struct err *e)
 {
     struct json_t *meta = meta_of(seed);
 
@@ -317,7 +317,7 @@ static void the_journal_survives_every_cut(void **state)
     static const char whole[] = "{\"id\":\"a\",\"text\":\"x\"}\n{\"id\":2,\"error\":{}}\n{\"custom_id\":\"c\",\"error\":null}\n";
     char directory[] = "/tmp/test_rows_XXXXXX", path[64], meta[64];
     struct journal *j, *second;
-    struct rows rows;
+    struct answer_rows rows;
     struct err e;
 
     (void)state;

@@ -85,13 +85,14 @@ static void bind(struct golden *g, int which, int layer)
     *y = (struct moe_layer){.experts = N, .active = 1, .expert = g->expert[which], .mu = g->mean + (long)layer * N * g->width};
     for (int i = 0; i < N; i++) {
         int begin = group_begin(g->neurons, 0, N, i), n = group_size(g->neurons, 0, N, i);
-        struct expert x = {.gate = gate, .up = up, .down = down};
+        struct mat of_gate = gate, of_up = up, of_down = down;
 
-        x.gate.rows = x.up.rows = x.down.cols = n;
-        x.gate.data = (const char *)gate.data + (size_t)begin * gate.stride * dtype_bytes(gate.dtype);
-        x.up.data = (const char *)up.data + (size_t)begin * up.stride * dtype_bytes(up.dtype);
-        x.down.data = (const char *)down.data + (size_t)begin * dtype_bytes(down.dtype);
-        y->expert[i] = x;
+        of_gate.rows = of_up.rows = of_down.cols = n;
+        of_gate.data = (const char *)gate.data + (size_t)begin * gate.stride * dtype_bytes(gate.dtype);
+        of_up.data = (const char *)up.data + (size_t)begin * up.stride * dtype_bytes(up.dtype);
+        of_down.data = (const char *)down.data + (size_t)begin * dtype_bytes(down.dtype);
+        y->expert[i] =
+            (struct expert){.gate = world_packed(&of_gate), .up = world_packed(&of_up), .down = world_packed(&of_down)};
     }
     g->mu_total[which] = world_alloc((size_t)g->width, sizeof(double));
     for (int i = 0; i < N * g->width; i++) g->mu_total[which][i % g->width] += grid(y->mu[i]);
@@ -100,6 +101,8 @@ static void bind(struct golden *g, int which, int layer)
 
 static void golden_close(struct golden *g)
 {
+    for (int which = 0; which < 2; which++)
+        for (int i = 0; i < N; i++) world_free_expert(&g->expert[which][i]);
     safetensors_close(g->weights);
     json_free(g->json);
     free(g->directory), free(g->mean), free(g->mu_total[0]), free(g->mu_total[1]);
