@@ -23,7 +23,8 @@ comma    := ,
 SANFLAGS := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
 INCLUDE  := -Isrc -I$(BUILD)/proto $(patsubst -I%,-isystem %,$(shell pkg-config --cflags-only-I $(PKGS) 2>/dev/null))
 CPPFLAGS += -D_GNU_SOURCE -MMD -MP $(INCLUDE)
-CFLAGS   += -std=gnu11 $(OPT) -fno-math-errno $(CWARN) $(SANFLAGS)
+# no fused multiply-add but where the text says so: bits must not depend on the processor
+CFLAGS   += -std=gnu11 $(OPT) -fno-math-errno -ffp-contract=off $(CWARN) $(SANFLAGS)
 CXXFLAGS += -std=c++17 $(OPT) $(WARN) $(SANFLAGS)
 LDLIBS   := $(filter-out -lsentencepiece_train,$(shell pkg-config --libs $(PKGS) 2>/dev/null)) -lpthread -lm
 

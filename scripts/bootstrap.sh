@@ -5,14 +5,16 @@
 #   scripts/bootstrap.sh --yes     do not ask
 #   scripts/bootstrap.sh --check   only say what is missing; exit 1 if anything is
 #   scripts/bootstrap.sh --dev     also what `make check` and `make fuzz` need (clang 14)
+#   scripts/bootstrap.sh --bench   also what benchmarks compare with and draw with (OpenBLAS, oneDNN, gnuplot)
 #
 # As root, or with CI set, it does not ask.  Packages are installed with apt-get; with sudo only after you agree.
 set -eu
 
-build="gcc g++ make pkg-config libopenmpi-dev openmpi-bin libopenblas-dev libyaml-dev libprotobuf-c-dev protobuf-c-compiler
+build="gcc g++ make pkg-config libopenmpi-dev openmpi-bin libyaml-dev libprotobuf-c-dev protobuf-c-compiler
        libjansson-dev libpcre2-dev libutf8proc-dev libsentencepiece-dev libssl-dev"
 tests="libcmocka-dev bats jq procps"
 [ "${1:-}" = --dev ] && tests="$tests clang-14 clang-format-14 libclang-rt-14-dev"
+[ "${1:-}" = --bench ] && tests="$tests libopenblas0-pthread libdnnl-dev gnuplot-nox"
 
 missing=
 for p in $build $tests; do

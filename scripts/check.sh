@@ -22,7 +22,7 @@ door() { # PATTERN PLACES...: only these files may match
     grep -nE "$pattern" src/*/*.[ch] src/*/*.cc 2>/dev/null | grep -vE "${places#|}" && say "the lines above go round the one door: $*"
 }
 door '#include <mpi' src/comm/
-door '#include <(cblas|openblas)' src/num/gemm src/num/tiles
+door 'libopenblas|dnnl' src/num/rivals
 door '#include <jansson' src/data/json
 door '#include <yaml' src/data/spec
 door '#include "job.pb-c' src/data/spec
@@ -32,7 +32,7 @@ door '#include <sentencepiece' src/data/sentencepiece
 door '#include <openssl' src/data/digest
 
 make --no-print-directory build/proto/job.pb-c.h >/dev/null
-include="-Isrc -Ibuild/proto $(pkg-config --cflags-only-I jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c openblas ompi-c sentencepiece libcrypto | sed 's/-I/-isystem /g')"
+include="-Isrc -Ibuild/proto $(pkg-config --cflags-only-I jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c ompi-c sentencepiece libcrypto | sed 's/-I/-isystem /g')"
 # -Wconversion without its sign part: sizes are size_t, counts are int, and the casts between them would say nothing
 warn="-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wmissing-prototypes -Wstrict-prototypes -Wvla -Werror"
 

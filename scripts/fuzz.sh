@@ -8,7 +8,7 @@ seconds=$1
 shift
 clang=$(command -v clang-14 || command -v clang) || { echo "fuzz: needs clang-14 and libclang-rt-14-dev" >&2; exit 1; }
 make --no-print-directory BUILD=build/fuzz CC="$clang" CXX="${clang/clang/clang++}" OPT="-O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined" -j2 build/fuzz/libfactorllm.a
-libs="$(pkg-config --libs jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c openblas ompi-c sentencepiece libcrypto) -lpthread -lm"
+libs="$(pkg-config --libs jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c ompi-c sentencepiece libcrypto) -lpthread -lm"
 bad=0
 for target in "$@"; do
     dir=build/fuzz/$target
