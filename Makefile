@@ -4,6 +4,7 @@
 # make check      layers, headers, formatting, and no warning under gcc and clang
 # make sanitize   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz       every parser for SECONDS=60 each, with clang's libFuzzer
+# make bench      five minutes of measurements on this machine, and what they mean against its limits
 # make install    PREFIX=/usr/local
 
 PREFIX  ?= /usr/local
@@ -44,7 +45,7 @@ UNIT    := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/*.c))
 MPI     := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/mpi/*.c))
 FUZZERS := $(patsubst %.c,%,$(notdir $(wildcard tests/fuzz/*.c)))
 
-.PHONY: FORCE all demo test check sanitize fuzz install clean bootstrap format
+.PHONY: FORCE all demo test check sanitize fuzz bench install clean bootstrap format
 all: $(BUILD)/factorllm
 
 $(BUILD)/factorllm: $(BUILD)/src/cli/main.o $(LIBRARY)
@@ -59,6 +60,10 @@ $(BUILD)/%.o: %.c | $(PROTO).h
 	$(say) CC $<
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
+# kernels that are chosen at run time; fused operations stand in the code, -ffp-contract=off lets no other ones in
+ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine)),)
+$(BUILD)/src/num/kernel_avx2.o: CFLAGS += -mavx2 -mfma
+endif
 $(BUILD)/%.o: %.cc
 	$(say) CXX $<
 	$(Q)mkdir -p $(@D)
@@ -110,6 +115,9 @@ format:
 
 fuzz:
 	@scripts/fuzz.sh $(SECONDS) $(FUZZERS)
+
+bench: all
+	@scripts/bench.sh $(BUILD)
 
 install: all
 	install -D -m 755 $(BUILD)/factorllm $(DESTDIR)$(PREFIX)/bin/factorllm
