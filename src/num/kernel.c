@@ -4,7 +4,16 @@
 
 const struct kernel *kernel_for(enum isa most)
 {
+#if defined(__x86_64__)
+    static const struct kernel *const levels[] = {&kernel_avx2};
+    enum isa best = isa_best();
+
+    if (most > best) most = best;
+    for (int i = (int)(sizeof(levels) / sizeof(*levels)) - 1; i >= 0; i--)
+        if (levels[i]->isa <= most) return levels[i];
+#else
     (void)most;
+#endif
     return &kernel_plain;
 }
 

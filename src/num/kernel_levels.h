@@ -4,7 +4,7 @@
 
 #include "num/kernel.h"
 
-extern const struct kernel kernel_plain;
+extern const struct kernel kernel_plain, kernel_avx2; /* the latter on x86-64 only */
 
 enum { KERNEL_SCRATCH_BYTES = 1 << 18 };
 

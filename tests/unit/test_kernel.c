@@ -1,0 +1,157 @@
+/* Every level of kernels this processor has gives the bits of the definition, kernel_plain.c, over odd shapes and odd numbers. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../check.h"
+#include "base/rng.h"
+#include "num/kernel.h"
+#include "num/kernel_levels.h"
+#include "num/widen.h"
+
+enum { MOST_ROWS = 200 };
+
+static void *room(size_t bytes)
+{
+    void *p = aligned_alloc(64, (bytes + 127) & ~(size_t)63);
+
+    assert_non_null(p);
+    memset(p, 0xa5, (bytes + 127) & ~(size_t)63); /* of which nothing may be read before it is written */
+    return p;
+}
+
+struct weights {
+    struct packed p;
+    float *from;
+};
+
+static struct weights weights(enum format f, int rows, int cols, struct rng *r)
+{
+    struct weights w = {.from = room((size_t)rows * (size_t)cols * sizeof(float))};
+    struct mat m = {w.from, DT_F32, rows, cols, (size_t)cols};
+    uint16_t *scale = format_has_scales(f) ? room(packed_scale_bytes(f, rows, cols)) : NULL;
+    void *lines = room(packed_line_bytes(f, rows, cols));
+
+    for (size_t i = 0; i < (size_t)rows * (size_t)cols; i++) w.from[i] = (float)rng_normal(r);
+    pack_panels(lines, scale, f, &m, 0, packed_panels(rows));
+    w.p = (struct packed){lines, scale, f, rows, cols};
+    return w;
+}
+
+static void weights_free(struct weights *w)
+{
+    free((void *)w->p.lines);
+    free((void *)w->p.scale);
+    free(w->from);
+}
+
+static struct rows some_rows(int n, int cols, struct rng *r)
+{
+    size_t ld = (size_t)cols + 3;
+    float *x = room((size_t)n * ld * sizeof(float));
+    struct rows rows = {.x = x, .ld = ld, .n = n, .cols = cols};
+
+    for (int t = 0; t < n; t++) {
+        for (int k = 0; k < cols; k++) x[(size_t)t * ld + (size_t)k] = (float)rng_normal(r);
+        for (size_t k = (size_t)cols; k < ld; k++) x[(size_t)t * ld + k] = NAN; /* behind a row nothing may be read */
+    }
+    return rows;
+}
+
+static void quantize(struct rows *r)
+{
+    rows_room(r, room(rows_bytes(r->n, r->cols)));
+    rows_quantize(r, 0, r->n);
+}
+
+static void rows_free(struct rows *r)
+{
+    free((void *)r->x);
+    free(r->q);
+}
+
+/* The same bits; which NaN it is may differ. */
+static bool same(const float *a, const float *b, int n)
+{
+    if (!memcmp(a, b, (size_t)n * sizeof(*a))) return true;
+    for (int i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, sizeof(*a)) && !(isnan(a[i]) && isnan(b[i]))) return false;
+    return true;
+}
+
+/* `k` against the definition; columns between the rows of y must stay as they are. */
+static void compare(const struct kernel *k, const struct rows *x, const int *index, int n, const struct packed *w, int first,
+                    int panels)
+{
+    size_t columns = (size_t)panels * PANEL_LANES, ld = columns + 5;
+    float *want = room((size_t)n * ld * sizeof(float)), *got = room((size_t)n * ld * sizeof(float));
+    void *scratch = room(kernel_scratch_bytes());
+
+    kernel_plain.product(want, ld, x, index, n, w, first, panels, NULL);
+    k->product(got, ld, x, index, n, w, first, panels, scratch);
+    for (int i = 0; i < n; i++)
+        if (!same(want + (size_t)i * ld, got + (size_t)i * ld, (int)ld))
+            fail_msg("%s %s: %d rows%s, panels %d + %d of %d x %d: row %d differs", isa_name(k->isa), format_name(w->format), n,
+                     index ? " by index" : "", first, panels, w->rows, w->cols, i);
+    free(want);
+    free(got);
+    free(scratch);
+}
+
+/* Runs check(kernel) for each level there is. */
+static void every_level(void (*check)(const struct kernel *k, enum format f))
+{
+    const struct kernel *before = NULL;
+
+    for (int i = 0; i < ISA_COUNT; i++) {
+        const struct kernel *k = kernel_for((enum isa)i);
+
+        assert_true((int)k->isa <= i && k->isa <= isa_best());
+        if (k != before && k != &kernel_plain)
+            for (int f = 0; f < FORMAT_COUNT; f++) check(k, (enum format)f);
+        before = k;
+    }
+}
+
+static void check_shapes(const struct kernel *k, enum format f)
+{
+    static const int cols[] = {1, 2, 3, 7, 16, 31, 32, 33, 64, 100, 255, 256, 257, 320, 511, 777, 1200};
+    static const int out[] = {1, 16, 17, 50, 80, 130};
+    static const int rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 64, MOST_ROWS};
+    struct rng r;
+
+    rng_seed(&r, 1, (uint64_t)f);
+    for (size_t c = 0; c < sizeof(cols) / sizeof(*cols); c++) {
+        struct rows x = some_rows(MOST_ROWS, cols[c], &r);
+
+        quantize(&x);
+        for (size_t o = 0; o < sizeof(out) / sizeof(*out); o++) {
+            struct weights w = weights(f, out[o], cols[c], &r);
+            int all = packed_panels(out[o]);
+
+            for (size_t i = (o + c) % 3; i < sizeof(rows) / sizeof(*rows); i += 3) {
+                int first = (int)rng_below(&r, (uint64_t)all), index[MOST_ROWS];
+
+                compare(k, &x, NULL, rows[i], &w.p, 0, all);
+                for (int t = 0; t < rows[i]; t++) index[t] = (int)rng_below(&r, MOST_ROWS);
+                compare(k, &x, index, rows[i], &w.p, first, 1 + (int)rng_below(&r, (uint32_t)(all - first)));
+            }
+            weights_free(&w);
+        }
+        rows_free(&x);
+    }
+}
+
+static void shapes(void **state)
+{
+    (void)state;
+    every_level(check_shapes);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(shapes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
