@@ -13,6 +13,7 @@
 #include "data/digest.h"
 #include "jobs/inputs.h"
 #include "jobs/summary.h"
+#include "jobs/timing_report.h"
 
 /* A kind is a row: its file in src/jobs, its keys in src/data/spec_table.c, an example in configs/. */
 static const struct {
@@ -54,6 +55,41 @@ static struct json_t *traffic(struct cluster *c, const struct exchange_stats *be
     json_put_int(o, "bytes_back", (int64_t)(now->bytes_back - before->bytes_back));
     json_put_real(o, "wait_seconds", now->wait_seconds - before->wait_seconds);
     return o;
+}
+
+/* Where the time went, in result.json and on the terminal.  Only after a run that ended well: others end with their error. */
+static status put_timing(struct job *j, struct json_t *to, struct err *e)
+{
+    enum { PROBE_BYTES = 64 << 20 };
+    struct gemm *g = cluster_gemm(j->cluster);
+    int ranks = comm_size(cluster_comm(j->cluster));
+    struct timing *t = calloc((size_t)ranks, sizeof(*t));
+    struct probe machine = {0};
+    struct probe_memory *memory;
+    struct err ignored;
+
+    BUG_ON(!t);
+    status st = cluster_timing(j->cluster, t, false, e);
+    if (!st && t[0].steps && !probe_open(&memory, g, PROBE_BYTES, &ignored)) {
+        probe_round(&machine, g, memory, 0.01);
+        probe_close(memory);
+    }
+    if (!st) {
+        json_put(to, "timing", timing_json(t, ranks, &machine));
+        timing_print(j->log, t, ranks, &machine);
+    }
+    free(t);
+    return st;
+}
+
+static status clear_timing(struct cluster *c, struct err *e)
+{
+    struct timing *ignored = calloc((size_t)comm_size(cluster_comm(c)), sizeof(*ignored));
+
+    BUG_ON(!ignored);
+    status st = cluster_timing(c, ignored, true, e);
+    free(ignored);
+    return st;
 }
 
 static bool says(const struct json_t *o, const char *key, const char *text)
@@ -170,8 +206,17 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
     describe(file, s, c);
     if (known) json_put_text(file, "answers_sha256", answers);
     job_event(&j, "start", NULL);
-    st = kinds[s->kind].run(&j, e);
+    st = clear_timing(c, e);
+    if (!st) st = kinds[s->kind].run(&j, e);
     log_progress_end(l);
+    if (st == OK || st == ERR_GATE) {
+        struct err lost;
+
+        if (put_timing(&j, j.result, &lost)) {
+            *e = lost;
+            st = lost.code;
+        }
+    }
     if (st != ERR_RANK) cluster_release(c);
     double seconds = clock_now() - start;
     struct json_t *end = json_object_new();
@@ -179,7 +224,7 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
     json_put_real(end, "seconds", seconds);
     job_event(&j, "end", end);
 
-    BUG_ON(json_at(j.result, "seconds") || json_at(j.result, "exchange"));
+    BUG_ON(json_at(j.result, "seconds") || json_at(j.result, "exchange") || json_at(file, "timing"));
     json_put_real(j.result, "seconds", seconds);
     json_put(j.result, "exchange", traffic(c, &before));
     json_put_text(file, "status", verdict_name(st));

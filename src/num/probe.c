@@ -5,6 +5,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "base/clock.h"
 
 enum { WAYS = 2, WORKERS_MAX = 1024, CHAINS = 12, TURNS = 1 << 14, PIECES = 64 /* of the memory, to be shared by the threads */ };
@@ -47,7 +51,7 @@ typedef uint64_t v8 __attribute__((vector_size(64)));
     }
 
 /* CHAINS sums that do not wait for each other, in registers. */
-#define MULTIPLY(name, target, vector, lanes)                                                                                    \
+#define MULTIPLY(name, target, vector, lanes, multiply_add)                                                                      \
     target static double name(long turns)                                                                                        \
     {                                                                                                                            \
         vector sum[CHAINS], a, b;                                                                                                \
@@ -57,23 +61,25 @@ typedef uint64_t v8 __attribute__((vector_size(64)));
         for (int i = 0; i < CHAINS; i++)                                                                                         \
             for (int l = 0; l < lanes; l++) sum[i][l] = (float)i;                                                                \
         for (long t = 0; t < turns; t++)                                                                                         \
-            for (int i = 0; i < CHAINS; i++) sum[i] = sum[i] * a + b;                                                            \
+            for (int i = 0; i < CHAINS; i++) sum[i] = multiply_add(sum[i], a, b);                                                \
         for (int i = 0; i < CHAINS; i++)                                                                                         \
             for (int l = 0; l < lanes; l++) all += (double)sum[i][l];                                                            \
         return all;                                                                                                              \
     }
+
+#define PLAIN(x, y, z) ((x) * (y) + (z))
 
 typedef float f4 __attribute__((vector_size(16)));
 typedef float f8 __attribute__((vector_size(32)));
 typedef float f16 __attribute__((vector_size(64)));
 
 READ(read_plain, , v4)
-MULTIPLY(multiply_plain, , f4, 4)
+MULTIPLY(multiply_plain, , f4, 4, PLAIN)
 #if defined(__x86_64__)
 READ(read_avx2, __attribute__((target("avx2,fma"))), v4)
 READ(read_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), v8)
-MULTIPLY(multiply_avx2, __attribute__((target("avx2,fma"))), f8, 8)
-MULTIPLY(multiply_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), f16, 16)
+MULTIPLY(multiply_avx2, __attribute__((target("avx2,fma"))), f8, 8, _mm256_fmadd_ps)
+MULTIPLY(multiply_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), f16, 16, _mm512_fmadd_ps)
 #endif
 
 static void touch_task(void *ctx, int i, int worker)
