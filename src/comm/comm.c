@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "comm/comm_internal.h"
+#include "comm/mailbox.h"
 
 enum { CLOSE_SECONDS = 10 };
 
@@ -70,7 +71,8 @@ static status gather(struct comm *c, struct err *e)
     c->processes = calloc((size_t)c->size, sizeof(*c->processes));
     c->host_cores = calloc((size_t)c->size, sizeof(*c->host_cores));
     c->ping = calloc((size_t)c->size, sizeof(*c->ping));
-    BUG_ON(!all || !c->peers || !c->processes || !c->host_cores || !c->ping);
+    c->by_mail = calloc((size_t)c->size, sizeof(*c->by_mail));
+    BUG_ON(!all || !c->peers || !c->processes || !c->host_cores || !c->ping || !c->by_mail);
     memset(&mine, 0, sizeof(mine));
     mine.peer.rank = c->rank;
     process_describe(&mine.process, &mine.peer);
@@ -97,6 +99,8 @@ static status gather(struct comm *c, struct err *e)
 
 static void free_comm(struct comm *c)
 {
+    office_close(c);
+    free(c->by_mail);
     free(c->peers);
     free(c->processes);
     free(c->host_cores);
@@ -112,7 +116,7 @@ status comm_open(struct comm **out, int *argc, char ***argv, struct err *e)
 
     *out = NULL;
     BUG_ON(!c);
-    *c = (struct comm){.size = 1, .world = MPI_COMM_NULL, .chunk = COMM_CHUNK};
+    *c = (struct comm){.size = 1, .world = MPI_COMM_NULL, .chunk = COMM_CHUNK, .region = {.file = -1}};
     c->yields = variable_is_on("OMPI_MCA_mpi_yield_when_idle") || variable_is_on("OMPI_MCA_mpi_oversubscribe");
     c->recovery = variable_is_on("OMPI_MCA_orte_enable_recovery");
     if (launched(&rank, &several)) {
@@ -122,7 +126,7 @@ status comm_open(struct comm **out, int *argc, char ***argv, struct err *e)
             return e->code;
         }
     }
-    if (gather(c, e)) {
+    if (gather(c, e) || office_open(c, e)) {
         free_comm(c);
         return e->code;
     }

@@ -8,6 +8,7 @@
 
 #include "base/str.h"
 #include "comm/comm.h"
+#include "comm/region.h"
 
 enum { COMM_CHUNK = 1 << 30 };
 
@@ -24,6 +25,13 @@ struct comm {
     MPI_Request *ping;
     bool yields, recovery;
     bool *closed; /* see watch_fork(); NULL when nobody watches */
+    /* Ranks that share memory with the coordinator (mailbox.h). */
+    struct region region;
+    struct office *office; /* NULL: not this rank */
+    int *by_mail;          /* [rank] */
+    char apart[160];       /* why some do not though they are on its host, or empty */
+    /* Tests: as if the memory for payloads could not be had, or the followers could not open it. */
+    bool no_region, no_attach;
 };
 
 /* process.c: which process a rank is, beyond its number: its kernel, its PID namespace and when it started, so that neither a container

@@ -9,8 +9,10 @@
  * Pings: exchange_ping() must be called now and then by a coordinator that works long alone; it sends at most one ping per deadline / 8.
  *     Followers swallow pings in exchange_next().  While a follower computes long it need not do anything: the coordinator's
  *     deadline counts from the post.
- * Waiting: polls with a growing sleep (up to 1 ms), so that an idle rank does not burn a core.
- * Memory: a follower's receive buffer and the coordinator's answer buffers are taken at open, from `limits`; nothing later.
+ * Waiting: looks all the time for a moment, then sleeps: ranks of one host wake each other, others look with a growing sleep (up to 1 ms), so that
+ *     an idle rank does not burn a core.
+ * Memory: what payloads need is taken at open, from `limits`; nothing later.  Ranks that share memory with the coordinator read a payload where the
+ *     sender wrote it; a sender that asks for the place first (exchange_room(), exchange_answer_room()) copies nothing at all.
  * Signals: STOP_NOW ends a wait with STOPPED, unless a peer on this host is gone: then ERR_RANK, because then the signal is mpirun cleaning up.
  */
 #ifndef COMM_EXCHANGE_H
@@ -29,6 +31,8 @@ struct exchange_limits {
     size_t request_bytes; /* largest payload of a request */
     size_t answer_bytes;  /* largest payload of an answer */
     double deadline;      /* seconds */
+    int threads;          /* that this rank computes with, 0: one; a rank that has no processor of its own waits otherwise */
+    bool apart;           /* no memory is shared, also on one host; the same on all ranks */
 };
 
 struct request {   /* travels in front of the payload, as it is: ranks are one architecture */
@@ -60,6 +64,12 @@ size_t exchange_cost(bool coordinator, int size, struct exchange_limits limits);
 status exchange_open(struct exchange **out, struct comm *c, struct exchange_limits limits, struct arena *a, struct err *e);
 void exchange_close(struct exchange *x);
 
+/* Why ranks of one host do not share memory though they might (for a person to know; some is known only after a first request to all), or NULL. */
+const char *exchange_note(const struct exchange *x);
+
+/* Coordinator.  Where the next request to `rank` in this slot has its payload of so many bytes in all (aligned to 64): what is written there and then posted
+ * is not copied.  Nothing may be in flight to it in this slot.  There always is a place. */
+void *exchange_room(struct exchange *x, int slot, int rank, size_t bytes);
 /* Coordinator.  `payload` (up to two parts) must stay unchanged until exchange_wait() of the slot returns. */
 void exchange_post(struct exchange *x, int slot, int rank, const struct request *r, const void *part0, size_t bytes0,
                    const void *part1, size_t bytes1);
@@ -74,8 +84,10 @@ void exchange_progress(struct exchange *x);
 void exchange_ping(struct exchange *x);
 const struct exchange_stats *exchange_stats(const struct exchange *x);
 
-/* Follower.  The request's payload is valid until the next call of exchange_next(). */
+/* Follower.  The request's payload is valid until exchange_answer(). */
 status exchange_next(struct exchange *x, struct request *r, const void **payload, struct err *e);
+/* Where the answer to the request taken last has its payload of so many bytes: what is written there and then answered is not copied. */
+void *exchange_answer_room(struct exchange *x, size_t bytes);
 void exchange_answer(struct exchange *x, const struct request *r, status code, int rows, const void *payload, size_t bytes);
 
 #endif

@@ -3,7 +3,7 @@
 
 #include "base/clock.h"
 #include "base/stop.h"
-#include "comm/exchange_internal.h"
+#include "comm/mailbox.h"
 
 /* The coordinator that goes because another rank was lost has said so; mpirun's signal follows it within this time, and we need not. */
 static const double GONE_SECONDS = 0.8;
@@ -63,12 +63,12 @@ static status look(struct exchange *x, struct wait *w)
 /* Until all n requests are done, or the exchange is over. */
 static status wait_all(struct exchange *x, MPI_Request *q, int n, bool receives, bool body)
 {
-    struct wait w = {.pause = pause_begin()};
+    struct wait w = {.pause = pause_begin(x)};
     int done = 0, code;
 
     if (body) w.pause.quick = w.pause.now + QUICK_SECONDS;
     while (!(code = MPI_Testall(n, q, &done, MPI_STATUSES_IGNORE)) && !done) {
-        if (!pause_step(&w.pause) || !look(x, &w)) continue;
+        if (!pause_step(&w.pause, false) || !look(x, &w)) continue;
         exchange_settle(x, q, n, receives);
         return x->over.code;
     }
@@ -82,39 +82,84 @@ static status wait_all(struct exchange *x, MPI_Request *q, int n, bool receives,
     return OK;
 }
 
-/* The next head that is not a ping. */
-static status next_head(struct exchange *x)
+static status refused(struct exchange *x, const char *what)
 {
-    do {
-        int code = MPI_Irecv(x->request, sizeof(*x->request) + INLINE, MPI_BYTE, 0, TAG_REQUEST, x->comm->world, &x->in[0]);
+    return err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to %s", x->comm->peers[0].host, what);
+}
 
-        if (code)
-            return err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to receive", x->comm->peers[0].host);
+/* The next head that is not a ping. */
+static status next_by_mpi(struct exchange *x)
+{
+    size_t most = sizeof(*x->request) + INLINE;
+
+    do {
+        int code = MPI_Irecv(x->request, (int)most, MPI_BYTE, 0, TAG_REQUEST, x->comm->world, &x->in[0]);
+
+        if (code) return refused(x, "receive");
         if (wait_all(x, x->in, 1, true, false)) return x->over.code;
     } while (x->request->r.kind == KIND_PING);
     return OK;
 }
 
+static status next_by_mail(struct exchange *x)
+{
+    struct wait w = {.pause = pause_begin(x)};
+    uint64_t pings = __atomic_load_n(&x->box->pings, __ATOMIC_RELAXED), now;
+
+    while (!mail_next(x->box, x->comm->sequence, x->request)) {
+        bool look_now = pause_step(&w.pause, true);
+
+        now = __atomic_load_n(&x->box->pings, __ATOMIC_RELAXED);
+        if (now != pings) w.gone = 0, w.pause.start = w.pause.now;
+        pings = now;
+        if (look_now && look(x, &w)) return x->over.code;
+    }
+    return OK;
+}
+
+/* Takes the offer of a region, once. */
+static void take_offer(struct exchange *x)
+{
+    const struct request_head *head = x->request;
+    struct err ignored;
+
+    if (head->region_file < 0 || x->offered) return;
+    x->offered = true;
+    if (x->comm->no_attach) return;
+    BUG_ON(head->share_at + exchange_share(NULL, NULL, x->limits) > head->region_bytes);
+    if (region_attach(&x->region, x->comm->peers[0].pid, head->region_file, (size_t)head->region_bytes, head->region_id,
+                      &ignored))
+        return; /* the coordinator says so */
+    exchange_share(&x->share, x->region.base + head->share_at, x->limits);
+}
+
+/* Where the payload is, or arrives. */
+static status payload_of(struct exchange *x, const void **payload)
+{
+    const struct request_head *head = x->request;
+    size_t bytes0 = (size_t)head->bytes0, bytes1 = (size_t)(head->r.bytes - head->bytes0);
+    int tag = TAG_REQUEST_BODY + head->slot, n = 0, code = 0;
+
+    *payload = x->box ? x->box->slot[head->slot].asked : (char *)(x->request + 1);
+    if (head->r.bytes <= INLINE) return OK;
+    *payload = head->flags & HEAD_IN_REGION ? x->share.request[head->slot] : x->buffer;
+    if (head->flags & HEAD_IN_REGION) return OK;
+    n = exchange_move(x, FROM, 0, x->buffer, bytes0, tag, x->in, n, &code);
+    n = exchange_move(x, FROM, 0, x->buffer + bytes0, bytes1, tag, x->in, n, &code);
+    return code ? refused(x, "receive") : wait_all(x, x->in, n, true, true);
+}
+
 status exchange_next(struct exchange *x, struct request *r, const void **payload, struct err *e)
 {
     const struct request_head *head = x->request;
-    int n = 0, code = 0;
 
     BUG_ON(x->lanes || x->asked);
-    if (x->over.code || next_head(x)) goto over;
+    if (x->over.code || (x->box ? next_by_mail(x) : next_by_mpi(x))) goto over;
     BUG_ON(head->r.sequence <= x->comm->sequence || head->r.bytes > x->limits.request_bytes || head->bytes0 > head->r.bytes);
+    BUG_ON(head->slot < 0 || head->slot >= EXCHANGE_SLOTS || (head->flags & HEAD_IN_REGION && !x->region.base));
     x->comm->sequence = head->r.sequence;
-    *payload = x->request + 1;
-    if (head->r.bytes > INLINE) {
-        size_t bytes0 = (size_t)head->bytes0, bytes1 = (size_t)(head->r.bytes - head->bytes0);
-        int tag = TAG_REQUEST_BODY + head->slot;
-
-        n = exchange_receive(x, x->in, n, x->buffer, bytes0, 0, tag, &code);
-        n = exchange_receive(x, x->in, n, x->buffer + bytes0, bytes1, 0, tag, &code);
-        if (code) err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to receive", x->comm->peers[0].host);
-        if (code || wait_all(x, x->in, n, true, true)) goto over;
-        *payload = x->buffer;
-    }
+    take_offer(x);
+    if (payload_of(x, payload)) goto over;
     *r = x->last = head->r;
     x->asked = true;
     x->stats.messages++;
@@ -125,25 +170,47 @@ over:
     return e->code;
 }
 
+void *exchange_answer_room(struct exchange *x, size_t bytes)
+{
+    int slot = x->request->slot;
+
+    BUG_ON(x->lanes || !x->asked || bytes > x->limits.answer_bytes);
+    if (bytes > INLINE) return x->region.base ? x->share.answer[slot] : x->room;
+    return x->box ? x->box->slot[slot].answered : (char *)(x->answer + 1);
+}
+
+/* The head, and what is behind it; returns requests of MPI. */
+static int send_head(struct exchange *x, int slot, int *code)
+{
+    size_t bytes = (size_t)x->answer->a.bytes;
+
+    if (x->box) {
+        mail_answer(&x->box->slot[slot], x->answer);
+        bell_ring(&x->comm->office->bell);
+        return 0;
+    }
+    bytes = sizeof(*x->answer) + (bytes <= INLINE ? bytes : 0);
+    *code = MPI_Isend(x->answer, (int)bytes, MPI_BYTE, 0, TAG_ANSWER + slot, x->comm->world, &x->out[0]);
+    return *code ? 0 : 1;
+}
+
 void exchange_answer(struct exchange *x, const struct request *r, status code, int rows, const void *payload, size_t bytes)
 {
-    int slot = x->request->slot, n = 0, failed;
-    size_t length = sizeof(*x->answer);
+    int slot = x->request->slot, n = 0, failed = 0;
+    bool stays = bytes <= INLINE || x->region.base;
 
     BUG_ON(x->lanes || !x->asked || r->sequence != x->last.sequence || bytes > x->limits.answer_bytes);
+    if (stays && !x->over.code) exchange_place(exchange_answer_room(x, bytes), payload, bytes);
     x->asked = false;
     if (x->over.code) return;
     *x->answer = (struct answer_head){.a = {.code = code, .rows = rows, .sequence = r->sequence, .bytes = bytes}};
-    if (bytes > 0 && bytes <= INLINE) {
-        memcpy(x->answer + 1, payload, bytes);
-        length += bytes;
-    }
-    failed = MPI_Isend(x->answer, (int)length, MPI_BYTE, 0, TAG_ANSWER + slot, x->comm->world, &x->out[0]);
-    if (!failed) n = 1;
-    if (bytes > INLINE) n = exchange_send(x, x->out, n, payload, bytes, 0, TAG_ANSWER_BODY + slot, &failed);
+    if (x->offered) x->answer->flags = x->region.base ? HEAD_REACHES : HEAD_CANNOT;
+    if (stays && bytes > INLINE) x->answer->flags |= HEAD_IN_REGION;
+    n = send_head(x, slot, &failed);
+    if (!stays) n = exchange_move(x, TO, 0, (void *)payload, bytes, TAG_ANSWER_BODY + slot, x->out, n, &failed);
     x->stats.messages++;
     x->stats.bytes_out += bytes;
     /* The caller may change its payload after this; what goes wrong shows in the next exchange_next(). */
-    if (failed) err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to send", x->comm->peers[0].host);
-    else wait_all(x, x->out, n, false, true);
+    if (failed) refused(x, "send");
+    else if (n > 0) wait_all(x, x->out, n, false, true);
 }

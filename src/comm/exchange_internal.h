@@ -1,11 +1,16 @@
 /* What the two sides of the exchange share.
  *
- * On the wire: a head of fixed size; a payload of up to INLINE bytes follows in the same message.  A larger one travels as messages of its
- * own, its parts from where they lie, in pieces of at most comm->chunk bytes, and arrives in the receiver's buffer one behind the other.
+ * A head of fixed size goes first; a payload of up to INLINE bytes goes with it.  Heads to and from a follower on the coordinator's host go through
+ * its mailbox (mailbox.h), else through MPI.
+ *
+ * A larger payload lies in memory that both share, where the sender wrote it: it does not travel.  The coordinator makes this region when the exchange
+ * is opened, offers it in the heads of its requests until the follower has said whether it reaches it, and only then is it used.
+ * Without it, a larger payload travels through MPI as messages of its own, its parts from where they lie, in pieces of at most comm->chunk bytes, and
+ * arrives in the receiver's buffer one behind the other.
  *
  * Requests of both slots have one tag for the head, so that a follower takes them in the order in which they were posted; bodies and
  * answers have one per slot.  A follower offers a receive for the next head only inside exchange_next(): what comes while it closes one
- * exchange and opens the next waits inside MPI.
+ * exchange and opens the next waits inside MPI, or in the mailbox.
  */
 #ifndef COMM_EXCHANGE_INTERNAL_H
 #define COMM_EXCHANGE_INTERNAL_H
@@ -16,22 +21,34 @@
 enum { INLINE = 16384, KIND_PING = -1 };
 enum { TAG_REQUEST = 1, TAG_REQUEST_BODY = 2, TAG_ANSWER = 2 + EXCHANGE_SLOTS, TAG_ANSWER_BODY = 2 + 2 * EXCHANGE_SLOTS };
 
+/* Of a head: its payload lies in the region; of an answer: what became of the offer. */
+enum { HEAD_IN_REGION = 1, HEAD_REACHES = 2, HEAD_CANNOT = 4 };
+
 struct request_head {
     struct request r;
-    uint64_t bytes0; /* of the first part */
+    uint64_t bytes0;                            /* of the first part */
+    uint64_t region_id, region_bytes, share_at; /* the offer: a region, and where this follower's share of it begins */
+    int32_t region_file;                        /* -1: no offer */
     int32_t slot;
-    char pad[36];
+    int32_t flags;
+    char pad[4];
 };
 
 struct answer_head {
     struct answer a;
-    char pad[40];
+    int32_t flags;
+    char pad[36];
 };
 
 _Static_assert(sizeof(struct request_head) == 128 && sizeof(struct answer_head) == 64, "payloads behind heads are aligned to 64");
 
+/* One follower's share of the region, or the same in memory of our own: where payloads larger than INLINE lie. */
+struct share {
+    char *request[EXCHANGE_SLOTS], *answer[EXCHANGE_SLOTS];
+};
+
 /* FREE -post-> HEAD -head of the answer-> BODY -> DONE -next round-> FREE
- *                ^----- STALE <-- an answer to an exchange that was given up */
+ *                ^----- STALE <-- an answer to an exchange that was given up; not by mail */
 enum lane_state { FREE, HEAD, BODY, STALE, DONE };
 
 struct lane { /* of the coordinator: one (slot, rank) */
@@ -40,51 +57,78 @@ struct lane { /* of the coordinator: one (slot, rank) */
     bool sent; /* the whole request */
     int n_out, n_in;
     MPI_Request *out, *in;
+    struct mail *mail;            /* NULL: heads go through MPI */
     struct request_head *request; /* with room for INLINE bytes behind it, as has the answer */
     struct answer_head *answer;
-    char *buffer;
+    char *room, *buffer; /* of request and answer if they are larger */
     const void *payload;
 };
+
+enum offer_state { OFFER_NONE, OFFER_OPEN, OFFER_TAKEN };
 
 struct exchange {
     struct comm *comm;
     struct exchange_limits limits;
     struct exchange_stats stats;
     struct err over; /* OK, or why nothing is posted and waited for any more */
+    struct region region;
+    struct bell *bell; /* this process's, NULL: nobody rings */
+    bool crowded;      /* more threads than processors on this host */
+    char note[160];    /* see exchange_note() */
 
     /* coordinator */
-    struct lane *lanes; /* [slot][rank] */
+    struct lane *lanes;      /* [slot][rank] */
+    enum offer_state *offer; /* [rank] */
     bool collected[EXCHANGE_SLOTS];
     double pinged;
     double spoke, silent; /* when something was sent last; when a silence longer than the deadline ended, 0 never */
 
     /* follower */
+    struct mailbox *box;          /* NULL: heads come through MPI */
     struct request_head *request; /* as in a lane */
     struct request last;          /* taken; for messages, while MPI writes over the head */
     struct answer_head *answer;
-    char *buffer;
+    struct share share;  /* of the region, if it was reached */
+    bool offered;        /* and tried */
+    char *buffer, *room; /* of request and answer if they are larger and there is no region */
     MPI_Request *out, *in;
     bool asked; /* a request was taken and not answered yet */
 };
 
-/* How a wait passes its time: yield at first, then sleep an eighth of what was waited already, up to 1 ms. */
+/* How a wait passes its time: it looks all the time for a moment, which is long if each thread has a processor of its own, then it sleeps: until the
+ * bell rings where everything it waits for rings it, else an eighth of what was waited already, up to 1 ms. */
 struct pause {
     double start, now, look;
     double stop;  /* since when STOP_NOW is seen, 0 never */
     double quick; /* until then a body is on its way: only yield, because MPI moves it a piece at each call */
+    bool crowded;
+    struct bell *bell;
+    uint32_t seen; /* rings before the last look */
 };
 
 #define QUICK_SECONDS 0.01
 
-struct pause pause_begin(void);
-bool pause_step(struct pause *p); /* true every 50 ms: time to look at signals, processes and deadlines */
+struct pause pause_begin(const struct exchange *x);
+/* rings: all that is waited for rings the bell.  True every 50 ms: time to look at signals, processes and deadlines. */
+bool pause_step(struct pause *p, bool rings);
 
 /* Sends or receives `bytes` in pieces and adds the requests to q; `code` keeps the first error of MPI. */
-int exchange_send(struct exchange *x, MPI_Request *q, int n, const void *from, size_t bytes, int to, int tag, int *code);
-int exchange_receive(struct exchange *x, MPI_Request *q, int n, void *to, size_t bytes, int from, int tag, int *code);
+enum direction { TO, FROM };
+int exchange_move(struct exchange *x, enum direction where, int rank, void *bytes, size_t n_bytes, int tag, MPI_Request *q, int n,
+                  int *code);
+
+/* Where a share's parts are, from its beginning; returns the bytes of a share.  `share` may be NULL. */
+size_t exchange_share(struct share *share, char *begin, struct exchange_limits limits);
+
+/* Puts a part of a payload into its place, unless it lies there. */
+void exchange_place(char *to, const void *from, size_t bytes);
 
 /* Ends requests that will not be waited for: receives are cancelled, sends get a moment.  What MPI still holds after that stays with it:
  * the requests are left alone, the memory must stay until the process ends, and comm->dirty keeps us out of MPI from then on. */
 void exchange_settle(struct exchange *x, MPI_Request *q, int n, bool receives);
+
+/* The coordinator's and a follower's part of opening and closing. */
+void exchange_open_lanes(struct exchange *x);
+void exchange_close_lanes(struct exchange *x);
 
 #endif

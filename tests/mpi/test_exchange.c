@@ -8,10 +8,24 @@
 
 #include "base/clock.h"
 #include "base/stop.h"
-#include "comm/exchange_internal.h"
+#include "comm/mailbox.h"
 
-enum { KIND_ECHO = 1, KIND_FAIL, KIND_REOPEN, KIND_STALE, KIND_STOP };
+enum { KIND_ECHO = 1, KIND_FAIL, KIND_REOPEN, KIND_STALE, KIND_PLACE, KIND_STOP };
 enum { LIMIT = 100000, SMALL = 2000 };
+
+/* All is done in each of these ways. */
+static const struct way {
+    const char *name;
+    bool apart, no_region, no_attach;
+    size_t chunk;
+} ways[] = {
+    {.name = "through shared memory", .chunk = COMM_CHUNK},
+    {.name = "through MPI", .apart = true, .chunk = COMM_CHUNK},
+    {.name = "through MPI, with pieces so small that all is cut", .apart = true, .chunk = 7000},
+    {.name = "heads shared, no memory for payloads", .no_region = true, .chunk = COMM_CHUNK},
+    {.name = "heads shared, payloads refused by the followers, cut", .no_attach = true, .chunk = 7000},
+};
+static const struct way *way;
 
 static struct comm *world;
 static struct exchange *x;
@@ -23,6 +37,7 @@ static void open_exchange(size_t bytes)
     struct err e = {0};
 
     limits.request_bytes = limits.answer_bytes = bytes;
+    limits.apart = way->apart;
     size_t cost = exchange_cost(comm_rank(world) == 0, comm_size(world), limits);
     BUG_ON(arena_open(&arena, "exchange", world->chunk < COMM_CHUNK ? 2 * cost + 65536 : cost, &e));
     BUG_ON(exchange_open(&x, world, limits, arena, &e));
@@ -62,6 +77,12 @@ static void send_stale(const struct request *r)
 
     memcpy(body, &head, sizeof(head));
     int slot = x->request->slot, inlined = r->flags <= INLINE ? r->flags : 0;
+    if (x->box) {
+        memset(x->box->slot[slot].answered, 0, INLINE);
+        mail_answer(&x->box->slot[slot], &head);
+        free(body);
+        return;
+    }
     MPI_Send(body, (int)sizeof(head) + inlined, MPI_BYTE, 0, TAG_ANSWER + slot, world->world);
     for (int at = 0; !inlined && at < r->flags; at += (int)world->chunk) {
         int piece = r->flags - at < (int)world->chunk ? r->flags - at : (int)world->chunk;
@@ -69,6 +90,17 @@ static void send_stale(const struct request *r)
         MPI_Send(body, piece, MPI_BYTE, 0, TAG_ANSWER_BODY + slot, world->world);
     }
     free(body);
+}
+
+/* Written where it is read. */
+static void answer_in_place(const struct request *r, const void *payload, size_t n)
+{
+    uint8_t *room = exchange_answer_room(x, n);
+    bool right = holds(payload, r->bytes, (uint64_t)r->layer);
+
+    BUG_ON((uintptr_t)room % 64 != 0);
+    fill(room, n, (uint64_t)(r->layer + comm_rank(world)));
+    exchange_answer(x, r, right ? OK : ERR_FORMAT, r->rows, right ? room : (const void *)"wrong", right ? n : 6);
 }
 
 static int follow(void)
@@ -88,6 +120,10 @@ static int follow(void)
         bool right = r.layer < 0 || holds(payload, r.bytes, (uint64_t)r.layer);
         size_t n = (size_t)r.number[0];
 
+        if (r.kind == KIND_PLACE) {
+            answer_in_place(&r, payload, n);
+            continue;
+        }
         fill(answer, n, (uint64_t)(r.layer + comm_rank(world)));
         if (r.kind == KIND_STALE) send_stale(&r);
         if (r.kind == KIND_FAIL && r.flags == comm_rank(world)) exchange_answer(x, &r, ERR_LIMIT, 0, "too much", 9);
@@ -182,6 +218,54 @@ static void two_slots(void **state)
             expect(1, rank, a, 11);
         }
     }
+}
+
+static void written_in_place(void **state)
+{
+    struct err e = {0};
+
+    (void)state;
+    for (int round = 0; round < 2 * SIZES; round++) {
+        size_t n = sizes[round % SIZES], back = sizes[(round * 3 + 1) % SIZES], cut = n / 3;
+        int slot = round % 2, layer = round % 7;
+
+        for (int rank = 1; rank < comm_size(world); rank++) {
+            struct request r = {.kind = KIND_PLACE, .layer = layer, .rows = layer + 1, .number = {(double)back}, .what = "place"};
+            char *room = exchange_room(x, slot, rank, n);
+
+            assert_int_equal((uintptr_t)room % 64, 0);
+            fill((uint8_t *)room, n, (uint64_t)layer);
+            /* in one part, in two parts where they lie, and with a part from elsewhere */
+            memcpy(payloads[slot], room, n);
+            if (round % 3 == 0) exchange_post(x, slot, rank, &r, room, n, NULL, 0);
+            else if (round % 3 == 1) exchange_post(x, slot, rank, &r, room, cut, room + cut, n - cut);
+            else exchange_post(x, slot, rank, &r, room, cut, payloads[slot] + cut, n - cut);
+        }
+        assert_int_equal(exchange_wait(x, slot, &e), OK);
+        for (int rank = 1; rank < comm_size(world); rank++) expect(slot, rank, back, layer);
+    }
+}
+
+/* Every way is the one it says it is. */
+static void the_way_it_says(void **state)
+{
+    bool region = !way->apart && !way->no_region && !way->no_attach;
+
+    (void)state;
+    still_works();
+    for (int rank = 1; rank < comm_size(world); rank++) {
+        const void *payload;
+
+        exchange_answer_of(x, 0, rank, &payload);
+        assert_int_equal(world->by_mail[rank], true); /* the tests run on one host */
+        assert_int_equal(x->lanes[rank].mail != NULL, !way->apart);
+        assert_int_equal(x->offer[rank], region ? OFFER_TAKEN : OFFER_NONE);
+        bool inside =
+            x->region.base && (const char *)payload > x->region.base && (const char *)payload < x->region.base + x->region.bytes;
+        assert_int_equal(inside, !way->apart && !way->no_region);
+    }
+    if (region || way->apart) assert_null(exchange_note(x));
+    else assert_non_null(exchange_note(x));
 }
 
 static void only_who_was_asked(void **state)
@@ -294,6 +378,12 @@ static void stale_answers_are_dropped(void **state)
     }
 }
 
+/* Waiting is the same in the other ways, and takes its time. */
+static bool way_waits(void)
+{
+    return way - ways < 2;
+}
+
 /* Slow is not lost, and an idle rank beside a slow one is kept alive by pings: the deadline is shorter than the sum of it. */
 static void slow_ranks_and_pings(void **state)
 {
@@ -301,8 +391,8 @@ static void slow_ranks_and_pings(void **state)
     double deadline = x->limits.deadline;
 
     (void)state;
-    if (world->chunk < COMM_CHUNK) return; /* once is enough */
-    x->limits.deadline = 1.2;              /* of the coordinator only: pings every 0.15 s */
+    if (!way_waits()) return;
+    x->limits.deadline = 1.2; /* of the coordinator only: pings every 0.15 s */
     for (int round = 0; round < 3; round++) {
         struct request r = {.kind = KIND_ECHO, .layer = -1, .number = {0, 0.25}};
 
@@ -314,7 +404,6 @@ static void slow_ranks_and_pings(void **state)
     still_works(); /* the pings were swallowed */
 }
 
-/* A coordinator that was away for longer than the deadline still takes the answer that lies there. */
 /* A request may take longer than others: its own deadline counts, longer or shorter. */
 static void deadline_of_its_own(void **state)
 {
@@ -323,7 +412,7 @@ static void deadline_of_its_own(void **state)
     struct err e = {0};
 
     (void)state;
-    if (world->chunk < COMM_CHUNK) return;
+    if (!way_waits()) return;
     x->limits.deadline = 0.3;
     for (int rank = 1; rank < comm_size(world); rank++) exchange_post(x, 0, rank, &r, NULL, 0, NULL, 0);
     assert_int_equal(exchange_wait(x, 0, &e), OK);
@@ -331,13 +420,14 @@ static void deadline_of_its_own(void **state)
     still_works();
 }
 
+/* A coordinator that was away for longer than the deadline still takes the answer that lies there. */
 static void late_coordinator(void **state)
 {
     struct err e = {0};
     double deadline = x->limits.deadline;
 
     (void)state;
-    if (world->chunk < COMM_CHUNK) return;
+    if (!way_waits()) return;
     fill(payloads[0], LIMIT, 2);
     x->limits.deadline = 1;
     for (int rank = 1; rank < comm_size(world); rank++) post(0, rank, KIND_ECHO, LIMIT, 0, LIMIT, 2);
@@ -409,7 +499,9 @@ static int lead(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_size),
+        cmocka_unit_test(the_way_it_says),
         cmocka_unit_test(two_slots),
+        cmocka_unit_test(written_in_place),
         cmocka_unit_test(only_who_was_asked),
         cmocka_unit_test(failed_answer),
         cmocka_unit_test(statistics),
@@ -443,9 +535,11 @@ int main(int argc, char **argv)
         return e.code;
     }
     if (comm_size(world) == 1) printf("1..1\nok 1 - alone: nobody to talk to, and no exchange\n");
-    /* Twice: as it is, and with pieces so small that all is cut. */
-    for (int pass = 0; pass < 2 && comm_size(world) > 1; pass++) {
-        if (pass == 1) world->chunk = 7000;
+    for (way = ways; way < ways + sizeof(ways) / sizeof(ways[0]) && comm_size(world) > 1; way++) {
+        if (comm_rank(world) == 0) printf("# %s\n", way->name);
+        world->chunk = way->chunk;
+        world->no_region = way->no_region;
+        world->no_attach = way->no_attach;
         open_exchange(LIMIT);
         failed += comm_rank(world) == 0 ? lead() : follow();
         close_exchange();
