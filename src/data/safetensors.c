@@ -2,53 +2,18 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
-#include "data/json.h"
+#include "data/safetensors_internal.h"
 
 enum { HEADER_MAX = 100 << 20, INDEX_MAX = 100 << 20, SHARDS_MAX = 100000 };
 
-/* Mappings are cut along these lines, so that the many small tensors of a factorized model share them and their number stays far
- * below what the kernel allows a process (vm.max_map_count).  Address space is not memory: only pages that are read are resident. */
-static const size_t WINDOW = (size_t)64 << 20;
-
-struct mapping {
-    int shard;
-    size_t begin, end; /* of the file */
-    char *base;
-};
-
-struct shard {
-    char *path;
-    int fd;
-    size_t size, data; /* of the file; where tensor data begins in it */
-};
-
-struct tensor {
-    struct tensor_info info;
-    int shard;
-    size_t begin, end; /* behind the header */
-    size_t asked;      /* bytes that were bound */
-    bool listed;       /* part of the model: always so without an index */
-};
-
-struct safetensors {
-    struct shard *shards;
-    int n_shards;
-    struct tensor *tensors; /* by name */
-    size_t n_tensors;
-    struct mapping *maps;
-    size_t n_maps, room_maps, asked;
-};
-
-static void *grown(void *items, size_t n, size_t size)
+void *safetensors_grown(void *items, size_t n, size_t size)
 {
     void *p = realloc(items, n * size);
 
@@ -56,8 +21,7 @@ static void *grown(void *items, size_t n, size_t size)
     return p;
 }
 
-/* Bytes of one element, 0 for a dtype we do not know. */
-static size_t element_bytes(const char *dtype)
+size_t safetensors_element_bytes(const char *dtype)
 {
     static const struct {
         const char *name;
@@ -105,7 +69,7 @@ static status read_entry(struct tensor *t, const struct shard *s, const char *na
     t->end = (size_t)json_int(to);
     t->info.bytes = t->end - t->begin;
 
-    uint64_t size = element_bytes(dtype), expected;
+    uint64_t size = safetensors_element_bytes(dtype), expected;
     if (overflow || (size && __builtin_mul_overflow(elements, size, &expected)))
         return err_set(e, ERR_FORMAT, "%s: shape: the number of elements overflows", place);
     if (size && expected != t->info.bytes)
@@ -193,15 +157,19 @@ static status read_shard(struct safetensors *f, struct err *e)
     text = malloc((size_t)length + 1);
     BUG_ON(!text);
     if (read_whole(s->fd, text, (size_t)length, 8, s->path, e)) goto done;
+    while (length && text[length - 1] == ' ') length--; /* a header may be filled up with megabytes of them */
     if (json_parse(&header, text, (size_t)length, s->path, e)) goto done;
     if (!json_is_object(header)) {
         err_set(e, ERR_FORMAT, "%s: the header is not a JSON object", s->path);
         goto done;
     }
     size_t first = f->n_tensors;
-    f->tensors = grown(f->tensors, first + json_length(header) + 1, sizeof(*f->tensors));
+    f->tensors = safetensors_grown(f->tensors, first + json_length(header) + 1, sizeof(*f->tensors));
     for (void *i = json_first(header); i; i = json_next(header, i)) {
-        if (!strcmp(json_key(i), "__metadata__")) continue;
+        if (!strcmp(json_key(i), "__metadata__")) {
+            if (index == 0) f->metadata = json_clone(json_member(i));
+            continue;
+        }
         struct tensor *t = &f->tensors[f->n_tensors];
 
         *t = (struct tensor){.shard = index, .listed = true, .info.file = s->path};
@@ -218,7 +186,7 @@ done:
 
 static status add_shard(struct safetensors *f, char *path, struct err *e)
 {
-    f->shards = grown(f->shards, (size_t)f->n_shards + 1, sizeof(*f->shards));
+    f->shards = safetensors_grown(f->shards, (size_t)f->n_shards + 1, sizeof(*f->shards));
     f->shards[f->n_shards++] = (struct shard){.path = path, .fd = -1};
     e->code = OK;
     return read_shard(f, e);
@@ -304,23 +272,29 @@ done:
     return e->code;
 }
 
-status safetensors_open(struct safetensors **out, const char *path, struct err *e)
+static char *stem_path(const char *directory, const char *stem, const char *behind)
+{
+    struct str name = {0};
+
+    str_addf(&name, "%s%s", stem, behind);
+    char *path = str_join(directory, name.text);
+    str_free(&name);
+    return path;
+}
+
+static status open_any(struct safetensors **out, const char *path, const char *stem, struct err *e)
 {
     struct safetensors *f = calloc(1, sizeof(*f));
-    char *whole = NULL, *index = NULL;
+    char *whole = stem_path(path, stem, ".safetensors"), *index = stem_path(path, stem, ".safetensors.index.json");
 
     BUG_ON(!f);
     *out = NULL;
     e->code = OK;
-    if (!file_is_directory(path)) {
-        add_shard(f, str_dup(path), e);
-    } else {
-        whole = str_join(path, "model.safetensors");
-        index = str_join(path, "model.safetensors.index.json");
-        if (file_exists(whole)) add_shard(f, str_dup(whole), e);
-        else if (file_exists(index)) open_index(f, path, index, e);
-        else err_set(e, ERR_IO, "%s: has neither model.safetensors nor model.safetensors.index.json", path);
-    }
+    f->whole = strcmp(stem, "model") != 0;
+    if (!file_is_directory(path)) add_shard(f, str_dup(path), e);
+    else if (file_exists(whole)) add_shard(f, str_dup(whole), e);
+    else if (file_exists(index)) open_index(f, path, index, e);
+    else err_set(e, ERR_IO, "%s: has neither %s.safetensors nor %s.safetensors.index.json", path, stem, stem);
     free(whole);
     free(index);
     if (e->code) {
@@ -332,10 +306,31 @@ status safetensors_open(struct safetensors **out, const char *path, struct err *
     return OK;
 }
 
+status safetensors_open(struct safetensors **out, const char *path, struct err *e)
+{
+    return open_any(out, path, "model", e);
+}
+
+status safetensors_open_stem(struct safetensors **out, const char *directory, const char *stem, struct err *e)
+{
+    return open_any(out, directory, stem, e);
+}
+
+bool safetensors_present(const char *directory, const char *stem)
+{
+    char *whole = stem_path(directory, stem, ".safetensors"), *index = stem_path(directory, stem, ".safetensors.index.json");
+    bool there = file_exists(whole) || file_exists(index);
+
+    free(whole);
+    free(index);
+    return there;
+}
+
 void safetensors_close(struct safetensors *f)
 {
     if (!f) return;
-    for (size_t i = 0; i < f->n_maps; i++) munmap(f->maps[i].base, f->maps[i].end - f->maps[i].begin);
+    safetensors_unmap(f);
+    json_free(f->metadata);
     for (size_t i = 0; i < f->n_tensors; i++) {
         free((void *)f->tensors[i].info.name);
         free((void *)f->tensors[i].info.dtype);
@@ -361,7 +356,7 @@ const struct tensor_info *safetensors_info(const struct safetensors *s, size_t i
     return &s->tensors[i].info;
 }
 
-static struct tensor *find_name(const struct safetensors *s, const char *name)
+struct tensor *safetensors_tensor(const struct safetensors *s, const char *name)
 {
     size_t low = 0, high = s->n_tensors;
 
@@ -378,122 +373,14 @@ static struct tensor *find_name(const struct safetensors *s, const char *name)
 
 const struct tensor_info *safetensors_find(const struct safetensors *s, const char *name)
 {
-    struct tensor *t = find_name(s, name);
+    const struct tensor *t = safetensors_tensor(s, name);
 
     return t ? &t->info : NULL;
 }
 
-/* Bytes begin .. end of a file, end > begin. */
-static status map_range(const char **out, struct safetensors *f, int shard, size_t begin, size_t end, struct err *e)
+const char *safetensors_metadata_text(const struct safetensors *s, const char *key)
 {
-    const struct shard *s = &f->shards[shard];
+    const struct json_t *v = s->metadata && json_is_object(s->metadata) ? json_at(s->metadata, key) : NULL;
 
-    for (size_t i = f->n_maps; i-- > 0;) { /* the latest first: neighbours are asked for one after another */
-        const struct mapping *m = &f->maps[i];
-
-        if (m->shard == shard && m->begin <= begin && end <= m->end) {
-            *out = m->base + (begin - m->begin);
-            return OK;
-        }
-    }
-    size_t from = begin / WINDOW * WINDOW, to = (end + WINDOW - 1) / WINDOW * WINDOW;
-    if (to > s->size) to = s->size;
-    char *base = mmap(NULL, to - from, PROT_READ, MAP_SHARED, s->fd, (off_t)from);
-    if (base == MAP_FAILED) return err_set(e, ERR_IO, "%s: %zu bytes cannot be mapped: %s", s->path, to - from, strerror(errno));
-    if (f->n_maps == f->room_maps) {
-        f->room_maps = f->room_maps ? 2 * f->room_maps : 16;
-        f->maps = grown(f->maps, f->room_maps, sizeof(*f->maps));
-    }
-    f->maps[f->n_maps++] = (struct mapping){.shard = shard, .begin = from, .end = to, .base = base};
-    *out = base + (begin - from);
-    return OK;
-}
-
-static void shape_text(char out[80], const struct tensor_info *t)
-{
-    int n = 0;
-
-    out[0] = 0;
-    for (int i = 0; i < t->dims && i < 4 && n < 79; i++)
-        n += snprintf(out + n, (size_t)(80 - n), "%s%lld", i ? ", " : "", (long long)t->shape[i]);
-    if (t->dims > 4 && n < 70) snprintf(out + n, (size_t)(80 - n), ", ...");
-}
-
-status safetensors_mat(struct mat *out, struct safetensors *s, const char *name, int rows, int cols, struct err *e)
-{
-    return safetensors_rows(out, s, name, rows, cols, 0, rows, e);
-}
-
-status safetensors_rows(struct mat *out, struct safetensors *s, const char *name, int of_rows, int cols, int first, int rows,
-                        struct err *e)
-{
-    static const enum dtype known[] = {DT_F32, DT_F16, DT_BF16};
-    struct tensor *t = find_name(s, name);
-    const char *data = (const char *)s; /* of an empty tensor: not to be followed */
-    int found = -1;
-
-    BUG_ON(of_rows < 0 || cols < 0 || first < 0 || rows < 0 || first > of_rows - rows);
-    *out = (struct mat){0};
-    if (!t) return err_set(e, ERR_FORMAT, "%s: tensor %s is missing", s->n_shards ? s->shards[0].path : "no file", name);
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(t->info.dtype, dtype_name(known[i]))) found = (int)known[i];
-    if (found < 0)
-        return err_set(e, ERR_FORMAT, "%s: tensor %s: expected F32, F16 or BF16, found %s", t->info.file, name, t->info.dtype);
-    bool same = (t->info.dims == 2 && t->info.shape[0] == of_rows && t->info.shape[1] == cols) ||
-                (t->info.dims == 1 && of_rows == 1 && t->info.shape[0] == cols);
-    if (!same) {
-        char shape[80];
-
-        shape_text(shape, &t->info);
-        return err_set(e, ERR_FORMAT, "%s: tensor %s: expected shape [%d, %d], found [%s]", t->info.file, name, of_rows, cols,
-                       shape);
-    }
-    size_t element = dtype_bytes((enum dtype)found), row = (size_t)cols * element;
-    size_t begin = s->shards[t->shard].data + t->begin + (size_t)first * row, bytes = (size_t)rows * row;
-    if (begin % element)
-        return err_set(e, ERR_FORMAT,
-                       "%s: tensor %s begins at byte %zu of the file, which is no multiple of %zu (%s): rewrite the file",
-                       t->info.file, name, begin, element, t->info.dtype);
-    if (bytes && map_range(&data, s, t->shard, begin, begin + bytes, e)) return e->code;
-    size_t more = bytes < t->info.bytes - t->asked ? bytes : t->info.bytes - t->asked;
-    t->asked += more;
-    s->asked += more;
-    *out = (struct mat){.data = data, .dtype = (enum dtype)found, .rows = rows, .cols = cols, .stride = (size_t)cols};
-    return OK;
-}
-
-size_t safetensors_mapped_bytes(const struct safetensors *s)
-{
-    return s->asked;
-}
-
-status mat_check_finite(const struct mat *m, const char *name, const struct alive *alive, struct err *e)
-{
-    size_t row_bytes = (size_t)m->cols * dtype_bytes(m->dtype), unseen = 0;
-
-    for (int r = 0; r < m->rows; r++) {
-        if ((unseen += row_bytes) > ALIVE_BYTES) {
-            alive_tick(alive);
-            unseen = 0;
-        }
-        size_t at = (size_t)r * m->stride, cols = (size_t)m->cols;
-        bool bad = false;
-
-        /* an exponent of ones is infinity or NaN; one pass without a branch per element */
-        if (m->dtype == DT_F32) {
-            const float *x = (const float *)m->data + at;
-            for (size_t c = 0; c < cols; c++) bad |= !isfinite(x[c]);
-        } else {
-            const uint16_t *x = (const uint16_t *)m->data + at, ones = m->dtype == DT_BF16 ? 0x7f80 : 0x7c00;
-            for (size_t c = 0; c < cols; c++) bad |= (x[c] & ones) == ones;
-        }
-        for (int c = 0; bad && c < m->cols; c++) {
-            float x = mat_at(m, r, c);
-
-            if (!isfinite(x))
-                return err_set(e, ERR_FORMAT, "%s: row %d, column %d is %s", name, r, c, isnan(x) ? "NaN" : "infinite");
-        }
-    }
-    alive_tick(alive);
-    return OK;
+    return v && json_is_text(v) ? json_text(v) : NULL;
 }

@@ -10,14 +10,14 @@
 #include "data/json.h"
 #include "data/safetensors.h"
 
-enum { ALIGN = 64 }; /* of the first data byte in the file */
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20 }; /* of the first data byte in the file */
 
 struct declared {
     char *name;
-    enum dtype dtype;
+    const char *dtype; /* as in the file: lives as long as the program */
     int dims;
     int64_t shape[4];
-    size_t bytes;
+    size_t element, bytes;
     int shard;
     size_t offset; /* in the shard's data */
 };
@@ -29,7 +29,8 @@ struct part {
 };
 
 struct safetensors_writer {
-    char *directory, *path; /* path: of a single file of any name */
+    char *directory, *stem, *path; /* path: of a single file of any name */
+    size_t align;                  /* of the first data byte; HUGE_PAGE: of every tensor that can be to ALIGN, too */
     size_t shard_bytes;
     struct declared *tensors;
     size_t n, room;
@@ -51,29 +52,50 @@ static struct safetensors_writer *writer_new(void)
     return w;
 }
 
-status safetensors_create(struct safetensors_writer **out, const char *directory, size_t shard_bytes, struct err *e)
+static status create(struct safetensors_writer **out, const char *directory, const char *stem, size_t align, size_t shard_bytes,
+                     struct err *e)
 {
     *out = NULL;
     if (!file_is_directory(directory)) return err_set(e, ERR_IO, "%s: is not a directory", directory);
     *out = writer_new();
     (*out)->directory = str_dup(directory);
+    (*out)->stem = str_dup(stem);
+    (*out)->align = align;
     (*out)->shard_bytes = shard_bytes;
     return OK;
+}
+
+status safetensors_create(struct safetensors_writer **out, const char *directory, size_t shard_bytes, struct err *e)
+{
+    return create(out, directory, "model", ALIGN, shard_bytes, e);
+}
+
+status safetensors_create_stem(struct safetensors_writer **out, const char *directory, const char *stem, size_t shard_bytes,
+                               struct err *e)
+{
+    return create(out, directory, stem, HUGE_PAGE, shard_bytes, e);
 }
 
 status safetensors_create_file(struct safetensors_writer **out, const char *path, struct err *e)
 {
     (void)e; /* the file is opened when the first data comes */
     *out = writer_new();
+    (*out)->align = ALIGN;
     (*out)->path = str_dup(path);
     return OK;
 }
 
 void safetensors_declare(struct safetensors_writer *w, const char *name, enum dtype t, int dims, const int64_t *shape)
 {
-    struct declared d = {.name = str_dup(name), .dtype = t, .dims = dims, .bytes = dtype_bytes(t)};
+    safetensors_declare_raw(w, name, dtype_name(t), dims, shape);
+}
 
-    BUG_ON(w->parts || dims < 0 || dims > 4);
+void safetensors_declare_raw(struct safetensors_writer *w, const char *name, const char *dtype, int dims, const int64_t *shape)
+{
+    size_t element = safetensors_element_bytes(dtype);
+    struct declared d = {.name = str_dup(name), .dtype = dtype, .dims = dims, .element = element, .bytes = element};
+
+    BUG_ON(w->parts || !element || dims < 0 || dims > 4);
     for (int i = 0; i < dims; i++) {
         BUG_ON(shape[i] < 0 || __builtin_mul_overflow(d.bytes, (size_t)shape[i], &d.bytes));
         d.shape[i] = shape[i];
@@ -92,8 +114,14 @@ void safetensors_metadata(struct safetensors_writer *w, const char *key, const c
     json_put_text(w->metadata, key, value);
 }
 
-/* Gives every tensor its shard and its place.  Inside a shard the wider elements come first, so that every tensor is aligned to its
- * elements whatever the sizes are; otherwise the order is that of declaration. */
+/* Which tensors come first in a shard: 8 the widest elements, so that every tensor is aligned to its elements whatever the sizes are; 16: in files for
+ * kernels, tensors that leave the next one aligned to ALIGN. */
+static size_t rank_of(const struct safetensors_writer *w, const struct declared *t)
+{
+    return w->align == HUGE_PAGE && t->bytes % ALIGN == 0 ? 16 : t->element;
+}
+
+/* Gives every tensor its shard and its place: by rank, else in the order of declaration. */
 static void plan(struct safetensors_writer *w)
 {
     size_t total = 0, filled = 0;
@@ -114,19 +142,19 @@ static void plan(struct safetensors_writer *w)
     w->n_parts = shard + 1;
     w->parts = calloc((size_t)w->n_parts, sizeof(*w->parts));
     BUG_ON(!w->parts);
-    for (size_t width = 4; width >= 2; width -= 2)
+    for (size_t rank = 16; rank; rank /= 2)
         for (size_t i = 0; i < w->n; i++) {
             struct declared *t = &w->tensors[i];
 
-            if (dtype_bytes(t->dtype) != width) continue;
+            if (rank_of(w, t) != rank) continue;
             t->offset = w->parts[t->shard].data; /* counts the data for now */
             w->parts[t->shard].data += t->bytes;
         }
     for (int p = 0; p < w->n_parts; p++) {
         struct str name = {0};
 
-        if (w->n_parts == 1) str_addz(&name, "model.safetensors");
-        else str_addf(&name, "model-%05d-of-%05d.safetensors", p + 1, w->n_parts);
+        if (w->n_parts == 1) str_addf(&name, "%s.safetensors", w->stem ? w->stem : "");
+        else str_addf(&name, "%s-%05d-of-%05d.safetensors", w->stem, p + 1, w->n_parts);
         w->parts[p].name = name.text;
     }
 }
@@ -146,13 +174,13 @@ static void header(struct str *out, const struct safetensors_writer *w, int part
         for (int d = 0; d < t->dims; d++) json_append(shape, json_int_new(t->shape[d]));
         json_append(offsets, json_int_new((int64_t)t->offset));
         json_append(offsets, json_int_new((int64_t)(t->offset + t->bytes)));
-        json_put_text(entry, "dtype", dtype_name(t->dtype));
+        json_put_text(entry, "dtype", t->dtype);
         json_put(entry, "shape", shape);
         json_put(entry, "data_offsets", offsets);
         json_put(h, t->name, entry);
     }
     json_dump(out, h, false);
-    while ((out->length + 8) % ALIGN) str_addz(out, " ");
+    while ((out->length + 8) % w->align) str_addz(out, " ");
     json_free(h);
 }
 
@@ -215,10 +243,20 @@ status safetensors_write(struct safetensors_writer *w, const void *data, size_t 
     return OK;
 }
 
+static char *in_directory(const struct safetensors_writer *w, const char *behind)
+{
+    struct str name = {0};
+
+    str_addf(&name, "%s%s", w->stem, behind);
+    char *path = str_join(w->directory, name.text);
+    str_free(&name);
+    return path;
+}
+
 static status write_index(const struct safetensors_writer *w, struct err *e)
 {
     struct json_t *index = json_object_new(), *metadata = json_object_new(), *map = json_object_new();
-    char *path = str_join(w->directory, "model.safetensors.index.json");
+    char *path = in_directory(w, ".safetensors.index.json");
     size_t total = 0;
 
     for (size_t i = 0; i < w->n; i++) {
@@ -246,8 +284,7 @@ status safetensors_commit(struct safetensors_writer *w, struct err *e)
         s = file_commit(&w->parts[p].file, e);
     }
     if (!s && w->directory) {
-        const char *stale_name = w->n_parts > 1 ? "model.safetensors" : "model.safetensors.index.json";
-        char *stale = str_join(w->directory, stale_name);
+        char *stale = in_directory(w, w->n_parts > 1 ? ".safetensors" : ".safetensors.index.json");
 
         if (w->n_parts > 1) s = write_index(w, e);
         if (!s) unlink(stale); /* of an earlier model here; a reader would take it for this one */
@@ -269,6 +306,7 @@ void safetensors_abandon(struct safetensors_writer *w)
     free(w->parts);
     free(w->tensors);
     free(w->directory);
+    free(w->stem);
     free(w->path);
     free(w);
 }

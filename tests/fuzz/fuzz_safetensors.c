@@ -16,6 +16,8 @@ static void try(int fd)
     struct safetensors *f;
     struct mat m;
     struct err e;
+    const void *raw;
+    unsigned sum = 0;
     char path[64];
 
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
@@ -28,11 +30,15 @@ static void try(int fd)
         int64_t rows = t->dims == 2 ? t->shape[0] : 1, cols = t->dims == 1 || t->dims == 2 ? t->shape[t->dims - 1] : 1;
 
         if (safetensors_find(f, t->name) != t) abort();
+        if (t->dims <= 4 && !safetensors_raw(&raw, f, t->name, t->dtype, t->dims, t->shape, 1, &e))
+            for (size_t b = 0; b < t->bytes; b++) sum += ((const volatile uint8_t *)raw)[b];
         if (rows > INT32_MAX || cols > INT32_MAX) continue;
         if (safetensors_mat(&m, f, t->name, (int)rows, (int)cols, &e)) continue;
         if (t->bytes) mat_check_finite(&m, t->name, NULL, &e);
         if (rows > 1 && safetensors_rows(&m, f, t->name, (int)rows, (int)cols, (int)rows - 1, 1, &e)) abort();
     }
+    (void)sum;
+    (void)safetensors_metadata_text(f, "format");
     safetensors_close(f);
 }
 

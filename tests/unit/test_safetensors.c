@@ -375,6 +375,76 @@ static void test_bad_indexes(void **state)
     free(index);
 }
 
+/* A file for kernels: any dtypes, tensors of whole lines first and at multiples of 64, data at a multiple of 2 MiB; one file and shards. */
+static void test_raw_for_kernels(void **state)
+{
+    static const int64_t odd[] = {3}, lines[] = {2, 1, 16, 4}, scales[] = {1, 1, 16};
+    struct place *p = *state;
+    uint8_t bytes[128], part[12] = {0}, scale[32];
+    const void *at;
+    struct err e = {0};
+
+    memset(scale, 7, sizeof(scale));
+    for (int i = 0; i < 128; i++) bytes[i] = (uint8_t)i;
+    for (size_t shard = 0; shard <= 100; shard += 100) {
+        struct safetensors_writer *w;
+        struct safetensors *f;
+
+        assert_int_equal(safetensors_create_stem(&w, p->directory, "packed", shard, &e), OK);
+        safetensors_metadata(w, "experts", "q8");
+        safetensors_declare(w, "norm", DT_F32, 1, odd);
+        safetensors_declare_raw(w, "a.scale", "BF16", 3, scales);
+        safetensors_declare_raw(w, "a.lines", "U8", 4, lines);
+        safetensors_declare_raw(w, "b.lines", "U8", 4, lines);
+        assert_int_equal(safetensors_write(w, part, sizeof(part), &e), OK);
+        assert_int_equal(safetensors_write(w, scale, sizeof(scale), &e), OK);
+        assert_int_equal(safetensors_write(w, bytes, sizeof(bytes), &e), OK);
+        assert_int_equal(safetensors_write(w, bytes, sizeof(bytes), &e), OK);
+        assert_int_equal(safetensors_commit(w, &e), OK);
+        assert_true(safetensors_present(p->directory, "packed"));
+        assert_false(safetensors_present(p->directory, "model"));
+        assert_int_equal(safetensors_open_stem(&f, p->directory, "packed", &e), OK);
+        assert_string_equal(safetensors_metadata_text(f, "experts"), "q8");
+        assert_null(safetensors_metadata_text(f, "head"));
+        for (int i = 0; i < 2; i++) {
+            assert_int_equal(safetensors_raw(&at, f, i ? "b.lines" : "a.lines", "U8", 4, lines, 64, &e), OK);
+            assert_memory_equal(at, bytes, sizeof(bytes));
+            assert_true((uintptr_t)at % 64 == 0);
+        }
+        assert_int_equal(safetensors_raw(&at, f, "a.scale", "BF16", 3, scales, 2, &e), OK);
+        assert_memory_equal(at, scale, sizeof(scale));
+        assert_int_equal(safetensors_raw(&at, f, "c", "U8", 4, lines, 64, &e), ERR_FORMAT);
+        assert_non_null(strstr(e.text, "tensor c is missing"));
+        assert_int_equal(safetensors_raw(&at, f, "a.lines", "U8", 3, scales, 64, &e), ERR_FORMAT);
+        assert_non_null(strstr(e.text, "expected U8 of shape [1, 1, 16], found U8 of [2, 1, 16, 4]"));
+        assert_int_equal(safetensors_raw(&at, f, "a.lines", "BF16", 4, lines, 64, &e), ERR_FORMAT);
+        assert_null(at);
+        safetensors_trim(f, 0);
+        assert_int_equal(safetensors_raw(&at, f, "a.lines", "U8", 4, lines, 64, &e), OK);
+        assert_memory_equal(at, bytes, sizeof(bytes));
+        safetensors_close(f);
+    }
+}
+
+/* Data that begins in the middle of a line is no place for a kernel. */
+static void test_raw_misaligned(void **state)
+{
+    static const uint8_t data[64] = {0};
+    static const int64_t lines[] = {1, 1, 16, 4};
+    struct safetensors *f;
+    const void *at;
+    struct err e = {0};
+    char *path;
+
+    put_file(&path, state, "packed.safetensors", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1,1,16,4],\"data_offsets\":[0,64]}}  ",
+             data, sizeof(data));
+    assert_int_equal(safetensors_open(&f, path, &e), OK);
+    assert_int_equal(safetensors_raw(&at, f, "a", "U8", 4, lines, 64, &e), ERR_FORMAT);
+    assert_non_null(strstr(e.text, "expected a multiple of 64"));
+    safetensors_close(f);
+    free(path);
+}
+
 static void test_models_at_hand(void **state)
 {
     static const struct {
@@ -424,6 +494,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_written_is_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_abandoned_leaves_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_bad_indexes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_raw_for_kernels, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_raw_misaligned, set_up, tear_down),
         cmocka_unit_test(test_models_at_hand),
     };
 
