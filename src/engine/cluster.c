@@ -32,7 +32,7 @@ struct cluster {
     struct exchange_stats before, total; /* of exchanges closed; and with the open one, as last asked for */
     struct timing timing, said;          /* of this rank; what it answered last, which must stay while it travels */
     struct log *log;                     /* or NULL */
-    bool warned;                         /* of ranks without experts */
+    bool warned, warned_apart;           /* of ranks without experts, of ranks that do not share memory */
 };
 
 static bool alone(const struct cluster *c)
@@ -45,12 +45,21 @@ static bool is_coordinator(const struct cluster *c)
     return comm_rank(c->comm) == 0;
 }
 
+/* Limits of every exchange, for payloads of the cluster's own requests. */
+static struct exchange_limits own_limits(const struct cluster *c)
+{
+    return (struct exchange_limits){.request_bytes = sizeof(struct open_request),
+                                    .answer_bytes = ANSWER_BYTES,
+                                    .deadline = c->spec->cluster.deadline_seconds,
+                                    .threads = (int)c->spec->cluster.threads,
+                                    .apart = c->spec->cluster.shared_memory == SHARED_NEVER};
+}
+
 static status open_control(struct cluster *c, struct err *e)
 {
-    struct exchange_limits limits = {.request_bytes = sizeof(struct open_request), .answer_bytes = ANSWER_BYTES};
+    struct exchange_limits limits = own_limits(c);
 
     if (alone(c)) return OK;
-    limits.deadline = c->spec->cluster.deadline_seconds;
     size_t cost = exchange_cost(is_coordinator(c), comm_size(c->comm), limits);
     if (arena_open(&c->control, "control", cost + 4096, e)) return e->code;
     return exchange_open(&c->exchange, c->comm, limits, c->control, e);
@@ -170,6 +179,15 @@ static void warn_of_idle_ranks(struct cluster *c, const struct shape *s)
     }
 }
 
+static void warn_of_ranks_apart(struct cluster *c)
+{
+    const char *why = c->exchange ? exchange_note(c->exchange) : NULL;
+
+    if (!why || c->warned_apart) return;
+    log_warn(c->log, "ranks of one host do not share memory, their rows go through MPI: %s", why);
+    c->warned_apart = true;
+}
+
 static size_t element_bytes(const char *directory, struct err *e)
 {
     struct safetensors *t;
@@ -192,7 +210,7 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
     status st;
 
     BUG_ON(!s);
-    *limits = (struct exchange_limits){.deadline = c->spec->cluster.deadline_seconds};
+    *limits = own_limits(c);
     st = shape_read(s, q->directory, e);
     if (!st) st = place(c, s, e);
     size_t element = st ? 0 : element_bytes(q->directory, e);
@@ -202,11 +220,13 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
         st = check_memory(c, s, element, q->limits, e);
     }
     if (!st) {
-        struct moe_limits rows = {.rows = q->limits.rows, .oracle = q->limits.oracle};
+        struct moe_limits rows = {.rows = q->limits.rows, .oracle = q->limits.oracle, .wire = q->limits.wire};
 
-        moe_exchange_limits(limits, s->layers, s->experts, s->width, rows);
-        if (limits->request_bytes < sizeof(struct open_request)) limits->request_bytes = sizeof(struct open_request);
-        if (limits->answer_bytes < ANSWER_BYTES) limits->answer_bytes = ANSWER_BYTES;
+        struct exchange_limits moe = {0};
+
+        moe_exchange_limits(&moe, s->layers, s->experts, s->width, rows);
+        if (moe.request_bytes > limits->request_bytes) limits->request_bytes = moe.request_bytes;
+        if (moe.answer_bytes > limits->answer_bytes) limits->answer_bytes = moe.answer_bytes;
         model_cost(&cost, s, &c->placement, comm_rank(c->comm), comm_size(c->comm), element, q->limits);
         size_t talk = alone(c) ? 0 : exchange_cost(is_coordinator(c), comm_size(c->comm), *limits);
         st = arena_open(&c->arena, "model", cost.kv + cost.work + talk + ((size_t)1 << 20), e);
@@ -270,6 +290,7 @@ status cluster_model(struct cluster *c, const char *directory, struct model_limi
     if (!st) st = switch_exchange(c, talk, e);
     if (!st) st = open_model(c, q, c->exchange, e);
     if (!st) st = ask_all(c, KIND_OPEN, "load experts", NULL, 0, e);
+    warn_of_ranks_apart(c);
     if (st == OK) *out = c->model;
     else if (st != ERR_RANK) cluster_release(c);
     timing_enter(&c->timing, was);

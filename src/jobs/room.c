@@ -1,6 +1,7 @@
 #include "jobs/room.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int64_t least(int64_t a, int64_t b)
@@ -18,12 +19,20 @@ int room_positions(const struct spec *s, const struct shape *shape)
     return (int)least(s->limits.positions ? s->limits.positions : shape->positions, shape->positions);
 }
 
+static enum moe_answers answers_of(const struct spec *s)
+{
+    if (s->cluster.exchange_answers == ANSWERS_F32) return MOE_ANSWERS_F32;
+    return s->cluster.exchange_answers == ANSWERS_BF16 ? MOE_ANSWERS_BF16 : MOE_ANSWERS_EXACT;
+}
+
 static struct model_limits limits_of(const struct spec *s, int64_t rows, int64_t sessions, int64_t positions)
 {
-    return (struct model_limits){.rows = (int)rows,
-                                 .sessions = (int)most(least(sessions, rows), 1),
-                                 .positions = (int)positions,
-                                 .verify = s->verify_weights};
+    return (struct model_limits){
+        .rows = (int)rows,
+        .sessions = (int)most(least(sessions, rows), 1),
+        .positions = (int)positions,
+        .verify = s->verify_weights,
+        .wire = {.rows = s->cluster.exchange_rows == ROWS_BF16 ? MOE_ROWS_BF16 : MOE_ROWS_F32, .answers = answers_of(s)}};
 }
 
 /* Sessions for sequences that do not fill a window: limits.sessions of them, but where sessions are long no more of them than take the
@@ -98,6 +107,22 @@ status room_infer(struct room *r, const struct spec *s, const struct shape *shap
     *r = (struct room){limits_of(s, s->limits.batch_rows, least(s->limits.sessions, requests), least(cap, most(longest, 2))), 0};
     r->limits.oracle = shape->experts && s->infer.variant == VARIANT_ORACLE;
     r->limits.calibration = shape->experts && s->infer.variant == VARIANT_STATIC;
+    return OK;
+}
+
+status room_bench(struct room *r, const struct spec *s, const struct shape *shape, struct err *e)
+{
+    enum { CHECK_TOKENS = 16, WARM_TOKENS = 2 };
+    int64_t together = 1, positions = CHECK_TOKENS;
+
+    for (int i = 0; i < s->bench.batches.n; i++) together = most(together, strtoll(s->bench.batches.items[i], NULL, 10));
+    positions = most(positions, s->bench.prefill);
+    if (s->bench.decode_tokens) positions = most(positions, s->bench.context + s->bench.decode_tokens + WARM_TOKENS);
+    if (positions > shape->positions)
+        return err_set(e, ERR_SPEC, "%s: prefill, context + decode_tokens: %lld positions, the model has %d", s->source,
+                       (long long)positions, shape->positions);
+    int64_t rows = most(most(s->bench.prefill, together), CHECK_TOKENS);
+    *r = (struct room){limits_of(s, rows, together, positions), 0};
     return OK;
 }
 

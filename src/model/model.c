@@ -85,7 +85,7 @@ static void take_work(struct model *m, struct arena_taker *t)
 
 static struct moe_limits moe_limits_of(struct model_limits limits)
 {
-    return (struct moe_limits){.rows = limits.rows, .oracle = limits.oracle};
+    return (struct moe_limits){.rows = limits.rows, .oracle = limits.oracle, .wire = limits.wire};
 }
 
 /* ---- bytes of weights, from the shape ---- */

@@ -11,12 +11,13 @@
 struct model;
 
 struct model_limits {
-    int rows;         /* most token rows of one forward pass */
-    int sessions;     /* slots of the KV cache */
-    int positions;    /* of one session */
-    bool oracle;      /* finetune and eval: room for labels */
-    bool verify;      /* look for NaN and infinity in the weights this rank maps */
-    bool calibration; /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */
+    int rows;             /* most token rows of one forward pass */
+    int sessions;         /* slots of the KV cache */
+    int positions;        /* of one session */
+    bool oracle;          /* finetune and eval: room for labels */
+    bool verify;          /* look for NaN and infinity in the weights this rank maps */
+    bool calibration;     /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */
+    struct moe_wire wire; /* what travels between ranks */
 };
 
 /* Bytes that this rank takes beside the mapped weights; mapped: bytes of weights it maps.  From the shape alone, loads nothing. */

@@ -56,9 +56,18 @@ struct routing {
     uint64_t seed;               /* for ROUTE_RANDOM: the set of a row depends on (seed, layer, key of the row) alone */
 };
 
+/* What travels between ranks.  With the first of each a result has the same bits wherever the experts are; with any other it depends on the placement. */
+enum moe_rows { MOE_ROWS_F32, MOE_ROWS_BF16 };
+enum moe_answers { MOE_ANSWERS_EXACT, MOE_ANSWERS_F32, MOE_ANSWERS_BF16 };
+struct moe_wire {
+    enum moe_rows rows;
+    enum moe_answers answers;
+};
+
 struct moe_limits {
     int rows;    /* most rows of one slot */
     bool oracle; /* room for scores and expert rows too (finetune, eval) */
+    struct moe_wire wire;
 };
 
 struct moe_stats {
