@@ -26,8 +26,7 @@ struct comm_peer { /* gathered at start: every rank knows of every rank */
     int cores;            /* processors this rank may run on (its affinity mask) */
     int64_t memory_bytes; /* available on its host at start */
     int ranks_on_host;
-    int host_rank;      /* the lowest rank on the same host: the same kernel, whatever name it goes by */
-    char processor[64]; /* kind, as the kernel names it (or OPENBLAS_CORETYPE); empty: unknown */
+    int host_rank; /* the lowest rank on the same host: the same kernel, whatever name it goes by */
 };
 
 /* Collective.  A program that was not started by mpirun or srun is one rank. */
@@ -48,7 +47,7 @@ status comm_broadcast(struct comm *c, uint8_t **bytes, size_t *n, struct err *e)
 status comm_agree(struct comm *c, status mine, struct err *e);
 
 /* What is wrong with this launch, as lines for a person (empty: nothing): more ranks than processors without yield, threads x ranks
- * over the cores of a host, different kinds of processor, ...  Pure: on what was gathered.  `threads` per rank. */
+ * over the cores of a host, ...  Pure: on what was gathered.  `threads` per rank. */
 struct str;
 void comm_doctor(const struct comm *c, int threads, struct str *warnings);
 

@@ -35,17 +35,6 @@ void doctor_lines(const struct doctor_view *v, int threads, struct str *warnings
                  "rank %d (%s) has %d threads but is bound to %d processor%s: mpirun --bind-to none, or --map-by slot:PE=%d\n", r,
                  p->host, threads, p->cores, p->cores == 1 ? "" : "s", threads);
     }
-    /* One line is enough to say that they are not of one kind. */
-    for (int r = 1; r < v->size; r++) {
-        const struct comm_peer *a = &v->peers[0], *b = &v->peers[r];
-
-        if (!a->processor[0] || !b->processor[0] || strcmp(a->processor, b->processor) == 0) continue;
-        str_addf(warnings,
-                 "rank 0 (%s, %s) and rank %d (%s, %s) have different processors: results may depend on which rank holds which "
-                 "expert; with OPENBLAS_CORETYPE set to what both can run, not\n",
-                 a->host, a->processor, r, b->host, b->processor);
-        break;
-    }
     if (v->recovery && v->size > 1)
         str_addz(warnings, "mpirun --enable-recovery hides a lost rank: mpirun would return 0; start without it\n");
 }

@@ -36,26 +36,6 @@ static bool read_stat(long pid, char *state, uint64_t *started)
     return n == 2;
 }
 
-/* OpenBLAS picks its kernels by processor, and with them the last bits of a product. */
-static void name_processor(char *to, size_t room)
-{
-    static const char *const keys[] = {"model name", "CPU part", "cpu"}; /* x86, ARM, POWER */
-    const char *core = getenv("OPENBLAS_CORETYPE");
-    FILE *f = core && *core ? NULL : fopen("/proc/cpuinfo", "r");
-    char line[256];
-
-    snprintf(to, room, "%s", core ? core : "");
-    while (f && !to[0] && fgets(line, sizeof(line), f)) {
-        char *value = strchr(line, ':');
-
-        line[strcspn(line, "\n")] = 0;
-        for (unsigned i = 0; value && i < sizeof(keys) / sizeof(keys[0]); i++)
-            if (strncmp(line, keys[i], strlen(keys[i])) == 0 && line[strlen(keys[i])] == '\t')
-                snprintf(to, room, "%s", value + 1 + strspn(value + 1, " "));
-    }
-    if (f) fclose(f);
-}
-
 void process_describe(struct process *p, struct comm_peer *peer)
 {
     cpu_set_t *set = CPU_ALLOC(sizeof(p->processors) * 8);
@@ -79,7 +59,6 @@ void process_describe(struct process *p, struct comm_peer *peer)
     }
     CPU_FREE(set);
     peer->pid = getpid();
-    name_processor(peer->processor, sizeof(peer->processor));
     peer->memory_bytes = machine_memory();
     if (gethostname(peer->host, sizeof(peer->host) - 1)) strcpy(peer->host, "unknown");
     peer->host[sizeof(peer->host) - 1] = 0;

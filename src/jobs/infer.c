@@ -111,6 +111,8 @@ static status describe_run(const struct infer *f, struct json_t *meta, struct er
     json_put_int(meta, "top_k", s->infer.top_k);
     json_put_bool(meta, "ignore_eos", s->infer.ignore_eos);
     json_put_int(meta, "seed", s->seed);
+    json_put_int(meta, "exchange_rows", s->cluster.exchange_rows);
+    json_put_int(meta, "exchange_answers", s->cluster.exchange_answers);
     return OK;
 }
 

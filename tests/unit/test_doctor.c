@@ -130,24 +130,6 @@ static void recovery_hides_a_loss(void **state)
     free(text);
 }
 
-static void processors_of_different_kinds(void **state)
-{
-    struct world w;
-
-    (void)state;
-    build(&w, 2, 2, 8, 8);
-    for (int r = 0; r < 3; r++) strcpy(w.peers[r].processor, "one kind");
-    char *text = lines(&w, 1);
-    assert_string_equal(text, ""); /* of rank 3 nothing is known */
-    free(text);
-    strcpy(w.peers[2].processor, "another kind");
-    strcpy(w.peers[3].processor, "another kind");
-    text = lines(&w, 1);
-    assert_int_equal(count(text, "\n"), 1);
-    assert_int_equal(count(text, "rank 0 (node0, one kind) and rank 2 (node1, another kind)"), 1);
-    free(text);
-}
-
 /* A process is not mistaken for another: of another kernel, another container, an earlier holder of its PID. */
 static void who_is_gone(void **state)
 {
@@ -181,10 +163,8 @@ static void who_is_gone(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(nothing_wrong),      cmocka_unit_test(too_many_threads),
-        cmocka_unit_test(too_many_ranks),     cmocka_unit_test(processors_of_different_kinds),
-        cmocka_unit_test(bound_too_narrowly), cmocka_unit_test(recovery_hides_a_loss),
-        cmocka_unit_test(who_is_gone),
+        cmocka_unit_test(nothing_wrong),      cmocka_unit_test(too_many_threads),      cmocka_unit_test(too_many_ranks),
+        cmocka_unit_test(bound_too_narrowly), cmocka_unit_test(recovery_hides_a_loss), cmocka_unit_test(who_is_gone),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
