@@ -2,6 +2,7 @@
 
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 /* The number in the first line of a small file of the kernel; false if there is none ("max"). */
@@ -35,6 +36,23 @@ int64_t machine_memory(void)
         if (most > used && most - used < bytes) bytes = most - used;
     }
     return bytes;
+}
+
+void machine_processor_name(char *out, int room)
+{
+    FILE *f = fopen("/proc/cpuinfo", "re");
+    char line[256];
+
+    out[0] = 0;
+    while (f && !out[0] && fgets(line, sizeof(line), f)) {
+        char *name = strncmp(line, "model name", 10) == 0 ? strchr(line, ':') : NULL;
+
+        if (!name) continue;
+        name += 1 + strspn(name + 1, " \t");
+        name[strcspn(name, "\n")] = 0;
+        snprintf(out, (size_t)room, "%s", name);
+    }
+    if (f) fclose(f);
 }
 
 int machine_processors(void)

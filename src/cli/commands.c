@@ -19,7 +19,7 @@ enum { OVERRIDES_MAX = 256 };
 
 /* What a command was given.  argc and argv are the program's, for MPI. */
 struct call {
-    const char *operand, *second, *shape;
+    const char *version, *operand, *second, *shape;
     uint64_t seed;
     const char *overrides[OVERRIDES_MAX];
     int n_overrides, ranks;
@@ -72,8 +72,12 @@ static int usage_error(const struct command *c, const char *format, const char *
 
 static int run_run(struct call *c)
 {
-    struct launch l = {
-        .path = c->operand, .overrides = c->overrides, .n_overrides = c->n_overrides, .quiet = c->quiet, .report = report};
+    struct launch l = {.version = c->version,
+                       .path = c->operand,
+                       .overrides = c->overrides,
+                       .n_overrides = c->n_overrides,
+                       .quiet = c->quiet,
+                       .report = report};
 
     return launch_run(&l, &c->argc, &c->argv);
 }
@@ -280,7 +284,7 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
 
 int commands_main(int argc, char **argv, const char *version)
 {
-    struct call call = {.ranks = 1, .seed = 1, .argc = argc, .argv = argv};
+    struct call call = {.version = version, .ranks = 1, .seed = 1, .argc = argc, .argv = argv};
 
     if (argc < 2) {
         print_overview(stderr);

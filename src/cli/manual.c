@@ -18,6 +18,7 @@ const char *manual_tail(void)
            "  finetune    train the routers, with the dense model as teacher\n"
            "  eval        what is kept of perplexity and accuracy, beside its controls\n"
            "  infer       answer a file of prompts\n"
+           "  bench       measure kernels, exchange, whole steps and start-up\n"
            "  pipeline    several of these in one launch\n"
            "\n"
            "Begin with\n"
@@ -141,6 +142,20 @@ const char *manual_kind(enum job_kind k)
                "  output: runs/infer\n"
                "  input: configs/prompts.jsonl\n"
                "  max_tokens: 40\n";
+    case JOB_BENCH:
+        return "kind: bench    how fast it is: ratios measured side by side in one run -> tables, OUTPUT/bench.csv and "
+               "bench.jsonl\n"
+               "\n"
+               "`model` is one side, the directories in `compare` are the others; they take turns, a figure is the median over\n"
+               "the rounds, and a side whose answers are not right gets no figure.  Models to measure on:\n"
+               "factorllm bench make-model --help.  scripts/bench.sh makes them and runs all; scripts/plot_bench.sh draws.\n"
+               "\n"
+               "Example (configs/bench.yaml)\n"
+               "  kind: bench\n"
+               "  model: bench-data/dense\n"
+               "  output: runs/bench\n"
+               "  compare: [bench-data/e4, bench-data/e88]\n"
+               "  shares: [0.5, 0.25]\n";
     default:
         return "kind: pipeline    several jobs in one launch; the keys below hold for all steps\n"
                "\n"

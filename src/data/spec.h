@@ -15,7 +15,7 @@
 #include "base/err.h"
 #include "base/str.h"
 
-enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_EVAL, JOB_INFER, JOB_PIPELINE, JOB_KINDS };
+enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_EVAL, JOB_INFER, JOB_BENCH, JOB_PIPELINE, JOB_KINDS };
 
 /* Enumerations: the order of names in spec_table.c is the order here. */
 enum spec_placement { PLACE_BLOCK, PLACE_ROUND_ROBIN, PLACE_FILE };
@@ -29,6 +29,7 @@ enum spec_compensation { COMPENSATE_NONE, COMPENSATE_MEAN };
 enum spec_labels { LABELS_PAPER, LABELS_GRAM };
 enum spec_loss { LOSS_PAPER /* KL(softmax(0/1 label) || router) */, LOSS_BCE };
 enum spec_select { SELECT_TOP_K, SELECT_THRESHOLD };
+enum spec_part { PART_KERNELS, PART_EXCHANGE, PART_STEP, PART_STARTUP, PARTS };
 enum spec_variant { VARIANT_DENSE, VARIANT_STATIC, VARIANT_RANDOM, VARIANT_ROUTER, VARIANT_ORACLE, VARIANTS };
 
 struct spec_list {
@@ -111,6 +112,20 @@ struct spec {
         int64_t variant; /* enum spec_variant: how to route, default router */
         bool ignore_eos;
     } infer;
+    struct {
+        struct spec_list parts;   /* names of enum spec_part */
+        struct spec_list compare; /* directories that are measured beside `model` */
+        struct spec_list shares;  /* numbers: k / N of factorized models, 0 < share <= 1; none: the model's own */
+        struct spec_list formats; /* names of formats, for kernels */
+        struct spec_list rows;    /* numbers, for kernels */
+        struct spec_list batches; /* numbers: sequences that decode together */
+        int64_t prefill;          /* tokens; 0: not measured */
+        int64_t decode_tokens;    /* of each sequence and round; 0: not measured */
+        int64_t context;          /* positions that stand before those of a decode */
+        int64_t rounds;           /* in which the sides take turns */
+        double seconds;           /* least time of one measurement of a kernel */
+        bool rivals;              /* other libraries' products beside ours, where they are installed */
+    } bench;
 
     struct spec *steps; /* pipeline only: fully resolved, in order */
     int n_steps;
@@ -133,6 +148,7 @@ status spec_unpack(struct spec **out, const uint8_t *bytes, size_t n, struct err
 const char *spec_kind_name(enum job_kind k);
 int spec_kind_find(const char *name); /* -1 */
 const char *spec_variant_name(enum spec_variant v);
+const char *spec_part_name(enum spec_part p);
 void spec_help(FILE *to, enum job_kind k); /* the keys of a kind, with defaults and help, as an aligned table */
 
 #endif

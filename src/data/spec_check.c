@@ -1,4 +1,5 @@
 /* What keys say together: names and directories of steps, and combinations that cannot be. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "data/spec_table.h"
@@ -11,8 +12,8 @@ static bool good_step_name(const char *name)
 /* result.json has members of its own beside the steps'. */
 static bool is_result_member(const char *name)
 {
-    static const char *const members[] = {"schema",  "kind", "spec",   "started", "seconds",       "ranks",
-                                          "threads", "blas", "status", "error",   "answers_sha256"};
+    static const char *const members[] = {"schema", "version", "kind", "spec",   "started", "seconds",
+                                          "ranks",  "threads", "blas", "status", "error",   "answers_sha256"};
 
     for (size_t i = 0; i < sizeof(members) / sizeof(*members); i++)
         if (!strcmp(name, members[i])) return true;
@@ -223,6 +224,36 @@ static status check_infer(const struct draft *d, struct err *e)
     return OK;
 }
 
+static status check_numbers(const struct draft *d, const char *key, const struct spec_list *list, bool whole, double least,
+                            double most, struct err *e)
+{
+    for (int i = 0; i < list->n; i++) {
+        const char *text = list->items[i];
+        char *end;
+        double x = strtod(text, &end);
+
+        if (*end || end == text || text[strspn(text, "0123456789.")] || x < least || x > most || (whole && strchr(text, '.')))
+            return draft_fail(d, key, e, "expected %s from %g to %g, found '%.40s'", whole ? "integers" : "numbers", least, most,
+                              text);
+    }
+    return OK;
+}
+
+static status check_bench(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+
+    if (s->bench.parts.n == 0) return draft_fail(d, "parts", e, "expected at least one part, found none");
+    if (check_numbers(d, "shares", &s->bench.shares, false, 1e-6, 1, e) ||
+        check_numbers(d, "rows", &s->bench.rows, true, 1, 65536, e))
+        return e->code;
+    if (check_numbers(d, "batches", &s->bench.batches, true, 1, 65536, e)) return e->code;
+    for (int i = 0; i < s->bench.compare.n; i++)
+        if (!strcmp(s->bench.compare.items[i], s->model))
+            return draft_fail(d, "compare", e, "expected other directories than model, found '%s'", s->model);
+    return OK;
+}
+
 status draft_check(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
@@ -245,6 +276,8 @@ status draft_check(const struct draft *d, struct err *e)
         return check_eval(d, e);
     case JOB_INFER:
         return check_infer(d, e);
+    case JOB_BENCH:
+        return check_bench(d, e);
     default:
         return OK;
     }

@@ -7,7 +7,7 @@
 
 #include "data/utf8.h"
 
-static const char *const kind_names[] = {"factorize", "finetune", "eval", "infer", "pipeline", NULL};
+static const char *const kind_names[] = {"factorize", "finetune", "eval", "infer", "bench", "pipeline", NULL};
 static const char *const placement_names[] = {"block", "round_robin", "file", NULL};
 static const char *const shared_memory_names[] = {"auto", "never", NULL};
 static const char *const exchange_rows_names[] = {"f32", "bf16", NULL};
@@ -19,6 +19,8 @@ static const char *const compensation_names[] = {"none", "mean", NULL};
 static const char *const labels_names[] = {"paper", "gram", NULL};
 static const char *const loss_names[] = {"paper", "bce", NULL};
 static const char *const select_names[] = {"top_k", "threshold", NULL};
+static const char *const part_names[] = {"kernels", "exchange", "step", "startup", NULL};
+static const char *const bench_formats[] = {"f32", "bf16", "q8", "q4", NULL};
 static const char *const variant_names[] = {"dense", "static", "random", "router", "oracle", NULL};
 
 enum {
@@ -26,8 +28,9 @@ enum {
     T = 1 << JOB_FINETUNE,
     E = 1 << JOB_EVAL,
     I = 1 << JOB_INFER,
+    B = 1 << JOB_BENCH,
     P = 1 << JOB_PIPELINE,
-    JOBS = F | T | E | I,
+    JOBS = F | T | E | I | B,
     ALL = JOBS | P
 };
 
@@ -118,12 +121,26 @@ static const struct key table[] = {
     {"stop", I, KEY_LIST, AT(infer.stop), NULL, NULL, 0, 0, NULL, KEY_FREE, "texts that end an answer"},
     {"variant", I, KEY_ENUM, AT(infer.variant), "router", NULL, 0, 0, variant_names, 0, "how tokens are routed"},
     {"ignore_eos", I, KEY_BOOL, AT(infer.ignore_eos), "false", NULL, 0, 0, NULL, 0, "go on behind the end of the text"},
+
+    {"parts", B, KEY_LIST, AT(bench.parts), "[kernels, exchange, step, startup]", NULL, 0, 0, part_names, 0, "what is measured"},
+    {"compare", B, KEY_LIST, AT(bench.compare), NULL, NULL, 0, 0, NULL, 0, "directories that take turns with model: factorized, or in other formats"},
+    {"shares", B, KEY_LIST, AT(bench.shares), NULL, NULL, 0, 0, NULL, 0, "shares of the experts that are active, none: as each model says"},
+    {"formats", B, KEY_LIST, AT(bench.formats), "[f32, bf16, q8, q4]", NULL, 0, 0, bench_formats, 0, "of weights, for kernels"},
+    {"rows", B, KEY_LIST, AT(bench.rows), "[1, 8, 32, 512]", NULL, 0, 0, NULL, 0, "rows of a product, for kernels"},
+    {"batches", B, KEY_LIST, AT(bench.batches), "[1, 8, 32]", NULL, 0, 0, NULL, 0, "sequences that decode together"},
+    {"prefill", B, KEY_INT, AT(bench.prefill), "512", NULL, 0, 1 << 20, NULL, 0, "tokens of a prompt, 0: no prefill"},
+    {"decode_tokens", B, KEY_INT, AT(bench.decode_tokens), "16", NULL, 0, 1 << 20, NULL, 0, "tokens that a sequence decodes in a round, 0: no decode"},
+    {"context", B, KEY_INT, AT(bench.context), "0", NULL, 0, 1 << 24, NULL, 0, "positions before those of a decode"},
+    {"rounds", B, KEY_INT, AT(bench.rounds), "5", NULL, 1, 1000, NULL, 0, "in which the sides take turns; figures are medians over them"},
+    {"seconds", B, KEY_REAL, AT(bench.seconds), "0.2", NULL, 0.001, 60, NULL, 0, "least time of one measurement of a product"},
+    {"rivals", B, KEY_BOOL, AT(bench.rivals), "true", NULL, 0, 0, NULL, 0, "other libraries' products beside ours, where they are installed"},
 };
 /* clang-format on */
 
 enum { KEYS = sizeof(table) / sizeof(table[0]) };
 _Static_assert((int)KEYS <= (int)KEYS_MAX, "struct draft has a line per row");
 _Static_assert(sizeof(kind_names) / sizeof(kind_names[0]) == JOB_KINDS + 1, "a name per kind");
+_Static_assert(sizeof(part_names) / sizeof(part_names[0]) == PARTS + 1, "a name per part");
 _Static_assert(sizeof(variant_names) / sizeof(variant_names[0]) == VARIANTS + 1, "a name per variant");
 
 int key_count(void)
@@ -144,6 +161,11 @@ const char *spec_kind_name(enum job_kind k)
 const char *spec_variant_name(enum spec_variant v)
 {
     return variant_names[v];
+}
+
+const char *spec_part_name(enum spec_part p)
+{
+    return part_names[p];
 }
 
 int spec_kind_find(const char *name)

@@ -83,6 +83,10 @@ static status gather(struct gathering *g, const struct spec *s, struct err *e)
         return add_model(g, s->eval.compare_model, e) ? e->code : add_router(g, s->eval.compare_model, NULL, e);
     case JOB_INFER:
         return add_router(g, s->model, NULL, e) ? e->code : add_file(g, s->infer.input, e);
+    case JOB_BENCH:
+        for (int i = 0; i < s->bench.compare.n; i++)
+            if (add_model(g, s->bench.compare.items[i], e)) return e->code;
+        return OK;
     default:
         return OK;
     }

@@ -24,6 +24,7 @@ static const struct {
     [JOB_FINETUNE] = {job_finetune, "train the routers"},
     [JOB_EVAL] = {job_eval, "measure what was kept, beside the controls"},
     [JOB_INFER] = {job_infer, "answer prompts"},
+    [JOB_BENCH] = {job_bench, "measure how fast it is"},
 };
 
 void job_event(struct job *j, const char *event, struct json_t *o)
@@ -128,12 +129,13 @@ static struct json_t *finished_before(const struct spec *s, const char *answers,
     return mine;
 }
 
-static void describe(struct json_t *to, const struct spec *s, struct cluster *c)
+static void describe(struct json_t *to, const struct spec *s, const char *version, struct cluster *c)
 {
     char date[32];
 
     clock_date(date);
     json_put_int(to, "schema", 1);
+    json_put_text(to, "version", version);
     json_put_text(to, "kind", spec_kind_name(s->kind));
     json_put_text(to, "spec", s->source);
     json_put_text(to, "started", date);
@@ -174,11 +176,12 @@ static status open_events(FILE **f, const char *output, const char *path, struct
 }
 
 /* One job that is not a pipeline.  *mine gets a copy of its result object (NULL when it failed), whatever was written. */
-static status run_one(const struct spec *s, struct cluster *c, struct log *l, bool resume, struct json_t **mine, struct err *e)
+static status run_one(const struct spec *s, const char *version, struct cluster *c, struct log *l, bool resume,
+                      struct json_t **mine, struct err *e)
 {
     char *spec_path = str_join(s->output, "spec.yaml"), *events_path = str_join(s->output, "log.jsonl"),
          *result_path = str_join(s->output, "result.json");
-    struct job j = {.spec = s, .cluster = c, .log = l, .in_pipeline = resume, .result = json_object_new()};
+    struct job j = {.spec = s, .version = version, .cluster = c, .log = l, .in_pipeline = resume, .result = json_object_new()};
     struct json_t *file = json_object_new();
     struct exchange_stats before = *cluster_exchange(c);
     struct str yaml = {0};
@@ -203,7 +206,7 @@ static status run_one(const struct spec *s, struct cluster *c, struct log *l, bo
 
     unlink(result_path); /* whatever ends this run, the old result does not speak for it */
     log_line(l, "%s: %s -> %s", s->name, kinds[s->kind].does, s->output);
-    describe(file, s, c);
+    describe(file, s, version, c);
     if (known) json_put_text(file, "answers_sha256", answers);
     job_event(&j, "start", NULL);
     st = clear_timing(c, e);
@@ -259,7 +262,7 @@ static int processors_of(struct cluster *c)
     return me->cores > 1 ? me->cores : machine_processors();
 }
 
-static status run_pipeline(const struct spec *s, struct cluster *c, struct log *l, struct err *e)
+static status run_pipeline(const struct spec *s, const char *version, struct cluster *c, struct log *l, struct err *e)
 {
     char *spec_path = str_join(s->output, "spec.yaml"), *result_path = str_join(s->output, "result.json");
     struct json_t *file = json_object_new();
@@ -272,12 +275,12 @@ static status run_pipeline(const struct spec *s, struct cluster *c, struct log *
     st = file_make_directory(s->output, e);
     if (!st) st = file_write(spec_path, yaml.text, yaml.length, e);
     unlink(result_path);
-    describe(file, s, c);
+    describe(file, s, version, c);
     /* A gate that is not passed does not stop the steps behind it; it decides the exit code. */
     for (int i = 0; i < s->n_steps && !st; i++) {
         struct json_t *mine;
 
-        st = run_one(&s->steps[i], c, l, true, &mine, e);
+        st = run_one(&s->steps[i], version, c, l, true, &mine, e);
         if (mine) json_put(file, s->steps[i].name, mine);
         if (st == ERR_GATE) {
             gate = *e;
@@ -308,13 +311,13 @@ static status run_pipeline(const struct spec *s, struct cluster *c, struct log *
     return st;
 }
 
-status job_run(const struct spec *s, struct cluster *c, struct log *l, struct err *e)
+status job_run(const struct spec *s, const char *version, struct cluster *c, struct log *l, struct err *e)
 {
     struct json_t *mine;
 
     cluster_log(c, l);
-    if (s->kind == JOB_PIPELINE) return run_pipeline(s, c, l, e);
-    status st = run_one(s, c, l, false, &mine, e);
+    if (s->kind == JOB_PIPELINE) return run_pipeline(s, version, c, l, e);
+    status st = run_one(s, version, c, l, false, &mine, e);
     json_free(mine);
     return st;
 }

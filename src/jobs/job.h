@@ -11,6 +11,7 @@
 
 struct job {
     const struct spec *spec; /* of this job or step */
+    const char *version;     /* of the program */
     struct cluster *cluster;
     struct log *log;
     bool in_pipeline;      /* what an earlier launch left is in its way only if it can be used */
@@ -23,10 +24,11 @@ status job_factorize(struct job *j, struct err *e);
 status job_finetune(struct job *j, struct err *e);
 status job_eval(struct job *j, struct err *e);
 status job_infer(struct job *j, struct err *e);
+status job_bench(struct job *j, struct err *e);
 
 /* Runs a spec, whatever its kind: makes OUTPUT, writes spec.yaml, log.jsonl and result.json, calls the job, or the steps of a pipeline in order.
- * A pipeline's result.json has one member per step, keyed by the step's name.  Coordinator. */
-status job_run(const struct spec *s, struct cluster *c, struct log *l, struct err *e);
+ * A pipeline's result.json has one member per step, keyed by the step's name.  version: of the program.  Coordinator. */
+status job_run(const struct spec *s, const char *version, struct cluster *c, struct log *l, struct err *e);
 
 /* One line of log.jsonl: {"time": ..., "event": event, ...members of `o`}.  Takes o (may be NULL). */
 void job_event(struct job *j, const char *event, struct json_t *o);

@@ -62,7 +62,7 @@ static status lead(const struct launch *l, struct comm *c, struct cluster *ranks
     struct log *log = log_open(stderr, l->quiet);
 
     print_warnings(c, s, log);
-    status st = job_run(s, ranks, log, e);
+    status st = job_run(s, l->version, ranks, log, e);
     log_close(log);
     if (st) l->report(e);
     if (st != ERR_RANK) cluster_stop(ranks, st);

@@ -7,7 +7,8 @@
 #include "base/err.h"
 
 struct launch {
-    const char *path; /* of the job spec; only rank 0 reads it */
+    const char *version; /* of the program, for what it writes */
+    const char *path;    /* of the job spec; only rank 0 reads it */
     const char *const *overrides;
     int n_overrides;
     bool quiet;

@@ -172,6 +172,9 @@ static void print_writes(FILE *to, const struct plan_step *p)
         if (n > 6 && !strcmp(s->infer.result + n - 6, ".jsonl")) n -= 6;
         fprintf(to, "\n              %s, %.*s.meta.json", s->infer.result, (int)n, s->infer.result);
         break;
+    case JOB_BENCH:
+        fputs(", bench.csv, bench.jsonl", to);
+        break;
     default:
         break;
     }

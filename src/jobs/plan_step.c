@@ -66,7 +66,8 @@ static status check_files(const struct spec *s, const struct spec *before, int n
     const char *files[] = {s->kind == JOB_FACTORIZE  ? s->factorize.calibration.file
                            : s->kind == JOB_FINETUNE ? s->finetune.text.file
                            : s->kind == JOB_EVAL     ? s->eval.text.file
-                                                     : s->infer.input,
+                           : s->kind == JOB_INFER    ? s->infer.input
+                                                     : NULL,
                            s->cluster.placement_file};
 
     for (int i = 0; i < 2; i++)
@@ -145,7 +146,7 @@ static status plan_room(struct plan_step *p, struct err *e)
     status st;
 
     p->opens = s->kind != JOB_FACTORIZE || s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
-    if (p->opens && tokenizer_open(&t, p->directory, e)) return e->code;
+    if (p->opens && s->kind != JOB_BENCH && tokenizer_open(&t, p->directory, e)) return e->code;
     switch (s->kind) {
     case JOB_FINETUNE:
         st = room_finetune(&p->room, s, &p->shape, e);
@@ -155,6 +156,9 @@ static status plan_room(struct plan_step *p, struct err *e)
         break;
     case JOB_INFER:
         st = room_of_infer(p, t, e);
+        break;
+    case JOB_BENCH:
+        st = room_bench(&p->room, s, &p->shape, e);
         break;
     default:
         st = room_factorize(&p->room, s, &p->shape, e);

@@ -28,6 +28,9 @@ status room_eval(struct room *r, const struct spec *s, const struct shape *shape
 status room_infer(struct room *r, const struct spec *s, const struct shape *shape, int64_t requests, int64_t longest,
                   struct err *e);
 
+/* Enough for every measurement of the bench job. */
+status room_bench(struct room *r, const struct spec *s, const struct shape *shape, struct err *e);
+
 /* Most positions of one sequence: limits.positions or the model's. */
 int room_positions(const struct spec *s, const struct shape *shape);
 

@@ -76,7 +76,7 @@ static status run_job(struct json_t **result, const char *output, const char *ya
     str_addf(&text, "%s\noutput: %s/%s\n", yaml, world.directory, output);
     if (spec_parse(&s, text.text, text.length, "test.yaml", NULL, 0, e)) fail_msg("%s", e->text);
     struct log *log = log_open(stderr, 1);
-    status st = job_run(s, world.cluster, log, e);
+    status st = job_run(s, "test", world.cluster, log, e);
     log_close(log);
     char *path = str_join(s->output, "result.json");
     struct err late;

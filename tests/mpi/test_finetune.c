@@ -36,7 +36,7 @@ static status run(struct json_t **result, const char *yaml, struct err *e)
     if (result) *result = NULL;
     if (spec_parse(&s, yaml, strlen(yaml), "test.yaml", NULL, 0, e)) fail_msg("%s", e->text);
     struct log *log = log_open(stderr, 1);
-    status st = job_run(s, world.cluster, log, e);
+    status st = job_run(s, "test", world.cluster, log, e);
     char *path = str_join(s->output, "result.json");
 
     log_close(log);

@@ -1,0 +1,8 @@
+#include "jobs/bench.h"
+
+status bench_exchange(struct bench *b, struct err *e)
+{
+    (void)b;
+    (void)e;
+    return OK;
+}
