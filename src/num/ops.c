@@ -1,66 +1,11 @@
-/* The small operations, fast.
- *
- * Every loop is written so that its result is fixed by the C text: element-wise arithmetic without fused multiply-add, and reductions in
- * explicit lanes that are added in a stated order.  The bodies are compiled twice, for the base processor and for AVX2 (without FMA), with the
- * same bits; which one runs is asked of the processor.
- */
+/* The small operations, fast: lanes.h says how. */
 #include "num/ops.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "base/bits.h"
-
-enum { LANES = 8 };
-typedef float v8f __attribute__((vector_size(32), aligned(4), may_alias));
-
-#define BODY static inline __attribute__((always_inline))
-
-#if defined(__x86_64__)
-#define TWICE(name, parameters, arguments)                                                                                       \
-    __attribute__((target("avx2"))) static void name##_avx2 parameters                                                           \
-    {                                                                                                                            \
-        name##_body arguments;                                                                                                   \
-    }                                                                                                                            \
-    void name parameters                                                                                                         \
-    {                                                                                                                            \
-        if (__builtin_cpu_supports("avx2")) name##_avx2 arguments;                                                               \
-        else name##_body arguments;                                                                                              \
-    }
-#else
-#define TWICE(name, parameters, arguments)                                                                                       \
-    void name parameters                                                                                                         \
-    {                                                                                                                            \
-        name##_body arguments;                                                                                                   \
-    }
-#endif
-
-/* exp(x) within 2 ulp for -87 <= x <= 88, clamped outside: 2^n * e^r with r in [-ln 2 / 2, ln 2 / 2], e^r by its Taylor series. */
-BODY float exp_lane(float x)
-{
-    const float magic = 0x1.8p23f; /* adding it rounds to an integer, which then stands in the low bits */
-    float shifted, n, r, p, power;
-    int32_t bits;
-
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    shifted = x * 0x1.715476p0f + magic;
-    n = shifted - magic;
-    r = x - n * 0x1.62e4p-1f; /* ln 2 in two parts, the first short enough that n times it is exact */
-    r = r - n * 0x1.7f7d1cp-20f;
-    p = 0x1.a01a02p-13f;
-    p = p * r + 0x1.6c16c2p-10f;
-    p = p * r + 0x1.111112p-7f;
-    p = p * r + 0x1.555556p-5f;
-    p = p * r + 0x1.555556p-3f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    memcpy(&bits, &shifted, sizeof(bits));
-    bits = (int32_t)((uint32_t)bits << 23) + 0x3f800000;
-    memcpy(&power, &bits, sizeof(power));
-    return p * power;
-}
+#include "num/lanes.h"
 
 /* ---- norm, activation ---- */
 
@@ -79,13 +24,21 @@ BODY void rms_norm_body(float *out, const float *x, const float *w, int rows, in
         for (i = 0; i < width; i++) out[i] = x[i] * scale * w[i];
     }
 }
-TWICE(rms_norm, (float *out, const float *x, const float *w, int rows, int width, float eps), (out, x, w, rows, width, eps))
+TWICE(, rms_norm, (float *out, const float *x, const float *w, int rows, int width, float eps), (out, x, w, rows, width, eps))
 
 BODY void silu_mul_body(float *gate, const float *up, size_t n)
 {
-    for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + exp_lane(-gate[i])) * up[i];
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        lanes8 *g = (lanes8 *)(gate + i), e = -*g;
+
+        exp_lanes(&e);
+        *g = *g / (1.0f + e) * *(const lanes8 *)(up + i);
+    }
+    for (; i < n; i++) gate[i] = gate[i] / (1.0f + exp_lane(-gate[i])) * up[i];
 }
-TWICE(silu_mul, (float *gate, const float *up, size_t n), (gate, up, n))
+TWICE(, silu_mul, (float *gate, const float *up, size_t n), (gate, up, n))
 
 /* ---- rotary embedding ---- */
 
@@ -148,10 +101,10 @@ BODY float attend_scores(float *s, const float *q, const float *k, size_t stride
     float most = -INFINITY;
 
     for (int j = 0; j < n; j++, k += stride) {
-        v8f lane = {0};
+        lanes8 lane = {0};
         int i = 0;
 
-        for (; i + LANES <= d; i += LANES) lane += *(const v8f *)(q + i) * *(const v8f *)(k + i);
+        for (; i + LANES <= d; i += LANES) lane += *(const lanes8 *)(q + i) * *(const lanes8 *)(k + i);
         for (int l = 0; i < d; i++, l++) lane[l] += q[i] * k[i];
         float sum = ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
         s[j] = sum * scale;
@@ -181,25 +134,25 @@ BODY void attend_mix(float *out, const float *s, const float *v, size_t stride, 
     int i = 0;
 
     for (; i + 4 * LANES <= d; i += 4 * LANES) {
-        v8f a = {0}, b = {0}, c = {0}, e = {0};
+        lanes8 a = {0}, b = {0}, c = {0}, e = {0};
         const float *at = v + i;
 
         for (int j = 0; j < n; j++, at += stride) {
-            a += s[j] * *(const v8f *)at;
-            b += s[j] * *(const v8f *)(at + LANES);
-            c += s[j] * *(const v8f *)(at + 2 * LANES);
-            e += s[j] * *(const v8f *)(at + 3 * LANES);
+            a += s[j] * *(const lanes8 *)at;
+            b += s[j] * *(const lanes8 *)(at + LANES);
+            c += s[j] * *(const lanes8 *)(at + 2 * LANES);
+            e += s[j] * *(const lanes8 *)(at + 3 * LANES);
         }
-        *(v8f *)(out + i) = a * inverse;
-        *(v8f *)(out + i + LANES) = b * inverse;
-        *(v8f *)(out + i + 2 * LANES) = c * inverse;
-        *(v8f *)(out + i + 3 * LANES) = e * inverse;
+        *(lanes8 *)(out + i) = a * inverse;
+        *(lanes8 *)(out + i + LANES) = b * inverse;
+        *(lanes8 *)(out + i + 2 * LANES) = c * inverse;
+        *(lanes8 *)(out + i + 3 * LANES) = e * inverse;
     }
     for (; i + LANES <= d; i += LANES) {
-        v8f a = {0};
+        lanes8 a = {0};
 
-        for (int j = 0; j < n; j++) a += s[j] * *(const v8f *)(v + j * stride + i);
-        *(v8f *)(out + i) = a * inverse;
+        for (int j = 0; j < n; j++) a += s[j] * *(const lanes8 *)(v + j * stride + i);
+        *(lanes8 *)(out + i) = a * inverse;
     }
     for (; i < d; i++) {
         float a = 0.0f;
@@ -222,7 +175,7 @@ BODY void attend_row_body(float *out, const float *q, const float *k, const floa
         attend_mix(out, scratch, v + from, stride, n, head_dim, attend_exp(scratch, n, most));
     }
 }
-TWICE(attend_row,
+TWICE(, attend_row,
       (float *out, const float *q, const float *k, const float *v, int n, int heads, int kv_heads, int head_dim, float *scratch),
       (out, q, k, v, n, heads, kv_heads, head_dim, scratch))
 
