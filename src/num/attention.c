@@ -222,10 +222,7 @@ struct room { /* of one attend(); rows of q and o as long as they are, not as th
     float sum[ATTEND_ROWS][LANES], most[ATTEND_ROWS], shrink[ATTEND_ROWS];
 } __attribute__((aligned(64)));
 
-size_t attend_room_bytes(void)
-{
-    return sizeof(struct room);
-}
+_Static_assert(sizeof(struct room) <= ATTEND_ROOM_BYTES, "all of it fits");
 
 /* One row's scores of a block become weights; n of them count. */
 BODY void weigh_body(float *s, int n, float *most, float *sum, float *shrink)

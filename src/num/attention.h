@@ -54,8 +54,8 @@ struct attend {
     const int32_t *position;
     int rows, heads;
 };
-/* On one thread.  scratch: the kernel's; room: attend_room_bytes(), aligned to 64. */
+/* On one thread.  scratch: the kernel's; room: ATTEND_ROOM_BYTES, aligned to 64 (gemm_room()). */
+enum { ATTEND_ROOM_BYTES = 192 * 1024 };
 void attend(const struct attend *a, void *scratch, void *room);
-size_t attend_room_bytes(void);
 
 #endif

@@ -14,7 +14,7 @@ enum { LOOSE_PANELS = 4, LOOSE_ROWS = 96, LOOSE_COLS = CHAIN };
 struct gemm {
     struct threads *threads;
     const struct kernel *kernel;
-    char *scratch; /* per thread: the kernel's, then ours */
+    char *scratch; /* per thread: the kernel's, then a room for whoever runs on it */
     size_t scratch_bytes;
     char about[64];
 };
@@ -24,6 +24,7 @@ struct loose_scratch {
     float y[LOOSE_ROWS * LOOSE_PANELS * PANEL_LANES] __attribute__((aligned(64)));
     float x[LOOSE_ROWS * LOOSE_COLS] __attribute__((aligned(64)));
 };
+_Static_assert(sizeof(struct loose_scratch) <= GEMM_ROOM_BYTES, "it lies in the room");
 
 status gemm_open(struct gemm **out, int threads, enum isa most, struct err *e)
 {
@@ -32,7 +33,7 @@ status gemm_open(struct gemm **out, int threads, enum isa most, struct err *e)
 
     *out = NULL;
     if (!g) return err_set(e, ERR_LIMIT, "no memory for the matrix products");
-    g->scratch_bytes = kernel + sizeof(struct loose_scratch);
+    g->scratch_bytes = kernel + GEMM_ROOM_BYTES;
     g->scratch = aligned_alloc(64, g->scratch_bytes * (size_t)threads);
     if (!g->scratch) {
         free(g);
@@ -71,9 +72,14 @@ void *gemm_scratch(struct gemm *g, int worker)
     return g->scratch + (size_t)worker * g->scratch_bytes;
 }
 
+void *gemm_room(struct gemm *g, int worker)
+{
+    return (char *)gemm_scratch(g, worker) + g->scratch_bytes - GEMM_ROOM_BYTES;
+}
+
 static struct loose_scratch *loose_scratch(struct gemm *g, int worker)
 {
-    return (struct loose_scratch *)(void *)((char *)gemm_scratch(g, worker) + g->scratch_bytes - sizeof(struct loose_scratch));
+    return gemm_room(g, worker);
 }
 
 const char *gemm_describe(const struct gemm *g)

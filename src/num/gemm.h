@@ -19,7 +19,10 @@ status gemm_open(struct gemm **out, int threads, enum isa most, struct err *e);
 void gemm_close(struct gemm *g); /* NULL is fine */
 struct threads *gemm_threads(struct gemm *g);
 const struct kernel *gemm_kernel(const struct gemm *g);
-void *gemm_scratch(struct gemm *g, int worker);  /* the worker's kernel scratch */
+void *gemm_scratch(struct gemm *g, int worker); /* the worker's kernel scratch */
+/* A task's own scratch beside the kernel's: GEMM_ROOM_BYTES, aligned to 64, until its thread calls gemm_* again. */
+enum { GEMM_ROOM_BYTES = 192 * 1024 };
+void *gemm_room(struct gemm *g, int worker);
 const char *gemm_describe(const struct gemm *g); /* "avx2, 2 threads" */
 
 /* y[t][n] = sum_k x[t][k] * w[n][k] (+ bias[n] if not NULL): y row t at y + t * ldy, [x->n, w->rows].  For q8 and q4 weights x must be quantized. */

@@ -44,7 +44,7 @@ static void problem_open(struct problem *p, enum kv_format format, int d, int he
     p->k = room_of(n * sizeof(float));
     p->v = room_of(n * sizeof(float));
     p->scratch = room_of(kernel_scratch_bytes());
-    p->room = room_of(attend_room_bytes());
+    p->room = room_of(ATTEND_ROOM_BYTES);
     fill(p->q, n * (size_t)heads, &r, 1.5);
     fill(p->k, n, &r, 1.0);
     fill(p->v, n, &r, 1.0);
