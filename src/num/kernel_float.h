@@ -12,78 +12,124 @@
 #include "num/kernel_levels.h"
 
 enum {
+    RUN = 16,
     FLOAT_AHEAD = 2048,       /* bytes of a panel that are asked for ahead of their use */
     FLOAT_COPIED = 192,       /* rows whose chain is laid side by side in scratch */
     FLOAT_CACHED = 64 * 1024, /* elements of x that stay in the second cache while panels stream through it */
 };
 _Static_assert(FLOAT_COPIED *CHAIN * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch holds the rows");
 
-/* One chain: y[r][c] = or += sum over k < inputs of x[r][k] w[k][c], for `wide` panels whose lines begin at w, w + panel, ... */
-typedef void float_tile(float *y, size_t ldy, const float *const *x, const char *w, size_t panel, int inputs, bool add);
+/* One chain: y[r][c] = or += sum over k < inputs of x[r][k] w[k][c], for `wide` panels whose lines begin at w, w + panel, ...
+ * Row r of x comes in runs of RUN inputs at x[r], x[r] + step, ... */
+struct float_tile {
+    float *y;
+    size_t ldy;
+    const float *x[TILE];
+    size_t step;
+    const char *w;
+    size_t panel, ahead; /* bytes: from panel to panel, and from a line to the one to ask for */
+    int inputs;
+    bool add;
+};
 
-/* w[k] of all panels times x[r][k]; for bf16 the line at w holds k and k + 1, and `high` says which. */
+VECTOR vf float_line(const char *w, bool half, bool high)
+{
+    if (!half) return vf_load(w);
+    return high ? vf_high_half(vi_load(w)) : vf_low_half(vi_load(w));
+}
+
+/* w[k] of all panels times x[r][k]; for bf16 the line at w holds k and k + 1, and `high` says which.  What there is less of stays in registers: rows or lines. */
 VECTOR void float_step(int rows, int wide, bool half, bool high, vf (*sum)[MOST_WIDE * V_PER_LINE], const float *const *x, int k,
                        const char *w, size_t panel)
 {
-    vf line[MOST_WIDE * V_PER_LINE];
+    int lines = wide * V_PER_LINE;
+    vf keep[MOST_WIDE * V_PER_LINE];
 
 #pragma GCC unroll 16
-    for (int i = 0; i < wide * V_PER_LINE; i++) {
-        const char *at = w + (size_t)(i / V_PER_LINE) * panel + (i % V_PER_LINE) * V_BYTES;
-
-        if (!half) line[i] = vf_load(at);
-        else line[i] = high ? vf_high_half(vi_load(at)) : vf_low_half(vi_load(at));
-    }
+    for (int i = 0; i < (rows < lines ? rows : lines); i++)
+        keep[i] = rows < lines ? vf_splat(x[i] + k)
+                               : float_line(w + (size_t)(i / V_PER_LINE) * panel + (i % V_PER_LINE) * V_BYTES, half, high);
+    if (rows < lines) {
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) {
-        vf a = vf_splat(x[r] + k);
+        for (int i = 0; i < lines; i++) {
+            vf line = float_line(w + (size_t)(i / V_PER_LINE) * panel + (i % V_PER_LINE) * V_BYTES, half, high);
 #pragma GCC unroll 16
-        for (int i = 0; i < wide * V_PER_LINE; i++) sum[r][i] = vf_fma(a, line[i], sum[r][i]);
+            for (int r = 0; r < rows; r++) {
+                vf_add_product(&sum[r][i], keep[r], line);
+            }
+        }
+    } else {
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            vf a = vf_splat(x[r] + k);
+#pragma GCC unroll 16
+            for (int i = 0; i < lines; i++) {
+                vf_add_product(&sum[r][i], a, keep[i]);
+            }
+        }
     }
 }
 
-VECTOR void float_tile_body(int rows, int wide, bool half, float *y, size_t ldy, const float *const *x, const char *w,
-                            size_t panel, int inputs, bool add)
+/* At most RUN inputs from w on, which are x[r][0], ... */
+VECTOR void float_run(int rows, int wide, bool half, vf (*sum)[MOST_WIDE * V_PER_LINE], const float *const *x, const char *w,
+                      size_t panel, size_t ahead, int inputs)
+{
+    int each = half ? 2 : 1, steps = inputs / each;
+
+#pragma GCC unroll 4
+    for (int k = 0; k < steps; k++, w += LINE_BYTES) {
+#pragma GCC unroll 16
+        for (int p = 0; p < wide; p++) __builtin_prefetch(w + (size_t)p * panel + ahead);
+        float_step(rows, wide, half, false, sum, x, k * each, w, panel);
+        if (half) float_step(rows, wide, half, true, sum, x, k * each + 1, w, panel);
+    }
+    if (inputs % each) float_step(rows, wide, half, false, sum, x, steps * each, w, panel);
+}
+
+VECTOR void float_tile_body(int rows, int wide, bool half, const struct float_tile *t)
 {
     vf sum[TILE][MOST_WIDE * V_PER_LINE];
     const float *row[TILE];
+    const char *w = t->w;
+    int left = t->inputs;
 
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
-        row[r] = x[r];
+        row[r] = t->x[r];
+        if (rows > 3) __builtin_prefetch(t->y + (size_t)r * t->ldy, 1);
 #pragma GCC unroll 16
         for (int i = 0; i < wide * V_PER_LINE; i++) sum[r][i] = vf_zero();
     }
-    for (int k = 0; k < inputs; k += half ? 2 : 1, w += LINE_BYTES) {
+    for (; left >= RUN; left -= RUN, w += (half ? RUN / 2 : RUN) * LINE_BYTES) {
+        float_run(rows, wide, half, sum, row, w, t->panel, t->ahead, RUN);
 #pragma GCC unroll 16
-        for (int p = 0; p < wide; p++) __builtin_prefetch(w + (size_t)p * panel + FLOAT_AHEAD);
-        float_step(rows, wide, half, false, sum, row, k, w, panel);
-        if (half && k + 1 < inputs) float_step(rows, wide, half, true, sum, row, k + 1, w, panel);
+        for (int r = 0; r < rows; r++) row[r] += t->step;
     }
+    float_run(rows, wide, half, sum, row, w, t->panel, t->ahead, left);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
         for (int i = 0; i < wide * V_PER_LINE; i++) {
-            float *out = y + (size_t)r * ldy + i * V_FLOATS;
+            float *out = t->y + (size_t)r * t->ldy + i * V_FLOATS;
 
-            vf_storeu(out, add ? vf_add(vf_loadu(out), sum[r][i]) : sum[r][i]);
+            vf_storeu(out, t->add ? vf_add(vf_loadu(out), sum[r][i]) : sum[r][i]);
         }
 }
 
+typedef void float_product(const struct float_tile *t);
+
 #define FLOAT_TILE(rows, wide)                                                                                                   \
-    static void f32_##rows##x##wide(float *y, size_t ldy, const float *const *x, const char *w, size_t panel, int inputs,        \
-                                    bool add)                                                                                    \
+    static void f32_##rows##x##wide(const struct float_tile *t)                                                                  \
     {                                                                                                                            \
-        float_tile_body(rows, wide, false, y, ldy, x, w, panel, inputs, add);                                                    \
+        float_tile_body(rows, wide, false, t);                                                                                   \
     }                                                                                                                            \
-    static void bf16_##rows##x##wide(float *y, size_t ldy, const float *const *x, const char *w, size_t panel, int inputs,       \
-                                     bool add)                                                                                   \
+    static void bf16_##rows##x##wide(const struct float_tile *t)                                                                 \
     {                                                                                                                            \
-        float_tile_body(rows, wide, true, y, ldy, x, w, panel, inputs, add);                                                     \
+        float_tile_body(rows, wide, true, t);                                                                                    \
     }
 TILES(FLOAT_TILE)
 #define FLOAT_ENTRY(rows, wide) [0][rows][wide] = f32_##rows##x##wide, [1][rows][wide] = bf16_##rows##x##wide,
-static float_tile *const float_tiles[2][TILE + 1][MOST_WIDE + 1] = {TILES(FLOAT_ENTRY)};
+static float_product *const float_products[2][TILE + 1][MOST_WIDE + 1] = {TILES(FLOAT_ENTRY)};
 
 struct float_job {
     float *y;
@@ -95,22 +141,27 @@ struct float_job {
     const struct packed *w;
     const char *lines; /* of the first panel */
     size_t panel;      /* bytes */
-    bool half;
+    bool half, copied; /* copied: x is what copy_chain() made */
 };
 
-/* Panels p .. p + wide - 1, the chain that begins at input k, which is x[0] of each row: all rows, in tiles of nearly equal height. */
+/* Panels p .. p + wide - 1, the chain that begins at input k: all rows, in tiles of nearly equal height.  x[0] is input k; or it is copied, see there. */
 static void float_group(const struct float_job *j, int p, int wide, int k)
 {
     int inputs = j->w->cols - k < CHAIN ? j->w->cols - k : CHAIN, tiles = (j->n + TILE - 1) / TILE;
-    const char *w = j->lines + (size_t)p * j->panel + (size_t)(j->half ? k / 2 : k) * LINE_BYTES;
-    float *y = j->y + (size_t)p * PANEL_LANES;
+    struct float_tile tile = {.ldy = j->ldy, .panel = j->panel, .inputs = inputs, .add = k > 0};
 
+    tile.w = j->lines + (size_t)p * j->panel + (size_t)(j->half ? k / 2 : k) * LINE_BYTES;
     for (int t = 0; t < tiles; t++) {
         int from = j->n * t / tiles, rows = j->n * (t + 1) / tiles - from;
-        const float *row[TILE];
 
-        for (int r = 0; r < rows; r++) row[r] = j->x + (size_t)(j->index ? j->index[from + r] : from + r) * j->ld;
-        float_tiles[j->half][rows][wide](y + (size_t)from * j->ldy, j->ldy, row, w, j->panel, inputs, k > 0);
+        for (int r = 0; r < rows; r++)
+            tile.x[r] =
+                j->copied ? j->x + from * CHAIN + r * RUN : j->x + (size_t)(j->index ? j->index[from + r] : from + r) * j->ld;
+        tile.y = j->y + (size_t)from * j->ldy + (size_t)p * PANEL_LANES;
+        tile.step = j->copied ? (size_t)rows * RUN : RUN;
+        /* what comes next: the same panel's next lines, or the next panel's while the last rows pass */
+        tile.ahead = !j->copied ? FLOAT_AHEAD : t == tiles - 1 ? (size_t)wide * j->panel : 0;
+        float_products[j->half][rows][wide](&tile);
     }
 }
 
@@ -119,7 +170,7 @@ static int float_wide(int n, int panels)
 {
     int tiles = (n + TILE - 1) / TILE, wide = panels < MOST_WIDE ? panels : MOST_WIDE;
 
-    while (!float_tiles[0][n / tiles][wide] || !float_tiles[0][(n + tiles - 1) / tiles][wide]) wide--;
+    while (!float_products[0][n / tiles][wide] || !float_products[0][(n + tiles - 1) / tiles][wide]) wide--;
     return wide;
 }
 
@@ -134,7 +185,26 @@ static void float_direct(const struct float_job *j, int panels)
     }
 }
 
-/* Rows too many for the second cache, or so spaced that they meet in few of its lines: a chain of them is laid side by side, and all panels pass. */
+/* Inputs k .. k + inputs - 1 of the rows, so that tiles read one run after the other: tile t, whose first row is `from`, is at from * CHAIN: [CHAIN / RUN][rows of t][RUN]. */
+static void copy_chain(float *out, const struct float_job *j, int first, int n, int k, int inputs)
+{
+    int tiles = (n + TILE - 1) / TILE;
+
+    for (int t = 0; t < tiles; t++) {
+        int from = n * t / tiles, rows = n * (t + 1) / tiles - from;
+
+        for (int r = 0; r < rows; r++) {
+            const float *x = j->x + (size_t)(j->index ? j->index[first + from + r] : first + from + r) * j->ld + k;
+            float *to = out + from * CHAIN + r * RUN;
+            int i = 0;
+
+            for (; i + RUN <= inputs; i += RUN, to += rows * RUN) memcpy(to, x + i, RUN * sizeof(*x));
+            if (i < inputs) memcpy(to, x + i, (size_t)(inputs - i) * sizeof(*x));
+        }
+    }
+}
+
+/* Rows too many for the second cache, or so spaced that they meet in few of its lines: a chain of them is copied, and all panels pass. */
 static void float_copied(const struct float_job *j, int panels, float *scratch)
 {
     for (int from = 0; from < j->n; from += FLOAT_COPIED) {
@@ -142,13 +212,9 @@ static void float_copied(const struct float_job *j, int panels, float *scratch)
 
         part.y += (size_t)from * j->ldy;
         part.n = j->n - from < FLOAT_COPIED ? j->n - from : FLOAT_COPIED;
-        part.x = scratch, part.ld = CHAIN, part.index = NULL;
+        part.x = scratch, part.copied = true;
         for (int k = 0; k < j->w->cols; k += CHAIN) {
-            int inputs = j->w->cols - k < CHAIN ? j->w->cols - k : CHAIN;
-
-            for (int i = 0; i < part.n; i++)
-                memcpy(scratch + (size_t)i * CHAIN, j->x + (size_t)(j->index ? j->index[from + i] : from + i) * j->ld + k,
-                       (size_t)inputs * sizeof(float));
+            copy_chain(scratch, j, from, part.n, k, j->w->cols - k < CHAIN ? j->w->cols - k : CHAIN);
             for (int p = 0, wide; p < panels; p += wide) {
                 wide = float_wide(part.n, panels - p);
                 float_group(&part, p, wide, k);

@@ -46,6 +46,11 @@ VECTOR vf vf_fma(vf a, vf b, vf c) /* a * b + c */
 {
     return _mm256_fmadd_ps(a, b, c);
 }
+/* *sum = a * b + *sum, in place: compilers that choose among the forms of an FMA shuffle long sums until they run out of registers. */
+VECTOR void vf_add_product(vf *sum, vf a, vf b)
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
+}
 VECTOR vi vi_load(const void *p) /* aligned */
 {
     return _mm256_load_si256(p);
