@@ -12,8 +12,8 @@
 /* Waking a process takes about 30 us, and those who share a processor should not wait for each other's spinning. */
 static const double SPIN_SECONDS = 2e-3, CROWDED_SECONDS = 50e-6;
 static const double LOOK_SECONDS = 0.05, SLEEP_SECONDS = 1e-3, BELL_SECONDS = 20e-3, SETTLE_SECONDS = 0.1;
-/* So long nobody else is let in while we look. */
-static const double RELAX_SECONDS = 20e-6;
+/* So long nobody else is let in while we look: one burst, because the other may be waiting for this processor. */
+static const double RELAX_SECONDS = 0.2e-6;
 /* A longer gap between two looks means that this process did not run (it was stopped, or waited for the disk): nobody else was silent then. */
 static const double ABSENT_SECONDS = 1;
 
