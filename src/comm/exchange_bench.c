@@ -7,7 +7,7 @@
 #include "base/clock.h"
 #include "comm/comm_internal.h"
 
-enum { KIND_CHECK = 1, KIND_ECHO, KIND_RAW, KIND_END };
+enum { KIND_CHECK = 50, KIND_ECHO, KIND_RAW, KIND_END };
 enum { TAG_RAW = 100, ROUNDS_MAX = 999, IDLE_ROUNDS = 9 };
 
 static const double ROUND_SECONDS = 2e-3, IDLE_SECONDS = 0.05;
@@ -264,7 +264,13 @@ status exchange_bench_follow(struct comm *c, const struct exchange_bench *how, s
     if (open_bench(&b, c, how, e)) return e->code;
     while (!st && r.kind != KIND_END) {
         st = exchange_next(b.x, &r, &payload, e);
-        if (!st && answer(&b, &r, payload)) st = mpi_failed(&b, 0, e);
+        if (!st && (r.kind < KIND_CHECK || r.kind > KIND_END)) {
+            /* The coordinator was stopped in the middle, and ends the job. */
+            exchange_answer(b.x, &r, OK, 0, NULL, 0);
+            st = err_set(e, STOPPED, "stopped by a signal");
+        } else if (!st && answer(&b, &r, payload)) {
+            st = mpi_failed(&b, 0, e);
+        }
     }
     close_bench(&b);
     return st;

@@ -7,7 +7,13 @@
 
 /* Requests that are not the moe's.  While no model is open the ranks talk through a small exchange; an open model brings one of its own,
  * sized for its rows.  Both sides change over at the same message: OPEN is answered in the small one, CLOSE in the model's. */
-enum { KIND_OPEN = 1, KIND_CLOSE, KIND_STOP, KIND_TIMING /* payload: clear, int32; answer: struct timing */ };
+enum {
+    KIND_OPEN = 1,
+    KIND_CLOSE,
+    KIND_STOP,
+    KIND_TIMING /* payload: clear, int32; answer: struct timing */,
+    KIND_BENCH /* payload: struct exchange_bench */
+};
 
 /* Answers that are not the moe's: an error's text, or a rank's timing. */
 enum { ANSWER_BYTES = sizeof(struct err) > sizeof(struct timing) ? sizeof(struct err) : sizeof(struct timing) };
@@ -309,6 +315,41 @@ void cluster_release(struct cluster *c)
     c->asked = false;
 }
 
+static void answer(struct cluster *c, const struct request *r, status st, const struct err *e)
+{
+    exchange_answer(c->exchange, r, st, 0, e->text, st ? strlen(e->text) + 1 : 0);
+}
+
+/* The bench has an exchange of its own, in place of the small one. */
+status cluster_bench_exchange(struct cluster *c, struct exchange_bench how, struct exchange_bench_row *row, struct err *e)
+{
+    struct exchange_limits own = own_limits(c);
+
+    if (alone(c)) return OK;
+    cluster_release(c);
+    how.deadline = own.deadline, how.threads = own.threads, how.apart = own.apart;
+    if (ask_all(c, KIND_BENCH, "bench exchange", &how, sizeof(how), e)) return e->code;
+    close_exchange(c);
+    if (exchange_bench_lead(c->comm, &how, row, e) == ERR_RANK) return ERR_RANK;
+    struct err mine = {0};
+    status st = open_control(c, &mine);
+    if (!e->code && st) *e = mine;
+    return e->code;
+}
+
+static status bench_here(struct cluster *c, const struct request *r, const void *payload, struct err *e)
+{
+    struct exchange_bench how;
+    struct err none = {0};
+
+    BUG_ON(r->bytes != sizeof(how));
+    memcpy(&how, payload, sizeof(how));
+    answer(c, r, OK, &none);
+    close_exchange(c);
+    if (exchange_bench_follow(c->comm, &how, e)) return e->code;
+    return open_control(c, e);
+}
+
 void cluster_alive(struct cluster *c)
 {
     if (c->exchange) exchange_ping(c->exchange);
@@ -357,11 +398,6 @@ static void answer_timing(struct cluster *c, const struct request *r, const void
     if (clear) timing_start(&c->timing, comm_rank(c->comm));
 }
 
-static void answer(struct cluster *c, const struct request *r, status st, const struct err *e)
-{
-    exchange_answer(c->exchange, r, st, 0, e->text, st ? strlen(e->text) + 1 : 0);
-}
-
 status cluster_follow(struct cluster *c, struct err *e)
 {
     struct open_request *q = calloc(1, sizeof(*q));
@@ -403,6 +439,8 @@ status cluster_follow(struct cluster *c, struct err *e)
         } else if (r.kind == KIND_OPEN) {
             st = open_model(c, q, c->exchange, &mine);
             answer(c, &r, st, &mine);
+        } else if (r.kind == KIND_BENCH && control) {
+            if ((verdict = bench_here(c, &r, payload, e))) break;
         } else if (r.kind == KIND_CLOSE) {
             answer(c, &r, OK, &mine);
             close_model(c);

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/timing.h"
 #include "comm/comm.h"
+#include "comm/exchange_bench.h"
 #include "data/spec.h"
 #include "model/model.h"
 
@@ -36,6 +37,10 @@ void cluster_log(struct cluster *c, struct log *l);
  * that answers requests are its sections, and TIME_WAIT between them.  ERR_RANK. */
 status cluster_timing(struct cluster *c, struct timing *out, bool clear, struct err *e);
 struct timing *cluster_timing_here(struct cluster *c); /* this rank's own, to be counted in */
+
+/* Coordinator, with no model open afterwards: the exchange against plain MPI on every rank (comm/exchange_bench.h); deadline, threads and shared memory as
+ * the spec says.  row: [exchange_bench_rows()]. */
+status cluster_bench_exchange(struct cluster *c, struct exchange_bench how, struct exchange_bench_row *row, struct err *e);
 
 struct comm *cluster_comm(struct cluster *c);
 struct gemm *cluster_gemm(struct cluster *c);
