@@ -64,5 +64,75 @@ VECTOR vf vf_high_half(vi a)
     return _mm256_castsi256_ps(_mm256_and_si256(a, _mm256_set1_epi32((int)0xffff0000u)));
 }
 
+VECTOR vi vi_splat(const void *p) /* 32 bits */
+{
+    return _mm256_set1_epi32(*(const int32_t *)__builtin_assume_aligned(p, 4));
+}
+VECTOR vi vi_splat_int(int32_t a)
+{
+    return _mm256_set1_epi32(a);
+}
+VECTOR vi vi_zero(void)
+{
+    return _mm256_setzero_si256();
+}
+VECTOR vi vi_add32(vi a, vi b)
+{
+    return _mm256_add_epi32(a, b);
+}
+VECTOR vi vi_add16(vi a, vi b)
+{
+    return _mm256_add_epi16(a, b);
+}
+VECTOR vf vf_from_int(vi a)
+{
+    return _mm256_cvtepi32_ps(a);
+}
+VECTOR vf vf_widen(const uint16_t *p) /* V_FLOATS bfloat16 */
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)), 16));
+}
+
+/* Of each 32 bits: bytes 0 and 2, and bytes 1 and 3, as 16 bits each; the low and the high halves of the bytes. */
+VECTOR vi vi_even_bytes(vi a)
+{
+    return _mm256_and_si256(a, _mm256_set1_epi16(0xff));
+}
+VECTOR vi vi_odd_bytes(vi a)
+{
+    return _mm256_srli_epi16(a, 8);
+}
+VECTOR vi vi_low_nibbles(vi a)
+{
+    return _mm256_and_si256(a, _mm256_set1_epi8(15));
+}
+VECTOR vi vi_high_nibbles(vi a)
+{
+    return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15));
+}
+/* Products of neighbours, added: of 16 bits into 32; of unsigned and signed bytes into 16, which must not overflow. */
+VECTOR vi vi_pairs16(vi a, vi b)
+{
+    return _mm256_madd_epi16(a, b);
+}
+VECTOR vi vi_pairs8(vi a, vi b)
+{
+    return _mm256_maddubs_epi16(a, b);
+}
+VECTOR vi vi_add_pairs16(vi a) /* 16 bits into 32 */
+{
+    return _mm256_madd_epi16(a, _mm256_set1_epi16(1));
+}
+
+/* 32 bytes as 16 bits each, of every four in the order 0, 2, 1, 3: what meets vi_even_bytes() and vi_odd_bytes() */
+VECTOR void spread_block(int16_t *out, const int8_t *q)
+{
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+    __m256i x = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(const void *)q), order);
+
+    _mm256_storeu_si256((__m256i *)(void *)out, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(x)));
+    _mm256_storeu_si256((__m256i *)(void *)(out + 16), _mm256_cvtepi8_epi16(_mm256_extracti128_si256(x, 1)));
+}
+
 #endif
 #endif

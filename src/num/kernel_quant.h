@@ -1,0 +1,278 @@
+/* Products with q8 and q4 weights, for any width of vector: the body of kernel_avx2.c and kernel_avx512.c, after kernel_float.h.
+ *
+ * The includer has defined QUANT_TILE (rows at once), QUANT_WIDE (panels at once) and QUANT_TILES(X) as TILES(X) there.  Sums of a block are exact integers in any order, so
+ * levels differ in how they multiply:
+ *   q4  unsigned 4 bits times signed bytes into 16 bits: 8 products of at most 15 * 127 fit
+ *   q8  bytes spread to 16 bits, pairs into 32 bits; with BYTE_DOTS (VNNI) four bytes into 32 bits at once
+ * What the weights' bias adds is known from the row alone, and taken off first. */
+#ifdef QUANT_TILES
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "num/kernel_levels.h"
+
+/* A block of a row as the tiles read it. */
+struct quant_bytes {
+    int8_t x[QUANT_BLOCK];
+    float scale;
+    int32_t start; /* - bias * sum of x */
+};
+struct quant_words {
+    int16_t x[QUANT_BLOCK]; /* spread_block() */
+    float scale;
+    int32_t start;
+};
+#ifdef BYTE_DOTS
+typedef struct quant_bytes q8_block;
+#else
+typedef struct quant_words q8_block;
+#endif
+typedef struct quant_bytes q4_block;
+
+enum { QUANT_ROWS = 192, QUANT_AHEAD = 2048 }; /* rows prepared at once; bytes of a panel that are asked for ahead */
+
+/* y[r][c] = or += sum over the blocks, for `wide` panels whose lines begin at w, w + panel, ... */
+struct quant_tile {
+    float *y;
+    size_t ldy;
+    const void *x; /* [blocks][rows] of q8_block or q4_block */
+    const char *w;
+    const uint16_t *scale;            /* [blocks][PANEL_LANES], of the next panel at scale + panel_scale */
+    size_t panel, panel_scale, ahead; /* ahead: bytes from a line to the one to ask for */
+    int lines;                        /* of all blocks; the last may have fewer than the others */
+    bool add;
+};
+
+typedef vi quant_sums[QUANT_TILE][QUANT_WIDE * V_PER_LINE];
+
+VECTOR const char *quant_at(const char *w, size_t panel, int i)
+{
+    return w + (size_t)(i / V_PER_LINE) * panel + (i % V_PER_LINE) * V_BYTES;
+}
+
+VECTOR void q8_line(int rows, int wide, vi (*n)[QUANT_WIDE * V_PER_LINE], const q8_block *x, int line, const char *w,
+                    size_t panel)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < wide * V_PER_LINE; i++) {
+        vi a = vi_load(quant_at(w, panel, i));
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+#ifdef BYTE_DOTS
+            n[r][i] = vi_add_dots(n[r][i], a, vi_splat(x[r].x + 4 * line));
+#else
+            n[r][i] = vi_add32(n[r][i], vi_pairs16(vi_even_bytes(a), vi_splat(x[r].x + 4 * line)));
+            n[r][i] = vi_add32(n[r][i], vi_pairs16(vi_odd_bytes(a), vi_splat(x[r].x + 4 * line + 2)));
+#endif
+        }
+    }
+}
+
+/* With BYTE_DOTS n are 32 bits, else 16: quant_block() makes 32 of them. */
+VECTOR void q4_line(int rows, int wide, vi (*n)[QUANT_WIDE * V_PER_LINE], const q4_block *x, int line, const char *w,
+                    size_t panel)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < wide * V_PER_LINE; i++) {
+        vi a = vi_load(quant_at(w, panel, i));
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            vi low = vi_splat(x[r].x + 8 * line), high = vi_splat(x[r].x + 8 * line + 4);
+#ifdef BYTE_DOTS
+            n[r][i] = vi_add_dots(vi_add_dots(n[r][i], vi_low_nibbles(a), low), vi_high_nibbles(a), high);
+#else
+            n[r][i] = vi_add16(n[r][i], vi_pairs8(vi_low_nibbles(a), low));
+            n[r][i] = vi_add16(n[r][i], vi_pairs8(vi_high_nibbles(a), high));
+#endif
+        }
+    }
+}
+
+/* Block b, of `lines` lines: the integers, and what they add to the totals. */
+VECTOR void quant_block(int rows, int wide, bool q4, vf (*total)[QUANT_WIDE * V_PER_LINE], const void *x, const char *w,
+                        const uint16_t *scale, const struct quant_tile *t, int lines)
+{
+    const q8_block *x8 = x;
+    const q4_block *x4 = x;
+    quant_sums n;
+
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 16
+        for (int i = 0; i < wide * V_PER_LINE; i++) n[r][i] = q4 ? vi_zero() : vi_splat(&x8[r].start);
+#pragma GCC unroll 8
+    for (int line = 0; line < lines; line++, w += LINE_BYTES) {
+#pragma GCC unroll 16
+        for (int p = 0; p < wide; p++) __builtin_prefetch(w + (size_t)p * t->panel + t->ahead);
+        if (q4) q4_line(rows, wide, n, x4, line, w, t->panel);
+        else q8_line(rows, wide, n, x8, line, w, t->panel);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < wide * V_PER_LINE; i++) {
+        vf by = vf_widen(scale + (size_t)(i / V_PER_LINE) * t->panel_scale + (i % V_PER_LINE) * V_FLOATS);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            vi sum = n[r][i];
+
+#ifndef BYTE_DOTS
+            if (q4) sum = vi_add_pairs16(sum);
+#endif
+            if (q4) sum = vi_add32(sum, vi_splat(&x4[r].start));
+            total[r][i] = vf_fma(vf_from_int(sum), vf_mul(vf_splat(q4 ? &x4[r].scale : &x8[r].scale), by), total[r][i]);
+        }
+    }
+}
+
+VECTOR void quant_tile_body(int rows, int wide, bool q4, const struct quant_tile *t)
+{
+    const int each = QUANT_BLOCK / (q4 ? 8 : 4);
+    const size_t row = (size_t)rows * (q4 ? sizeof(q4_block) : sizeof(q8_block));
+    vf total[QUANT_TILE][QUANT_WIDE * V_PER_LINE];
+    const char *x = t->x, *w = t->w;
+    const uint16_t *scale = t->scale;
+    int left = t->lines;
+
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 16
+        for (int i = 0; i < wide * V_PER_LINE; i++)
+            total[r][i] = t->add ? vf_loadu(t->y + (size_t)r * t->ldy + i * V_FLOATS) : vf_zero();
+    for (; left >= each; left -= each, x += row, w += (size_t)each * LINE_BYTES, scale += PANEL_LANES)
+        quant_block(rows, wide, q4, total, x, w, scale, t, each);
+    if (left) quant_block(rows, wide, q4, total, x, w, scale, t, left);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 16
+        for (int i = 0; i < wide * V_PER_LINE; i++) vf_storeu(t->y + (size_t)r * t->ldy + i * V_FLOATS, total[r][i]);
+}
+
+typedef void quant_product(const struct quant_tile *t);
+
+#define QUANT_PRODUCT(rows, wide)                                                                                                \
+    static void q8_##rows##x##wide(const struct quant_tile *t)                                                                   \
+    {                                                                                                                            \
+        quant_tile_body(rows, wide, false, t);                                                                                   \
+    }                                                                                                                            \
+    static void q4_##rows##x##wide(const struct quant_tile *t)                                                                   \
+    {                                                                                                                            \
+        quant_tile_body(rows, wide, true, t);                                                                                    \
+    }
+QUANT_TILES(QUANT_PRODUCT)
+#define QUANT_ENTRY(rows, wide) [0][rows][wide] = q8_##rows##x##wide, [1][rows][wide] = q4_##rows##x##wide,
+static quant_product *const quant_products[2][QUANT_TILE + 1][QUANT_WIDE + 1] = {QUANT_TILES(QUANT_ENTRY)};
+
+struct quant_job {
+    float *y;
+    size_t ldy;
+    const struct rows *x;
+    const int *index; /* or NULL */
+    int n;
+    const struct packed *w;
+    int first, panels;
+    bool q4;
+    char *scratch;
+};
+
+static int quant_tiles(int n)
+{
+    return (n + QUANT_TILE - 1) / QUANT_TILE;
+}
+
+static size_t quant_block_bytes(bool q4)
+{
+    return q4 ? sizeof(q4_block) : sizeof(q8_block);
+}
+
+/* Lays `blocks` blocks of the rows from `from` on in the order in which tiles read them: tile by tile, [blocks][rows of the tile]. */
+static void quant_prepare(const struct quant_job *j, int from, int n, int block, int blocks)
+{
+    int tiles = quant_tiles(n), all = packed_blocks(j->w->cols);
+    size_t bytes = quant_block_bytes(j->q4);
+    char *out = j->scratch;
+
+    for (int t = 0; t < tiles; t++) {
+        int begin = n * t / tiles, rows = n * (t + 1) / tiles - begin;
+
+        for (int r = 0; r < rows; r++) {
+            int row = from + begin + r;
+            size_t at = (size_t)(j->index ? j->index[row] : row) * (size_t)all + (size_t)block;
+            char *to = out + (size_t)r * bytes;
+
+            for (int b = 0; b < blocks; b++, at++, to += (size_t)rows * bytes) {
+                const int8_t *q = j->x->q + at * QUANT_BLOCK;
+                struct quant_bytes *narrow = (void *)to;
+#ifndef BYTE_DOTS
+                struct quant_words *wide = (void *)to;
+
+                if (!j->q4) {
+                    spread_block(wide->x, q);
+                    wide->scale = j->x->scale[at], wide->start = -128 * j->x->sum[at];
+                    continue;
+                }
+#endif
+                memcpy(narrow->x, q, QUANT_BLOCK);
+                narrow->scale = j->x->scale[at], narrow->start = (j->q4 ? -8 : -128) * j->x->sum[at];
+            }
+        }
+        out += (size_t)rows * (size_t)blocks * bytes;
+    }
+}
+
+/* Prepared rows against panels p .. p + wide - 1. */
+static void quant_group(const struct quant_job *j, int from, int n, int block, int blocks, int p, int wide)
+{
+    int tiles = quant_tiles(n), each = QUANT_BLOCK / (j->q4 ? 8 : 4), lines = packed_steps(j->w->format, j->w->cols);
+    size_t panel = (size_t)lines * LINE_BYTES, panel_scale = (size_t)packed_blocks(j->w->cols) * PANEL_LANES;
+    struct quant_tile tile = {.ldy = j->ldy, .panel = panel, .panel_scale = panel_scale, .add = block > 0};
+    const char *x = j->scratch;
+
+    tile.w = (const char *)j->w->lines + (size_t)(j->first + p) * panel + (size_t)block * (size_t)each * LINE_BYTES;
+    tile.scale = j->w->scale + (size_t)(j->first + p) * panel_scale + (size_t)block * PANEL_LANES;
+    tile.lines = lines - block * each < blocks * each ? lines - block * each : blocks * each;
+    for (int t = 0; t < tiles; t++) {
+        int begin = n * t / tiles, rows = n * (t + 1) / tiles - begin;
+
+        tile.x = x;
+        tile.y = j->y + (size_t)(from + begin) * j->ldy + (size_t)p * PANEL_LANES;
+        /* what comes next: these panels' next lines, or the next panels' while the last rows pass */
+        tile.ahead = t < tiles - 1 ? 0 : tiles == 1 ? QUANT_AHEAD : (size_t)wide * panel;
+        quant_products[j->q4][rows][wide](&tile);
+        x += (size_t)rows * (size_t)blocks * quant_block_bytes(j->q4);
+    }
+}
+
+/* How many panels the tiles of n rows take at once; the lower ones decide. */
+static int quant_wide(int n, int panels)
+{
+    int tiles = quant_tiles(n), wide = panels < QUANT_WIDE ? panels : QUANT_WIDE;
+
+    while (!quant_products[0][n / tiles][wide] || !quant_products[0][(n + tiles - 1) / tiles][wide]) wide--;
+    return wide;
+}
+
+static void product_quant(float *y, size_t ldy, const struct rows *x, const int *index, int n, const struct packed *w, int first,
+                          int panels, void *scratch)
+{
+    struct quant_job j = {y, ldy, x, index, n, w, first, panels, w->format == FORMAT_Q4, scratch};
+    int all = packed_blocks(w->cols);
+
+    if (!all)
+        for (int i = 0; i < n; i++) memset(y + (size_t)i * ldy, 0, (size_t)panels * PANEL_LANES * sizeof(float));
+    for (int from = 0; from < n; from += QUANT_ROWS) {
+        int some = n - from < QUANT_ROWS ? n - from : QUANT_ROWS;
+        int most = (int)((size_t)KERNEL_SCRATCH_BYTES / quant_block_bytes(j.q4)) / some;
+
+        for (int block = 0, blocks; block < all; block += blocks) {
+            blocks = all - block < most ? all - block : most;
+            quant_prepare(&j, from, some, block, blocks);
+            for (int p = 0, wide; p < panels; p += wide) {
+                wide = quant_wide(some, panels - p);
+                quant_group(&j, from, some, block, blocks, p, wide);
+            }
+        }
+    }
+}
+
+#endif
