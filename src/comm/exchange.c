@@ -23,8 +23,13 @@ struct pause pause_begin(const struct exchange *x)
 {
     double now = clock_now();
 
-    return (struct pause){
-        .start = now, .now = now, .look = now, .crowded = x->crowded, .bell = x->bell, .seen = x->bell ? bell_count(x->bell) : 0};
+    return (struct pause){.start = now,
+                          .now = now,
+                          .look = now,
+                          .crowded = x->crowded,
+                          .yields = x->comm->yields,
+                          .bell = x->bell,
+                          .seen = x->bell ? bell_count(x->bell) : 0};
 }
 
 static void relax(const struct pause *p)
@@ -41,9 +46,11 @@ static void relax(const struct pause *p)
 bool pause_step(struct pause *p, bool rings)
 {
     double waited = p->now - p->start, before = p->now;
+    bool spins = waited < (p->crowded ? CROWDED_SECONDS : SPIN_SECONDS) || p->now < p->quick;
 
     if (!p->crowded && waited < RELAX_SECONDS) relax(p);
-    else if (waited < (p->crowded ? CROWDED_SECONDS : SPIN_SECONDS) || p->now < p->quick) sched_yield();
+    else if (spins && p->yields && !rings) (void)0;
+    else if (spins) sched_yield();
     else if (rings && p->bell) bell_wait(p->bell, p->seen, BELL_SECONDS);
     else clock_sleep(waited / 8 < SLEEP_SECONDS ? waited / 8 : SLEEP_SECONDS);
     if (p->bell) p->seen = bell_count(p->bell);

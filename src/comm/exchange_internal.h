@@ -99,9 +99,9 @@ struct exchange {
  * bell rings where everything it waits for rings it, else an eighth of what was waited already, up to 1 ms. */
 struct pause {
     double start, now, look;
-    double stop;  /* since when STOP_NOW is seen, 0 never */
-    double quick; /* until then a body is on its way: only yield, because MPI moves it a piece at each call */
-    bool crowded;
+    double stop;          /* since when STOP_NOW is seen, 0 never */
+    double quick;         /* until then a body is on its way: only yield, because MPI moves it a piece at each call */
+    bool crowded, yields; /* MPI yields by itself */
     struct bell *bell;
     uint32_t seen; /* rings before the last look */
 };
