@@ -3,74 +3,205 @@
 #include <string.h>
 
 #include "model/model_internal.h"
+#include "num/ops.h"
 #include "num/widen.h"
+
+/* A half of a batch reads all weights of attention, and of the experts it shares with the other, once more; below some tens of rows reading is what takes the
+ * time, and the wait that two halves hide is shorter than that. */
+enum { CUT_FROM_ROWS = 64 };
+
+/* ---- memory ---- */
+
+static size_t query_width(const struct shape *s)
+{
+    return (size_t)s->heads * (size_t)s->head_dim;
+}
+
+static size_t kv_width(const struct shape *s)
+{
+    return (size_t)s->kv_heads * (size_t)s->head_dim;
+}
+
+void forward_take_cache(struct model *m, struct arena_taker *t)
+{
+    const struct shape *s = &m->shape;
+
+    if (m->rank) return;
+    m->kv = (struct kvcache){.format = m->limits.kv,
+                             .layers = s->layers,
+                             .sessions = m->limits.sessions,
+                             .positions = m->limits.positions,
+                             .heads = s->kv_heads,
+                             .head_dim = s->head_dim};
+    m->kv.memory = arena_take(t, kvcache_bytes(&m->kv), 1);
+}
+
+void forward_take_work(struct model *m, struct arena_taker *t)
+{
+    const struct shape *s = &m->shape;
+    size_t rows = (size_t)m->limits.rows, width = (size_t)s->width, q = query_width(s), kv = kv_width(s);
+
+    if (m->rank) return;
+    m->rope = arena_take(t, (size_t)m->limits.positions * (size_t)s->head_dim, sizeof(float));
+    m->x = arena_take(t, rows * width, sizeof(float));
+    m->h = arena_take(t, rows * width, sizeof(float));
+    m->q = arena_take(t, rows * q, sizeof(float));
+    m->k = arena_take(t, rows * kv, sizeof(float));
+    m->v = arena_take(t, rows * kv, sizeof(float));
+    m->mixed = arena_take(t, rows * q, sizeof(float));
+    m->tiles = arena_take(t, rows, sizeof(*m->tiles));
+    m->quantized = arena_take(t, rows_bytes(m->limits.rows, (int)(width > q ? width : q)), 1);
+}
+
+/* ---- rows, shared out to threads ---- */
+
+enum { ROWS_OF_TASK = 8 }; /* and no more rows than that are not shared out: waking the others takes longer */
+
+static void share_rows(struct model *m, int rows, void (*task)(void *ctx, int i, int worker), void *ctx)
+{
+    int n = (rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK;
+
+    if (n > 1) gemm_parallel(m->gemm, n, task, ctx);
+    else if (n > 0) task(ctx, 0, 0);
+}
+
+static int rows_of_task(int i, int rows)
+{
+    return rows - i * ROWS_OF_TASK < ROWS_OF_TASK ? rows - i * ROWS_OF_TASK : ROWS_OF_TASK;
+}
+
+/* Rows of x for products with weights of this format. */
+static struct rows input(struct model *m, const float *x, int cols, int n, enum format f)
+{
+    struct rows r = {.x = x, .ld = (size_t)cols, .n = n, .cols = cols};
+
+    if (format_has_scales(f)) rows_room(&r, m->quantized);
+    return r;
+}
+
+struct norm { /* x += add (or not); out = norm(x), quantized too if `in` is to be */
+    float *x, *out;
+    const float *add, *weight;
+    float eps;
+    struct rows *in; /* of out, or NULL */
+    int rows, width;
+};
+
+static void norm_task(void *ctx, int i, int worker)
+{
+    const struct norm *n = ctx;
+    size_t at = (size_t)i * ROWS_OF_TASK * (size_t)n->width;
+    int rows = rows_of_task(i, n->rows);
+
+    (void)worker;
+    if (n->add) add_to(n->x + at, n->add + at, (size_t)rows * (size_t)n->width);
+    rms_norm(n->out + at, n->x + at, n->weight, rows, n->width, n->eps);
+    if (n->in && n->in->q) rows_quantize(n->in, i * ROWS_OF_TASK, rows);
+}
 
 /* ---- attention ---- */
 
-struct attend {
-    const struct model *m;
+struct attention { /* rows first .. first + rows - 1 of a batch in one layer */
+    struct model *m;
     const struct batch *b;
-    int layer, first, rows, tasks;
+    int layer, first, rows;
+    /* Work is cut into tiles of rows of one session by parts of the query heads of a KV head. */
+    int tiles, parts, heads_each;
 };
 
-/* Rows i, i + tasks, i + 2 * tasks, ...: so that early and late positions fall to everyone. */
-static void attend_task(void *ctx, int i, int worker)
+/* Turns queries and keys to their positions; keys and values go into the cache. */
+static void remember_task(void *ctx, int i, int worker)
 {
-    const struct attend *a = ctx;
-    const struct model *m = a->m;
+    const struct attention *a = ctx;
+    struct model *m = a->m;
     const struct shape *s = &m->shape;
-    size_t width = (size_t)s->heads * (size_t)s->head_dim;
-    float *scores = m->scores + (size_t)i * (size_t)m->limits.positions;
+    int from = i * ROWS_OF_TASK, rows = rows_of_task(i, a->rows);
+    size_t q = query_width(s), kv = kv_width(s);
+    const int32_t *position = a->b->position + a->first + from;
 
     (void)worker;
-    for (int t = i; t < a->rows; t += a->tasks) {
-        size_t cache = kvcache_at(&m->kv, a->layer, a->b->session[a->first + t], 0);
+    rope_apply(m->q + (size_t)from * q, position, rows, s->heads, s->head_dim, m->rope);
+    rope_apply(m->k + (size_t)from * kv, position, rows, s->kv_heads, s->head_dim, m->rope);
+    for (int t = 0; t < rows; t++)
+        for (int h = 0; h < s->kv_heads; h++) {
+            struct kv_head head = kvcache_head(&m->kv, a->layer, a->b->session[a->first + from + t], h);
+            size_t at = (size_t)(from + t) * kv + (size_t)h * (size_t)s->head_dim;
 
-        attend_row(m->mixed + (size_t)t * width, m->q + (size_t)t * width, m->kv.k + cache, m->kv.v + cache,
-                   a->b->position[a->first + t] + 1, s->heads, s->kv_heads, s->head_dim, scores);
+            BUG_ON(position[t] < 0 || position[t] >= m->limits.positions);
+            kv_write(&head, position[t], m->k + at, m->v + at);
+        }
+}
+
+/* Runs of rows of one session, so many that they fill an attend() with their heads; the heads of a KV head are parted when there would be fewer tasks than
+ * threads.  How work is cut changes no bit. */
+static void cut_attention(struct attention *a)
+{
+    const struct shape *s = &a->m->shape;
+    const int32_t *session = a->b->session + a->first;
+    int group = s->heads / s->kv_heads, threads = threads_count(gemm_threads(a->m->gemm)), most;
+
+    a->heads_each = group < ATTEND_ROWS ? group : ATTEND_ROWS;
+    most = ATTEND_ROWS / a->heads_each;
+    a->tiles = 0;
+    for (int t = 0, end; t < a->rows; t = end) {
+        for (end = t + 1; end < a->rows && end - t < most && session[end] == session[t];) end++;
+        a->m->tiles[a->tiles++] = (struct tile){t, end - t};
+    }
+    a->parts = (group + a->heads_each - 1) / a->heads_each;
+    while (a->tiles * s->kv_heads * a->parts < threads && a->heads_each > 1) {
+        a->heads_each = (a->heads_each + 1) / 2;
+        a->parts = (group + a->heads_each - 1) / a->heads_each;
     }
 }
 
-static void remember(struct model *m, int layer, const struct batch *b, int first, int rows)
+static void attend_task(void *ctx, int i, int worker)
 {
-    size_t width = (size_t)m->kv.width;
+    const struct attention *a = ctx;
+    struct model *m = a->m;
+    const struct shape *s = &m->shape;
+    struct tile tile = m->tiles[a->tiles - 1 - i % a->tiles]; /* the last see most: they come first */
+    int kv = i / a->tiles / a->parts, group = s->heads / s->kv_heads, begin = i / a->tiles % a->parts * a->heads_each;
+    int heads = group - begin < a->heads_each ? group - begin : a->heads_each, row = a->first + tile.first;
+    struct kv_head head = kvcache_head(&m->kv, a->layer, a->b->session[row], kv);
+    size_t width = query_width(s), at = (size_t)tile.first * width + (size_t)(kv * group + begin) * (size_t)s->head_dim;
 
-    for (int t = 0; t < rows; t++) {
-        size_t at = kvcache_at(&m->kv, layer, b->session[first + t], b->position[first + t]);
-
-        memcpy(m->kv.k + at, m->k + (size_t)t * width, width * sizeof(float));
-        memcpy(m->kv.v + at, m->v + (size_t)t * width, width * sizeof(float));
-    }
+    attend(&(struct attend){.kernel = gemm_kernel(m->gemm),
+                            .kv = &head,
+                            .q = m->q + at,
+                            .out = m->mixed + at,
+                            .ldq = width,
+                            .ldo = width,
+                            .position = a->b->position + row,
+                            .rows = tile.rows,
+                            .heads = heads},
+           gemm_scratch(m->gemm, worker), gemm_room(m->gemm, worker));
 }
 
 void forward_attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h)
 {
     const struct shape *s = &m->shape;
     const struct block *y = &m->blocks[layer];
-    const int32_t *position = b->position + first;
-    size_t D = (size_t)s->width, q = (size_t)s->heads * (size_t)s->head_dim, kv = (size_t)s->kv_heads * (size_t)s->head_dim;
-    struct rows normed = {.x = h, .ld = D, .n = rows, .cols = s->width};
-    struct rows mixed = {.x = m->mixed, .ld = q, .n = rows, .cols = (int)q};
-    struct attend a = {m, b, layer, first, rows, rows < ATTEND_TASKS ? rows : ATTEND_TASKS};
+    int D = s->width, Q = (int)query_width(s), KV = (int)kv_width(s);
+    struct rows normed = input(m, h, D, rows, y->q.format), mixed;
+    struct norm before = {.x = x, .out = h, .weight = y->attention_norm, .eps = s->eps, .in = &normed, .rows = rows, .width = D};
+    struct norm after = {.x = x, .out = h, .add = h, .weight = y->ffn_norm, .eps = s->eps, .rows = rows, .width = D};
+    struct attention a = {.m = m, .b = b, .layer = layer, .first = first, .rows = rows};
 
     BUG_ON(m->rank || first < 0 || rows < 0 || rows > m->limits.rows || first + rows > b->rows);
     /* The rows of the other micro-batch move only while MPI is called. */
-    rms_norm(h, x, y->attention_norm, rows, s->width, s->eps);
-    gemm_product(m->gemm, m->q, q, &normed, &y->q, y->q_bias);
+    share_rows(m, rows, norm_task, &before);
+    gemm_products(m->gemm, 3, (float *[]){m->q, m->k, m->v}, (size_t[]){(size_t)Q, (size_t)KV, (size_t)KV}, &normed,
+                  (const struct packed *[]){&y->q, &y->k, &y->v}, (const float *[]){y->q_bias, y->k_bias, y->v_bias});
     moe_progress(m->moe);
-    gemm_product(m->gemm, m->k, kv, &normed, &y->k, y->k_bias);
-    gemm_product(m->gemm, m->v, kv, &normed, &y->v, y->v_bias);
+    share_rows(m, rows, remember_task, &a);
+    cut_attention(&a);
+    gemm_parallel(m->gemm, a.tiles * s->kv_heads * a.parts, attend_task, &a);
     moe_progress(m->moe);
-    rope_apply(m->q, position, rows, s->heads, s->head_dim, m->rope);
-    rope_apply(m->k, position, rows, s->kv_heads, s->head_dim, m->rope);
-    remember(m, layer, b, first, rows);
+    mixed = input(m, m->mixed, Q, rows, y->o.format);
+    if (mixed.q) gemm_quantize(m->gemm, &mixed);
+    gemm_product(m->gemm, h, (size_t)D, &mixed, &y->o, NULL);
     moe_progress(m->moe);
-    gemm_parallel(m->gemm, a.tasks, attend_task, &a);
-    moe_progress(m->moe);
-    gemm_product(m->gemm, h, D, &mixed, &y->o, NULL);
-    moe_progress(m->moe);
-    for (size_t i = 0; i < (size_t)rows * D; i++) x[i] += h[i];
-    rms_norm(h, x, y->ffn_norm, rows, s->width, s->eps);
+    share_rows(m, rows, norm_task, &after);
 }
 
 /* ---- ends ---- */
@@ -90,21 +221,27 @@ void forward_norm(struct model *m, const float *x, int rows, float *hidden)
 
 void forward_logits(struct model *m, const float *hidden, int n, float *logits)
 {
-    struct rows in = {.x = hidden, .ld = (size_t)m->shape.width, .n = n, .cols = m->shape.width};
+    size_t D = (size_t)m->shape.width, V = (size_t)m->shape.vocab;
 
-    gemm_product(m->gemm, logits, (size_t)m->shape.vocab, &in, &m->head, NULL);
+    for (int t = 0, some; t < n; t += some) {
+        some = n - t < m->limits.rows ? n - t : m->limits.rows; /* that many can be quantized */
+        struct rows in = input(m, hidden + (size_t)t * D, m->shape.width, some, m->head.format);
+
+        if (in.q) gemm_quantize(m->gemm, &in);
+        gemm_product(m->gemm, logits + (size_t)t * V, V, &in, &m->head, NULL);
+    }
 }
 
 /* ---- the whole ---- */
 
-/* T rows, D width, L layers; P micro-batches, whose rows begin at first[p].
- * Micro-batch p waits for its experts of layer l - 1 only when the other one's attention is done and its rows are under way.  The cut may fall into a
+/* T rows, D width, L layers; P parts, whose rows begin at first[p].
+ * Part p waits for its experts of layer l - 1 only when the other one's attention is done and its rows are under way.  The cut may fall into a
  * session: in every layer the first half's keys and values are in the cache before the second half looks. */
-status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden, struct err *e)
+status forward_parts(struct model *m, const struct batch *b, const struct routing *how, int parts, float *hidden, struct err *e)
 {
     int T = b->rows, L = m->shape.layers;
-    bool keyed = b->key || how->route != ROUTE_RANDOM; /* without keys the rows of a micro-batch are numbered */
-    int P = micro_batches > 1 && T > 1 && keyed ? 2 : 1;
+    bool keyed = b->key || how->route != ROUTE_RANDOM; /* without keys the rows of a part are numbered */
+    int P = parts > 1 && T > 1 && keyed ? 2 : 1;
     int first[] = {0, P == 2 ? T / 2 : T, T};
     size_t D = (size_t)m->shape.width;
     status s = OK;
@@ -125,4 +262,9 @@ status forward(struct model *m, const struct batch *b, const struct routing *how
         }
     forward_norm(m, m->x, T, hidden);
     return OK;
+}
+
+status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden, struct err *e)
+{
+    return forward_parts(m, b, how, b->rows < CUT_FROM_ROWS ? 1 : micro_batches, hidden, e);
 }

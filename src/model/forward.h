@@ -16,10 +16,13 @@ struct batch {
     const uint64_t *key; /* for ROUTE_RANDOM, or NULL */
 };
 
-/* hidden: [T, D] after the final norm.  micro_batches 1 or 2: the batch is cut in the middle.
+/* hidden: [T, D] after the final norm.  micro_batches 2: the batch is cut in the middle where that may hide waiting (other ranks hold experts, and the rows
+ * are so many that reading all weights twice costs little); 1: never.  The bits are the same.
  * ERR_RANK and STOPPED from the exchange. */
 status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
                struct err *e);
+/* The same, cut in `parts` (1 or 2) whatever the rows: for tests and measurements. */
+status forward_parts(struct model *m, const struct batch *b, const struct routing *how, int parts, float *hidden, struct err *e);
 /* logits: [n, V] of n rows of hidden. */
 void forward_logits(struct model *m, const float *hidden, int n, float *logits);
 

@@ -13,19 +13,6 @@
 
 /* ---- memory: one walk that counts, or takes ---- */
 
-static void take_kv(struct model *m, struct arena_taker *t)
-{
-    const struct shape *s = &m->shape;
-
-    if (m->rank) return;
-    m->kv = (struct kvcache){.layers = s->layers,
-                             .sessions = m->limits.sessions,
-                             .positions = m->limits.positions,
-                             .width = s->kv_heads * s->head_dim};
-    m->kv.k = arena_take(t, kvcache_floats(&m->kv), sizeof(float));
-    m->kv.v = arena_take(t, kvcache_floats(&m->kv), sizeof(float));
-}
-
 static void take_block(struct block *b, const struct shape *s, struct arena_taker *t)
 {
     size_t width = (size_t)s->width, head = (size_t)s->head_dim;
@@ -63,8 +50,6 @@ static void take_ffn(struct moe_layer *y, const struct model *m, struct arena_ta
 static void take_work(struct model *m, struct arena_taker *t)
 {
     const struct shape *s = &m->shape;
-    size_t rows = (size_t)m->limits.rows, width = (size_t)s->width, positions = (size_t)m->limits.positions;
-    size_t heads = (size_t)s->heads * (size_t)s->head_dim, kv = (size_t)s->kv_heads * (size_t)s->head_dim;
 
     m->moe_layers = arena_take(t, (size_t)s->layers, sizeof(*m->moe_layers));
     m->experts = arena_take(t, (size_t)s->layers * (size_t)s->experts, sizeof(*m->experts));
@@ -72,15 +57,7 @@ static void take_work(struct model *m, struct arena_taker *t)
     if (m->rank) return;
     m->blocks = arena_take(t, (size_t)s->layers, sizeof(*m->blocks));
     for (int l = 0; l < s->layers; l++) take_block(m->blocks ? &m->blocks[l] : NULL, s, t);
-    m->final_norm = arena_take(t, width, sizeof(float));
-    m->rope = arena_take(t, positions * (size_t)s->head_dim, sizeof(float));
-    m->x = arena_take(t, rows * width, sizeof(float));
-    m->h = arena_take(t, rows * width, sizeof(float));
-    m->q = arena_take(t, rows * heads, sizeof(float));
-    m->k = arena_take(t, rows * kv, sizeof(float));
-    m->v = arena_take(t, rows * kv, sizeof(float));
-    m->mixed = arena_take(t, rows * heads, sizeof(float));
-    m->scores = arena_take(t, ATTEND_TASKS * positions, sizeof(float));
+    m->final_norm = arena_take(t, (size_t)s->width, sizeof(float));
 }
 
 static struct moe_limits moe_limits_of(struct model_limits limits)
@@ -140,8 +117,9 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
     struct exchange_limits x = {0};
 
     arena_take(&work, 1, sizeof(m));
-    take_kv(&m, &kv);
+    forward_take_cache(&m, &kv);
     take_work(&m, &work);
+    forward_take_work(&m, &work);
     *c = (struct model_cost){
         .weights = weight_bytes(s, p, rank, element_bytes, limits.calibration),
         .kv = kv.bytes,
@@ -392,6 +370,8 @@ static status check_limits(const char *directory, const struct shape *s, struct 
     int most = s->window && s->window < s->positions ? s->window : s->positions;
 
     BUG_ON(limits.rows < 1 || limits.sessions < 1 || limits.positions < 1);
+    if (s->head_dim > ATTEND_HEAD_DIM)
+        return err_set(e, ERR_LIMIT, "%s: head_dim: expected at most %d, found %d", directory, ATTEND_HEAD_DIM, s->head_dim);
     if (limits.positions > most)
         return err_set(e, ERR_LIMIT, "%s: limits.positions: expected at most %d (the model's %s), found %d", directory, most,
                        most == s->positions ? "positions" : "sliding window", limits.positions);
@@ -422,8 +402,9 @@ status model_open(struct model **out, const char *directory, const struct shape 
     m = arena_take(&t, 1, sizeof(*m));
     if (!m) return e->code;
     *m = (struct model){.shape = *s, .limits = limits, .gemm = g, .rank = rank};
-    take_kv(m, &t);
+    forward_take_cache(m, &t);
     take_work(m, &t);
+    forward_take_work(m, &t);
     if (t.failed) return e->code;
 
     if ((code = arena_open(&m->packed, "weights", packed_bytes(s, p, rank), e))) goto fail;

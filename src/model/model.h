@@ -7,6 +7,7 @@
 #include "data/safetensors.h"
 #include "model/shape.h"
 #include "moe/moe.h"
+#include "num/attention.h"
 
 struct model;
 
@@ -14,6 +15,7 @@ struct model_limits {
     int rows;             /* most token rows of one forward pass */
     int sessions;         /* slots of the KV cache */
     int positions;        /* of one session */
+    enum kv_format kv;    /* of the KV cache */
     bool oracle;          /* finetune and eval: room for labels */
     bool verify;          /* look for NaN and infinity in the weights this rank maps */
     bool calibration;     /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */

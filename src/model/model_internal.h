@@ -5,7 +5,9 @@
 #include "model/kvcache.h"
 #include "model/model.h"
 
-enum { ATTEND_TASKS = 64 }; /* pieces that the attention of a batch is cut into, each with room for one row's scores */
+struct tile { /* rows of one session that attend together, from the first of the part that is on */
+    int first, rows;
+};
 
 struct block { /* one layer's attention; vectors are widened */
     struct packed q, k, v, o;
@@ -32,7 +34,12 @@ struct model {
     struct kvcache kv;
     float *x, *h;             /* [rows][D] residual stream, FFN input */
     float *q, *k, *v, *mixed; /* [rows][heads or kv_heads][head_dim] */
-    float *scores;            /* [ATTEND_TASKS][positions] */
+    struct tile *tiles;       /* [rows] */
+    void *quantized;          /* rows of one product, for weights that need them quantized: rows_bytes() */
 };
+
+/* The memory of forward.c, counted or taken: the KV cache, and room for the rows of a pass. */
+void forward_take_cache(struct model *m, struct arena_taker *t);
+void forward_take_work(struct model *m, struct arena_taker *t);
 
 #endif

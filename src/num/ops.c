@@ -26,6 +26,12 @@ BODY void rms_norm_body(float *out, const float *x, const float *w, int rows, in
 }
 TWICE(, rms_norm, (float *out, const float *x, const float *w, int rows, int width, float eps), (out, x, w, rows, width, eps))
 
+BODY void add_to_body(float *x, const float *y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
+}
+TWICE(, add_to, (float *x, const float *y, size_t n), (x, y, n))
+
 BODY void silu_mul_body(float *gate, const float *up, size_t n)
 {
     size_t i = 0;
@@ -76,108 +82,27 @@ void rope_table(float *table, int positions, int head_dim, const struct rope *r)
     }
 }
 
-void rope_apply(float *x, const int32_t *pos, int rows, int heads, int head_dim, const float *table)
+BODY void rope_apply_body(float *x, const int32_t *pos, int rows, int heads, int head_dim, const float *table)
 {
     int half = head_dim / 2;
 
     for (int t = 0; t < rows; t++) {
-        const float *c = table + (size_t)pos[t] * head_dim, *s = c + half;
+        const float *restrict c = table + (size_t)pos[t] * head_dim, *restrict s = c + half;
 
-        for (int h = 0; h < heads; h++, x += head_dim)
+        for (int h = 0; h < heads; h++, x += head_dim) {
+            float *restrict low = x, *restrict high = x + half;
+
             for (int j = 0; j < half; j++) {
-                float a = x[j], b = x[j + half];
+                float a = low[j], b = high[j];
 
-                x[j] = a * c[j] - b * s[j];
-                x[j + half] = b * c[j] + a * s[j];
+                low[j] = a * c[j] - b * s[j];
+                high[j] = b * c[j] + a * s[j];
             }
-    }
-}
-
-/* ---- attention ---- */
-
-/* s[j] = q . k_j * scale, k_j at k + j * stride; returns the largest. */
-BODY float attend_scores(float *s, const float *q, const float *k, size_t stride, int n, int d, float scale)
-{
-    float most = -INFINITY;
-
-    for (int j = 0; j < n; j++, k += stride) {
-        lanes8 lane = {0};
-        int i = 0;
-
-        for (; i + LANES <= d; i += LANES) lane += *(const lanes8 *)(q + i) * *(const lanes8 *)(k + i);
-        for (int l = 0; i < d; i++, l++) lane[l] += q[i] * k[i];
-        float sum = ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-        s[j] = sum * scale;
-        most = s[j] > most ? s[j] : most;
-    }
-    return most;
-}
-
-/* s = exp(s - most); returns the sum, in lanes. */
-BODY float attend_exp(float *s, int n, float most)
-{
-    float lane[LANES] = {0}, sum = 0.0f;
-    int j = 0;
-
-    for (int i = 0; i < n; i++) s[i] = exp_lane(s[i] - most);
-    for (; j + LANES <= n; j += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] += s[j + l];
-    for (int l = 0; j < n; j++, l++) lane[l] += s[j];
-    for (int l = 0; l < LANES; l++) sum += lane[l];
-    return sum;
-}
-
-/* out = sum_j s[j] v_j / total, in order of j for every element; four vectors at a time stay in registers. */
-BODY void attend_mix(float *out, const float *s, const float *v, size_t stride, int n, int d, float total)
-{
-    float inverse = 1.0f / total;
-    int i = 0;
-
-    for (; i + 4 * LANES <= d; i += 4 * LANES) {
-        lanes8 a = {0}, b = {0}, c = {0}, e = {0};
-        const float *at = v + i;
-
-        for (int j = 0; j < n; j++, at += stride) {
-            a += s[j] * *(const lanes8 *)at;
-            b += s[j] * *(const lanes8 *)(at + LANES);
-            c += s[j] * *(const lanes8 *)(at + 2 * LANES);
-            e += s[j] * *(const lanes8 *)(at + 3 * LANES);
         }
-        *(lanes8 *)(out + i) = a * inverse;
-        *(lanes8 *)(out + i + LANES) = b * inverse;
-        *(lanes8 *)(out + i + 2 * LANES) = c * inverse;
-        *(lanes8 *)(out + i + 3 * LANES) = e * inverse;
-    }
-    for (; i + LANES <= d; i += LANES) {
-        lanes8 a = {0};
-
-        for (int j = 0; j < n; j++) a += s[j] * *(const lanes8 *)(v + j * stride + i);
-        *(lanes8 *)(out + i) = a * inverse;
-    }
-    for (; i < d; i++) {
-        float a = 0.0f;
-
-        for (int j = 0; j < n; j++) a += s[j] * v[j * stride + i];
-        out[i] = a * inverse;
     }
 }
-
-BODY void attend_row_body(float *out, const float *q, const float *k, const float *v, int n, int heads, int kv_heads,
-                          int head_dim, float *scratch)
-{
-    size_t stride = (size_t)kv_heads * head_dim;
-    float scale = (float)(1.0 / sqrt((double)head_dim));
-
-    for (int h = 0; h < heads; h++, q += head_dim, out += head_dim) {
-        size_t from = (size_t)(h / (heads / kv_heads)) * head_dim;
-        float most = attend_scores(scratch, q, k + from, stride, n, head_dim, scale);
-
-        attend_mix(out, scratch, v + from, stride, n, head_dim, attend_exp(scratch, n, most));
-    }
-}
-TWICE(, attend_row,
-      (float *out, const float *q, const float *k, const float *v, int n, int heads, int kv_heads, int head_dim, float *scratch),
-      (out, q, k, v, n, heads, kv_heads, head_dim, scratch))
+TWICE(, rope_apply, (float *x, const int32_t *pos, int rows, int heads, int head_dim, const float *table),
+      (x, pos, rows, heads, head_dim, table))
 
 /* ---- over a row of scores ---- */
 

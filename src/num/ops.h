@@ -10,6 +10,9 @@
 /* out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * w; x, out: [rows, width]; out may be x.  (Zhang and Sennrich, arXiv 1910.07467.) */
 void rms_norm(float *out, const float *x, const float *w, int rows, int width, float eps);
 
+/* x[i] += y[i], n elements. */
+void add_to(float *x, const float *y, size_t n);
+
 /* gate[i] = silu(gate[i]) * up[i], n elements. */
 void silu_mul(float *gate, const float *up, size_t n);
 
@@ -25,11 +28,6 @@ struct rope {
 };
 /* table[positions][head_dim]: head_dim / 2 cosines, then head_dim / 2 sines; computed in double. */
 void rope_table(float *table, int positions, int head_dim, const struct rope *r);
-
-/* One query row over a cache: out[heads, head_dim] = softmax(q k^T / sqrt(head_dim)) v.  Query head h reads key/value head
- * h / (heads / kv_heads).  k, v: [n, kv_heads, head_dim] for positions 0 .. n-1; scratch: n floats. */
-void attend_row(float *out, const float *q, const float *k, const float *v, int n, int heads, int kv_heads, int head_dim,
-                float *scratch);
 
 void softmax(float *x, int n);             /* in place, with the maximum taken out */
 double log_sum_exp(const float *x, int n); /* in double */

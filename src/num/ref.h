@@ -12,6 +12,8 @@ void ref_atb(float *c, const float *a, int n, const float *b, int d, int rows);
 void ref_rms_norm(float *out, const float *x, const float *w, int rows, int width, float eps);
 void ref_silu_mul(float *gate, const float *up, size_t n);
 void ref_rope_apply(float *x, const int32_t *pos, int rows, int heads, int head_dim, const struct rope *r);
+/* One query row over a cache: out[heads, head_dim] = softmax(q k^T / sqrt(head_dim)) v.  Query head h reads key/value head h / (heads / kv_heads).
+ * k, v: [n, kv_heads, head_dim] for positions 0 .. n-1. */
 void ref_attend_row(float *out, const float *q, const float *k, const float *v, int n, int heads, int kv_heads, int head_dim);
 void ref_softmax(float *x, int n);
 double ref_log_sum_exp(const float *x, int n);
