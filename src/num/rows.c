@@ -1,10 +1,13 @@
 #include "num/rows.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/err.h"
 #include "num/packed.h"
+
+enum { INFINITE = 0x7f800000 }; /* the bits of infinity */
 
 static size_t up(size_t bytes)
 {
@@ -28,38 +31,125 @@ void rows_room(struct rows *r, void *memory)
     r->sum = (int32_t *)(void *)(at + up(blocks * QUANT_BLOCK) + up(blocks * sizeof(float)));
 }
 
+/* The scale of a block whose largest |x| has these bits, and what x is multiplied by. */
+static float block_scale(uint32_t most, float *by)
+{
+    float x, scale;
+
+    memcpy(&x, &most, sizeof(x));
+    scale = x / 127.0f;
+    *by = scale > 0.0f ? 1.0f / scale : 0.0f;
+    if (isinf(*by)) *by = 0.0f; /* numbers whose scale is denormal are as good as zero */
+    if (most < INFINITE) return scale;
+    *by = 0.0f;
+    return NAN;
+}
+
 static void quantize_block(int8_t *q, float *scale, int32_t *sum, const float *x, int n)
 {
-    float most = 0.0f, by;
+    uint32_t most = 0, bits;
     int32_t total = 0;
+    float by;
 
-    for (int i = 0; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-    *scale = most / 127.0f;
-    by = *scale > 0.0f ? 1.0f / *scale : 0.0f;
-    if (isinf(by)) by = 0.0f; /* numbers whose scale is denormal are as good as zero */
     for (int i = 0; i < n; i++) {
-        float v = rintf(x[i] * by);
-
-        v = v < -127.0f ? -127.0f : v;
-        v = v > 127.0f ? 127.0f : v;
-        q[i] = (int8_t)v;
+        memcpy(&bits, x + i, sizeof(bits));
+        bits &= 0x7fffffff; /* which order as |x| does, infinity and NaN above all */
+        most = bits > most ? bits : most;
+    }
+    *scale = block_scale(most, &by);
+    for (int i = 0; i < n; i++) {
+        q[i] = most < INFINITE ? (int8_t)rintf(x[i] * by) : 0; /* |x * by| < 127.5 */
         total += q[i];
     }
     memset(q + n, 0, (size_t)(QUANT_BLOCK - n));
     *sum = total;
 }
 
-void rows_quantize(struct rows *r, int first, int n)
-{
-    int blocks = packed_blocks(r->cols);
+#if defined(__x86_64__)
+#include <immintrin.h>
 
-    BUG_ON(!r->q || first < 0 || first + n > r->n);
-    for (int t = first; t < first + n; t++)
-        for (int b = 0; b < blocks; b++) {
-            size_t at = (size_t)t * (size_t)blocks + (size_t)b;
+__attribute__((target("avx2"))) static int32_t most_of(__m256i a)
+{
+    __m128i b = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+
+    b = _mm_max_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
+}
+
+/* quantize_block() of whole blocks, the same bits. */
+__attribute__((target("avx2"))) static void quantize_avx2(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks)
+{
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+
+    for (int b = 0; b < blocks; b++, x += QUANT_BLOCK, q += QUANT_BLOCK) {
+        __m256i v[4], most = _mm256_setzero_si256(), bytes, sums;
+        float by;
+
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_si256((const __m256i *)(const void *)(x + 8 * i));
+            most = _mm256_max_epi32(most, _mm256_and_si256(v[i], magnitude));
+        }
+        scale[b] = block_scale((uint32_t)most_of(most), &by);
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(v[i]), _mm256_set1_ps(by)));
+            if (isnan(scale[b])) v[i] = _mm256_setzero_si256();
+        }
+        bytes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+        _mm256_storeu_si256((__m256i *)(void *)q, _mm256_permutevar8x32_epi32(bytes, order)); /* packs work in halves */
+        sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
+        sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
+        sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
+        sum[b] = _mm256_extract_epi32(sums, 0) + _mm256_extract_epi32(sums, 4);
+    }
+}
+
+static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks)
+{
+    if (!__builtin_cpu_supports("avx2")) return 0;
+    quantize_avx2(q, scale, sum, x, blocks);
+    return blocks;
+}
+#else
+static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks)
+{
+    (void)q, (void)scale, (void)sum, (void)x, (void)blocks;
+    return 0;
+}
+#endif
+
+static void quantize(struct rows *r, int first, int n, int block, int blocks, bool plain)
+{
+    int all = packed_blocks(r->cols);
+
+    BUG_ON(!r->q || first < 0 || first + n > r->n || block < 0 || block + blocks > all);
+    for (int t = first; t < first + n; t++) {
+        const float *x = r->x + (size_t)t * r->ld;
+        size_t row = (size_t)t * (size_t)all;
+        int b = block, end = block + blocks, whole = r->cols / QUANT_BLOCK < end ? r->cols / QUANT_BLOCK : end;
+
+        if (!plain && whole > b)
+            b += quantize_fast(r->q + (row + (size_t)b) * QUANT_BLOCK, r->scale + row + b, r->sum + row + b,
+                               x + (size_t)b * QUANT_BLOCK, whole - b);
+        for (; b < end; b++) {
             int left = r->cols - b * QUANT_BLOCK;
 
-            quantize_block(r->q + at * QUANT_BLOCK, r->scale + at, r->sum + at,
-                           r->x + (size_t)t * r->ld + (size_t)b * QUANT_BLOCK, left < QUANT_BLOCK ? left : QUANT_BLOCK);
+            quantize_block(r->q + (row + (size_t)b) * QUANT_BLOCK, r->scale + row + b, r->sum + row + b,
+                           x + (size_t)b * QUANT_BLOCK, left < QUANT_BLOCK ? left : QUANT_BLOCK);
         }
+    }
+}
+
+void rows_quantize(struct rows *r, int first, int n)
+{
+    quantize(r, first, n, 0, packed_blocks(r->cols), false);
+}
+
+void rows_quantize_part(struct rows *r, int first, int n, int block, int blocks)
+{
+    quantize(r, first, n, block, blocks, false);
+}
+
+void rows_quantize_plain(struct rows *r, int first, int n)
+{
+    quantize(r, first, n, 0, packed_blocks(r->cols), true);
 }

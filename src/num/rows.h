@@ -10,7 +10,8 @@ struct rows {
     const float *x; /* row t at x + t * ld */
     size_t ld;
     int n, cols;
-    /* Set by rows_quantize(), else NULL.  Blocks of 32 inputs as in packed.h: x ~ scale * q, scale = max |x| / 127, q = x / scale rounded to even. */
+    /* Set by rows_quantize(), else NULL.  Blocks of 32 inputs as in packed.h: x ~ scale * q, scale = max |x| / 127, q = x * (1 / scale) rounded to even.
+     * A block that holds an infinity or a NaN has the scale NaN, which every product of its row then is. */
     int8_t *q;    /* [n][blocks * 32], zeros behind cols; aligned to 32 */
     float *scale; /* [n][blocks] */
     int32_t *sum; /* [n][blocks] of the q of a block: weights are stored with a bias */
@@ -22,5 +23,9 @@ size_t rows_bytes(int n, int cols);
 void rows_room(struct rows *r, void *memory);
 /* Quantizes rows first .. first + n - 1; rows_room() came before.  Any thread. */
 void rows_quantize(struct rows *r, int first, int n);
+/* The same for blocks block .. block + blocks - 1 only: of rows that come block by block. */
+void rows_quantize_part(struct rows *r, int first, int n, int block, int blocks);
+/* The definition of rows_quantize() in plain loops, for tests. */
+void rows_quantize_plain(struct rows *r, int first, int n);
 
 #endif

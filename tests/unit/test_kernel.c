@@ -148,10 +148,53 @@ static void shapes(void **state)
     every_level(check_shapes);
 }
 
+/* Blocks of all sizes, from numbers that are as good as zero to infinity: the bits of the plain text, and near x. */
+static void quantized_rows(void **state)
+{
+    static const int cols[] = {1, 31, 32, 33, 200, 1000};
+    static const float size[] = {1.0f, 1e-40f, 1e-44f, 3e38f, 1e-37f, 1e-30f, 0.0f};
+    struct rng r;
+
+    (void)state;
+    rng_seed(&r, 3, 0);
+    for (size_t c = 0; c < sizeof(cols) / sizeof(*cols); c++) {
+        struct rows x = some_rows(70, cols[c], &r), plain, part;
+        float *values = (float *)x.x;
+        size_t blocks = (size_t)x.n * (size_t)packed_blocks(cols[c]);
+
+        for (int t = 0; t < x.n; t++)
+            for (int k = 0; k < cols[c]; k++) values[(size_t)t * x.ld + (size_t)k] *= 0.25f * size[t % 7];
+        values[9 * x.ld] = NAN, values[16 * x.ld + (size_t)cols[c] - 1] = -INFINITY, values[20 * x.ld] = -0.0f;
+        plain = part = x;
+        quantize(&x);
+        rows_room(&plain, room(rows_bytes(x.n, x.cols)));
+        rows_quantize_plain(&plain, 0, plain.n);
+        rows_room(&part, room(rows_bytes(x.n, x.cols)));
+        for (int b = 0; b < packed_blocks(cols[c]); b++) rows_quantize_part(&part, 0, part.n, b, 1);
+        assert_memory_equal(x.q, plain.q, blocks * QUANT_BLOCK);
+        assert_memory_equal(x.sum, plain.sum, blocks * sizeof(*x.sum));
+        assert_true(same(x.scale, plain.scale, (int)blocks));
+        assert_memory_equal(x.q, part.q, blocks * QUANT_BLOCK);
+        assert_true(same(x.scale, part.scale, (int)blocks));
+        assert_true(isnan(x.scale[9 * packed_blocks(cols[c])]) && isnan(x.scale[17 * packed_blocks(cols[c]) - 1]));
+        for (int t = 0; t < x.n; t += 7)
+            for (int k = 0; k < cols[c]; k++) {
+                size_t b = (size_t)t * (size_t)packed_blocks(cols[c]) + (size_t)(k / QUANT_BLOCK);
+                float from = values[(size_t)t * x.ld + (size_t)k], near = (float)x.q[b * QUANT_BLOCK + (size_t)(k % QUANT_BLOCK)];
+
+                assert_true(fabsf(from - near * x.scale[b]) <= 0.501f * x.scale[b]);
+            }
+        free(plain.q);
+        free(part.q);
+        rows_free(&x);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(shapes),
+        cmocka_unit_test(quantized_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
