@@ -6,12 +6,14 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/machine.h"
 #include "base/stop.h"
 
-enum { PROBE_BYTES = 512 << 20, SMALL_PROBE_BYTES = 128 << 20, SMALL_PARAMETERS = 100000000 };
+enum { PROBE_LEAST = 128 << 20, PROBE_MOST = 1 << 30 };
+#define PROBE_SECONDS 0.02
 
 static const struct {
     status (*run)(struct bench *b, struct err *e);
@@ -80,10 +82,13 @@ bool bench_stopped(const struct bench *b, struct err *e)
 status bench_probe(struct bench *b, struct probe *out, struct err *e)
 {
     struct gemm *g = cluster_gemm(b->job->cluster);
-    size_t bytes = shape_parameters(&b->shape) < SMALL_PARAMETERS ? SMALL_PROBE_BYTES : PROBE_BYTES;
+    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    size_t bytes = cache > 0 ? 4 * (size_t)cache : 0;
 
+    if (bytes < PROBE_LEAST) bytes = PROBE_LEAST;
+    if (bytes > PROBE_MOST) bytes = PROBE_MOST;
     if (!b->memory && probe_open(&b->memory, g, bytes, e)) return e->code;
-    probe_round(out, g, b->memory, 0.05);
+    probe_round(out, g, b->memory, PROBE_SECONDS);
     return OK;
 }
 

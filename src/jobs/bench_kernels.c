@@ -1,8 +1,229 @@
+/* The part `kernels`: what the machine can do, and products of the model's shapes held against it and against other libraries. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
 #include "jobs/bench.h"
+#include "jobs/bench_product.h"
+
+enum { SIDES_MAX = 1 + RIVAL_KINDS };
+
+/* The libraries that compute with weights of a format. */
+static const struct {
+    int n;
+    enum rival_kind kind[2];
+} rivals_of[FORMAT_COUNT] = {
+    [FORMAT_F32] = {2, {RIVAL_OPENBLAS, RIVAL_ONEDNN_F32}},
+    [FORMAT_BF16] = {1, {RIVAL_ONEDNN_BF16}},
+    [FORMAT_Q8] = {1, {RIVAL_ONEDNN_U8S8}},
+};
+
+struct contest { /* sides that compute the same product, in turns */
+    struct bench *bench;
+    struct bench_operands operands;
+    enum format format;
+    const char *what; /* of the matrix: "gate, up", ... */
+    int n;
+    struct bench_product *side[SIDES_MAX];
+    double *seconds[SIDES_MAX]; /* [rounds] */
+    double *read, *fma;         /* [rounds] of the machine */
+};
+
+static void add_rivals(struct contest *c, bool absent[RIVAL_KINDS])
+{
+    const struct spec *s = c->bench->job->spec;
+
+    for (int i = 0; s->bench.rivals && i < rivals_of[c->format].n; i++) {
+        enum rival_kind kind = rivals_of[c->format].kind[i];
+        struct err why = {0};
+
+        if (absent[kind]) continue;
+        status st = bench_product_rival(&c->side[c->n], kind, (int)s->cluster.threads, &c->operands, &why);
+        if (!st) st = bench_product_check(c->side[c->n], &why);
+        if (!st) {
+            c->n++;
+            continue;
+        }
+        absent[kind] = true;
+        bench_product_close(c->side[c->n]);
+        c->side[c->n] = NULL;
+        log_line(c->bench->job->log, "  %s is left out: %s", rival_name(kind), why.text);
+    }
+}
+
+static status take_rounds(struct contest *c, struct err *e)
+{
+    const struct spec *s = c->bench->job->spec;
+    int rounds = (int)s->bench.rounds;
+
+    for (int r = 0; r < rounds; r++) {
+        struct probe machine;
+
+        if (bench_stopped(c->bench, e) || bench_probe(c->bench, &machine, e)) return e->code;
+        c->read[r] = machine.read;
+        c->fma[r] = machine.fma;
+        for (int i = 0; i < c->n; i++) { /* who begins changes, so that nobody always follows the same one */
+            int side = (i + r) % c->n;
+
+            c->seconds[side][r] = bench_product_time(c->side[side], s->bench.seconds);
+            cluster_alive(c->bench->job->cluster);
+            if (c->seconds[side][r] < 0) return err_set(e, ERR_IO, "%s: failed in a run", bench_product_name(c->side[side]));
+        }
+    }
+    return OK;
+}
+
+/* The least time that the machine, as measured beside, allows: the weights are read, the operations done. */
+static double floor_seconds(const struct contest *c, double bytes, double operations)
+{
+    int rounds = (int)c->bench->job->spec->bench.rounds;
+    double by_memory = bytes / bench_figure(c->read, rounds).median, by_peak = operations / bench_figure(c->fma, rounds).median;
+
+    return by_memory > by_peak ? by_memory : by_peak;
+}
+
+static void report(struct contest *c)
+{
+    struct bench *b = c->bench;
+    const struct bench_operands *o = &c->operands;
+    int rounds = (int)b->job->spec->bench.rounds;
+    double operations = 2.0 * o->rows * o->n * o->k, bytes = bench_product_bytes(c->side[0]);
+    double *rate = malloc((size_t)rounds * sizeof(*rate)), best = 0;
+    struct bench_figure ours = {0}, rival = {0};
+    const char *best_name = "";
+    struct str line = {0};
+
+    BUG_ON(!rate);
+    for (int i = c->n - 1; i >= 0; i--) {
+        struct bench_row row = bench_row(PART_KERNELS, "product", bench_product_name(c->side[i]));
+
+        for (int r = 0; r < rounds; r++) rate[r] = operations / c->seconds[i][r] / 1e9;
+        row.figure = bench_figure(rate, rounds);
+        snprintf(row.format, sizeof(row.format), "%s", format_name(c->format));
+        snprintf(row.shape, sizeof(row.shape), "%dx%d", o->n, o->k);
+        snprintf(row.unit, sizeof(row.unit), "GFLOP/s");
+        row.rows = o->rows;
+        row.bound = row.figure.median * 1e9 / operations * floor_seconds(c, bytes, operations);
+        snprintf(row.bound_of, sizeof(row.bound_of), "read bandwidth and f32 FMA peak, whichever binds");
+        if (i > 0 && row.figure.median > best) {
+            best = row.figure.median;
+            best_name = bench_product_name(c->side[i]);
+            rival = row.figure;
+        }
+        if (i == 0) {
+            ours = row.figure;
+            row.ratio = bench_ratio(&ours, &rival);
+            snprintf(row.of, sizeof(row.of), "%s", best_name);
+        }
+        bench_put(b, &row, rate);
+    }
+    double seconds = operations / (ours.median * 1e9);
+    if (c->n > 1) str_addf(&line, "%8.2f of %s", bench_ratio(&ours, &rival), best_name);
+    char shape[32];
+    snprintf(shape, sizeof(shape), "%dx%d", o->n, o->k);
+    log_line(b->job->log, "  %-9s %-5s %12s %5d %9.1f %7.1f %8.2f %s", c->what, format_name(c->format), shape, o->rows,
+             ours.median, bytes / seconds / 1e9, floor_seconds(c, bytes, operations) / seconds, line.text ? line.text : "");
+    str_free(&line);
+    free(rate);
+}
+
+static void contest_close(struct contest *c)
+{
+    for (int i = 0; i < SIDES_MAX; i++) {
+        bench_product_close(c->side[i]);
+        free(c->seconds[i]);
+    }
+    bench_operands_close(&c->operands);
+    free(c->read);
+    free(c->fma);
+}
+
+static status contest(struct bench *b, const char *what, int rows, int n, int k, enum format format, bool absent[RIVAL_KINDS],
+                      struct err *e)
+{
+    struct contest c = {.bench = b, .format = format, .what = what};
+    size_t rounds = (size_t)b->job->spec->bench.rounds;
+    struct err wrong = {0};
+
+    status st = bench_operands_open(&c.operands, rows, n, k, e);
+    if (!st) st = bench_product_ours(&c.side[0], cluster_gemm(b->job->cluster), &c.operands, format, e);
+    if (!st && bench_product_check(c.side[0], &wrong)) {
+        bench_refuse(b, "product of %d rows with %s weights %dx%d: %s", rows, format_name(format), n, k, wrong.text);
+    } else if (!st) {
+        c.n = 1;
+        add_rivals(&c, absent);
+        for (int i = 0; i < c.n; i++) c.seconds[i] = calloc(rounds, sizeof(double));
+        c.read = calloc(rounds, sizeof(double));
+        c.fma = calloc(rounds, sizeof(double));
+        st = take_rounds(&c, e);
+        if (!st) report(&c);
+    }
+    contest_close(&c);
+    return st;
+}
+
+/* The machine by itself, before anything is held against it. */
+static status measure_machine(struct bench *b, struct err *e)
+{
+    int rounds = (int)b->job->spec->bench.rounds;
+    double *read = calloc((size_t)rounds, sizeof(*read)), *fma = calloc((size_t)rounds, sizeof(*fma));
+    status st = OK;
+
+    BUG_ON(!read || !fma);
+    for (int r = 0; r < rounds && !st; r++) {
+        struct probe p;
+
+        if ((st = bench_probe(b, &p, e))) break;
+        read[r] = p.read / 1e9;
+        fma[r] = p.fma / 1e9;
+    }
+    if (!st) {
+        struct bench_row row = bench_row(PART_KERNELS, "read", "machine");
+
+        row.figure = bench_figure(read, rounds);
+        snprintf(row.unit, sizeof(row.unit), "GB/s");
+        bench_put(b, &row, read);
+        log_line(b->job->log, "  machine: %.1f GB/s read (%.1f to %.1f), ", row.figure.median, row.figure.least, row.figure.most);
+        row = bench_row(PART_KERNELS, "fma", "machine");
+        row.figure = bench_figure(fma, rounds);
+        snprintf(row.unit, sizeof(row.unit), "GFLOP/s");
+        bench_put(b, &row, fma);
+        log_line(b->job->log, "           %.1f GFLOP/s of f32 multiply-adds (%.1f to %.1f)", row.figure.median, row.figure.least,
+                 row.figure.most);
+    }
+    free(read);
+    free(fma);
+    return st;
+}
 
 status bench_kernels(struct bench *b, struct err *e)
 {
-    (void)b;
-    (void)e;
-    return OK;
+    const struct spec *s = b->job->spec;
+    const struct shape *m = &b->shape;
+    const struct {
+        const char *what;
+        int n, k;
+    } shapes[] = {{"q, o", m->heads * m->head_dim, m->width}, {"gate, up", m->neurons, m->width}, {"down", m->width, m->neurons}};
+    bool absent[RIVAL_KINDS] = {false};
+    status st = OK;
+
+    log_line(b->job->log, "\nkernels: products of rows with a weight matrix that no cache holds, on %d thread%s of one rank",
+             b->place.threads, b->place.threads > 1 ? "s" : "");
+    st = measure_machine(b, e);
+    if (!st)
+        log_line(b->job->log, "  %-9s %-5s %12s %5s %9s %7s %8s %s", "matrix", "", "out x in", "rows", "GFLOP/s", "GB/s",
+                 "of bound", "against the best other");
+    for (int f = 0; f < s->bench.formats.n && !st; f++)
+        for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]) && !st; i++)
+            for (int r = 0; r < s->bench.rows.n && !st; r++) {
+                enum format format = FORMAT_F32;
+
+                BUG_ON(!format_parse(s->bench.formats.items[f], &format)); /* the spec knows the names */
+                st = contest(b, shapes[i].what, atoi(s->bench.rows.items[r]), shapes[i].n, shapes[i].k, format, absent, e);
+            }
+    if (!st)
+        log_line(b->job->log,
+                 "  of bound: of the least time for reading the weights at the measured bandwidth, or for the operations at the\n"
+                 "  measured f32 peak, whichever is longer (quantized weights may be done faster than that)");
+    return st;
 }
