@@ -78,6 +78,11 @@ void *arena_take(struct arena_taker *t, size_t n, size_t size)
     return p;
 }
 
+void arena_huge_pages(struct arena *a)
+{
+    madvise(a->base, a->limit, MADV_HUGEPAGE); /* refused where the kernel has none */
+}
+
 void arena_freeze(struct arena *a)
 {
     a->frozen = true;

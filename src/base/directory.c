@@ -1,11 +1,13 @@
 #include "base/directory.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -53,5 +55,27 @@ status directory_replace(const char *temporary, const char *path, struct err *e)
         s = directory_remove(aside.text, e);
     }
     str_free(&aside);
+    return s;
+}
+
+status directory_copy(const char *from, const char *to, struct err *e)
+{
+    DIR *d = opendir(from);
+    struct dirent *f;
+
+    if (!d) return err_set(e, ERR_IO, "%s: %s", from, strerror(errno));
+    status s = file_make_directory(to, e);
+    while (!s && (f = readdir(d))) {
+        char *source = str_join(from, f->d_name), *target = str_join(to, f->d_name);
+        struct stat st;
+
+        if (f->d_name[0] != '.' && lstat(source, &st) == 0) {
+            if (S_ISDIR(st.st_mode)) s = directory_copy(source, target, e);
+            else if (S_ISREG(st.st_mode)) s = file_copy(source, target, e);
+        }
+        free(source);
+        free(target);
+    }
+    closedir(d);
     return s;
 }

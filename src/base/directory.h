@@ -11,4 +11,8 @@ status directory_replace(const char *temporary, const char *path, struct err *e)
 /* Removes it with all that is in it, without following links.  Fine if there is nothing.  ERR_IO. */
 status directory_remove(const char *path, struct err *e);
 
+/* Copies it with all that is in it into a new directory `to`: directories and files; anything else (links, pipes) and what begins with a dot is left out.
+ * ERR_IO. */
+status directory_copy(const char *from, const char *to, struct err *e);
+
 #endif

@@ -16,6 +16,7 @@ const char *manual_tail(void)
     return "\nA job is a YAML file; its key `kind` says what it does:\n"
            "  factorize   cut every FFN of a dense model into experts\n"
            "  finetune    train the routers, with the dense model as teacher\n"
+           "  convert     pack the weights for the kernels, quantized on request\n"
            "  eval        what is kept of perplexity and accuracy, beside its controls\n"
            "  infer       answer a file of prompts\n"
            "  bench       measure kernels, exchange, whole steps and start-up\n"
@@ -124,6 +125,16 @@ const char *manual_kind(enum job_kind k)
                "  output: runs/finetune\n"
                "  text: {sample_tokens: 24000, sample_seed: 2}\n"
                "  tokens: 48000\n";
+    case JOB_CONVERT:
+        return "kind: convert    a model directory -> OUTPUT/model, the same model with its weights packed as the kernels read "
+               "them:\n"
+               "mapped and used in place, so that opening it reads and copies nothing; quantized on request\n"
+               "\n"
+               "Example (configs/convert.yaml)\n"
+               "  kind: convert\n"
+               "  model: configs/models/quillan-6m\n"
+               "  output: runs/convert\n"
+               "  precision: {experts: q8, attention: q8, head: bf16}\n";
     case JOB_EVAL:
         return "kind: eval    perplexity, accuracy and routing of several variants of a model, side by side\n"
                "\n"
@@ -161,8 +172,8 @@ const char *manual_kind(enum job_kind k)
                "\n"
                "`steps` is a list of jobs, each with its kind and keys and, if wanted, a name (default: the kind, then\n"
                "kind-2, ...).  A step writes to OUTPUT/NAME unless it says otherwise, and works on the pipeline's model\n"
-               "until a factorize step has made one, then on that.  A step that ended well is not done again.\n"
-               "factorllm help factorize, finetune, eval, infer: the keys of the steps.\n"
+               "until a factorize or convert step has made one, then on that.  A step that ended well is not done again.\n"
+               "factorllm help factorize, finetune, convert, eval, infer: the keys of the steps.\n"
                "\n"
                "Example (configs/demo.yaml)\n"
                "  kind: pipeline\n"

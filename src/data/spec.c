@@ -241,7 +241,9 @@ static status find_kind(struct draft *d, const struct yaml *map, struct err *e)
     }
     for (int i = 0; i < JOB_KINDS; i++) names[i] = spec_kind_name((enum job_kind)i);
     int n = d->step ? JOB_PIPELINE : JOB_KINDS; /* the pipeline stands last, and a step is none */
-    const char *expected = d->step ? "factorize, finetune, eval or infer" : "factorize, finetune, eval, infer or pipeline";
+    char expected[128] = "";
+    for (int i = 0, at = 0; i < n; i++)
+        at += snprintf(expected + at, sizeof(expected) - (size_t)at, "%s%s", i == 0 ? "" : i == n - 1 ? " or " : ", ", names[i]);
     if (!found) return err_set(e, ERR_SPEC, "%s:%d: kind: expected %s, found no such key", d->source, map->line, expected);
     int kind = found->kind == YAML_TEXT && strlen(found->text) == found->length ? spec_kind_find(found->text) : -1;
     if (kind < 0 || kind >= n) {

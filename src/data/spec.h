@@ -15,13 +15,15 @@
 #include "base/err.h"
 #include "base/str.h"
 
-enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_EVAL, JOB_INFER, JOB_BENCH, JOB_PIPELINE, JOB_KINDS };
+enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_CONVERT, JOB_EVAL, JOB_INFER, JOB_BENCH, JOB_PIPELINE, JOB_KINDS };
 
 /* Enumerations: the order of names in spec_table.c is the order here. */
 enum spec_placement { PLACE_BLOCK, PLACE_ROUND_ROBIN, PLACE_FILE };
 enum spec_shared_memory { SHARED_AUTO, SHARED_NEVER };
 enum spec_exchange_rows { ROWS_F32, ROWS_BF16 };
 enum spec_exchange_answers { ANSWERS_EXACT, ANSWERS_F32, ANSWERS_BF16 };
+enum spec_precision { PRECISION_STORED, PRECISION_F32, PRECISION_BF16, PRECISION_Q8, PRECISION_Q4 };
+enum spec_kv { KV_AS_F32, KV_AS_BF16, KV_AS_Q8 };
 enum spec_method { METHOD_DEFAULT, METHOD_FACTORLLM };
 enum spec_grouping { GROUP_CONTIGUOUS, GROUP_RANDOM, GROUP_COACTIVATION };
 enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
@@ -72,6 +74,11 @@ struct spec {
         int64_t positions;  /* most positions of one sequence; 0: what the job needs, at most the model's */
     } limits;
 
+    struct { /* enum spec_precision: formats of the weights of a model that is opened, or written */
+        int64_t experts, attention, head, router;
+        int64_t kv; /* enum spec_kv: keys and values of what a session has seen */
+    } precision;
+
     struct {
         int64_t method, experts, active, grouping, scale, compensation;
         double shared; /* share of all neurons that is always active, 0 .. 1 */
@@ -90,6 +97,9 @@ struct spec {
         double checkpoint_seconds;
         char *version; /* name of the router version; default v1, v2, ... the next free */
     } finetune;
+    struct {
+        int64_t shard_mib;
+    } convert;
     struct {
         struct spec_text text;
         int64_t window;                 /* 0: 2048 or the model's positions */

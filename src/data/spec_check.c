@@ -61,7 +61,7 @@ void job_resolve(struct spec *s)
 
 status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct err *e)
 {
-    const struct spec *made = NULL; /* the factorize step whose model the next steps work on */
+    const struct spec *made = NULL; /* the factorize or convert step whose model the next steps work on */
 
     for (int i = 0; i < n; i++) {
         struct spec *s = drafts[i].s;
@@ -69,7 +69,7 @@ status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct er
         if (!s->output) s->output = str_join(parent->output, s->name);
         if (!s->model && made && s->kind != JOB_FACTORIZE) s->model = str_join(made->output, "model");
         else if (!s->model) s->model = str_dup(parent->model);
-        if (s->kind == JOB_FACTORIZE) made = s;
+        if (s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT) made = s;
         job_resolve(s);
         for (int j = 0; j < i; j++)
             if (!strcmp(drafts[j].s->output, s->output))

@@ -7,11 +7,13 @@
 
 #include "data/utf8.h"
 
-static const char *const kind_names[] = {"factorize", "finetune", "eval", "infer", "bench", "pipeline", NULL};
+static const char *const kind_names[] = {"factorize", "finetune", "convert", "eval", "infer", "bench", "pipeline", NULL};
 static const char *const placement_names[] = {"block", "round_robin", "file", NULL};
 static const char *const shared_memory_names[] = {"auto", "never", NULL};
 static const char *const exchange_rows_names[] = {"f32", "bf16", NULL};
 static const char *const exchange_answers_names[] = {"exact", "f32", "bf16", NULL};
+static const char *const precision_names[] = {"stored", "f32", "bf16", "q8", "q4", NULL};
+static const char *const kv_names[] = {"f32", "bf16", "q8", NULL};
 static const char *const method_names[] = {"default", "factorllm", NULL};
 static const char *const grouping_names[] = {"contiguous", "random", "coactivation", NULL};
 static const char *const scale_names[] = {"one", "paper", NULL};
@@ -26,11 +28,12 @@ static const char *const variant_names[] = {"dense", "static", "random", "router
 enum {
     F = 1 << JOB_FACTORIZE,
     T = 1 << JOB_FINETUNE,
+    C = 1 << JOB_CONVERT,
     E = 1 << JOB_EVAL,
     I = 1 << JOB_INFER,
     B = 1 << JOB_BENCH,
     P = 1 << JOB_PIPELINE,
-    JOBS = F | T | E | I | B,
+    JOBS = F | T | C | E | I | B,
     ALL = JOBS | P
 };
 
@@ -61,6 +64,12 @@ static const struct key table[] = {
     {"limits.batch_rows", ALL, KEY_INT, AT(limits.batch_rows), "512", NULL, 1, 1 << 20, NULL, 0, "most token rows in one step"},
     {"limits.sessions", ALL, KEY_INT, AT(limits.sessions), "16", NULL, 1, 1 << 16, NULL, 0, "most sequences in flight"},
     {"limits.positions", ALL, KEY_INT, AT(limits.positions), "0", NULL, 0, 1 << 24, NULL, 0, "most positions of one sequence, 0: what the job needs, at most the model's"},
+
+    {"precision.experts", ALL, KEY_ENUM, AT(precision.experts), "stored", NULL, 0, 0, precision_names, 0, "format of the FFNs' weights; stored: the one that keeps every value"},
+    {"precision.attention", ALL, KEY_ENUM, AT(precision.attention), "stored", NULL, 0, 0, precision_names, 0, "of the projections of attention"},
+    {"precision.head", ALL, KEY_ENUM, AT(precision.head), "stored", NULL, 0, 0, precision_names, 0, "of the matrix behind the last layer"},
+    {"precision.router", E | I | B | P, KEY_ENUM, AT(precision.router), "f32", NULL, 0, 0, precision_names, 0, "of the routers"},
+    {"precision.kv", E | I | B | P, KEY_ENUM, AT(precision.kv), "f32", NULL, 0, 0, kv_names, 0, "of the cache of keys and values"},
 
     {"method", F, KEY_ENUM, AT(factorize.method), "default", NULL, 0, 0, method_names, 0, "default: the best we have measured; factorllm: the paper's choices"},
     {"experts", F, KEY_INT, AT(factorize.experts), "32", "4", 1, 4096, NULL, 0, "routed experts of a layer, N"},
@@ -96,6 +105,8 @@ static const struct key table[] = {
     {"checkpoint_tokens", T, KEY_INT, AT(finetune.checkpoint_tokens), "0", NULL, 0, LARGE, NULL, 0, "tokens between checkpoints, 0: by time only"},
     {"checkpoint_seconds", T, KEY_REAL, AT(finetune.checkpoint_seconds), "300", NULL, 0, 1e7, NULL, 0, "seconds between checkpoints, 0: by tokens only"},
     {"version", T, KEY_TEXT, AT(finetune.version), NULL, NULL, 0, 0, NULL, 0, "name of the router, default: v1, v2, ..., the next free"},
+
+    {"shard_mib", C, KEY_INT, AT(convert.shard_mib), "0", NULL, 0, 1 << 30, NULL, 0, "size of the weight files in MiB, 0: one file"},
 
     {"text.file", E, KEY_TEXT, AT(eval.text.file), NULL, NULL, 0, 0, NULL, 0, "text for perplexity and next-token accuracy"},
     {"text.bytes", E, KEY_INT, AT(eval.text.bytes), "0", NULL, 0, LARGE, NULL, 0, "first bytes of the file, 0: all"},

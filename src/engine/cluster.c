@@ -145,8 +145,8 @@ static status place(struct cluster *c, const struct shape *s, struct err *e)
 
 /* Every rank's need against what its host has, and the share of each host that all its ranks take together; on the coordinator,
  * before anything is taken. */
-static status check_memory(struct cluster *c, const struct shape *s, size_t element_bytes, struct model_limits limits,
-                           struct err *e)
+static status check_memory(struct cluster *c, const struct shape *s, const struct weights_plan *weights,
+                           struct model_limits limits, struct err *e)
 {
     int ranks = comm_size(c->comm);
     size_t allowed = (size_t)c->spec->limits.memory_mib << 20;
@@ -159,8 +159,8 @@ static status check_memory(struct cluster *c, const struct shape *s, size_t elem
             struct model_cost cost;
 
             if (comm_peer(c->comm, q)->host_rank != peer->host_rank) continue;
-            model_cost(&cost, s, &c->placement, q, ranks, element_bytes, limits);
-            size_t all = cost.weights + cost.kv + cost.work + cost.exchange;
+            model_cost(&cost, s, &c->placement, q, ranks, weights, limits);
+            size_t all = model_cost_total(&cost);
             host += all;
             if (q == r) need = all;
         }
@@ -194,24 +194,11 @@ static void warn_of_ranks_apart(struct cluster *c)
     c->warned_apart = true;
 }
 
-static size_t element_bytes(const char *directory, struct err *e)
-{
-    struct safetensors *t;
-
-    if (safetensors_open(&t, directory, e)) return 0;
-    const struct tensor_info *embed = safetensors_find(t, "model.embed_tokens.weight");
-    size_t bytes = embed && embed->dims == 2 && embed->shape[0] > 0 && embed->shape[1] > 0
-                       ? embed->bytes / (size_t)(embed->shape[0] * embed->shape[1])
-                       : 0;
-    if (!bytes) err_set(e, ERR_FORMAT, "%s: model.embed_tokens.weight is missing", directory);
-    safetensors_close(t);
-    return bytes;
-}
-
 /* Local on every rank.  The exchange of the model is opened by the caller, after both sides have come this far. */
 static status open_part(struct cluster *c, const struct open_request *q, struct exchange_limits *limits, struct err *e)
 {
     struct shape *s = malloc(sizeof(*s));
+    struct weights_plan weights;
     struct model_cost cost;
     status st;
 
@@ -219,11 +206,10 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
     *limits = own_limits(c);
     st = shape_read(s, q->directory, e);
     if (!st) st = place(c, s, e);
-    size_t element = st ? 0 : element_bytes(q->directory, e);
-    if (!st && !element) st = e->code;
+    if (!st) st = weights_plan(&weights, q->directory, s, &q->limits.precision, e);
     if (!st && is_coordinator(c)) {
         warn_of_idle_ranks(c, s);
-        st = check_memory(c, s, element, q->limits, e);
+        st = check_memory(c, s, &weights, q->limits, e);
     }
     if (!st) {
         struct moe_limits rows = {.rows = q->limits.rows, .oracle = q->limits.oracle, .wire = q->limits.wire};
@@ -233,7 +219,7 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
         moe_exchange_limits(&moe, s->layers, s->experts, s->width, rows);
         if (moe.request_bytes > limits->request_bytes) limits->request_bytes = moe.request_bytes;
         if (moe.answer_bytes > limits->answer_bytes) limits->answer_bytes = moe.answer_bytes;
-        model_cost(&cost, s, &c->placement, comm_rank(c->comm), comm_size(c->comm), element, q->limits);
+        model_cost(&cost, s, &c->placement, comm_rank(c->comm), comm_size(c->comm), &weights, q->limits);
         size_t talk = alone(c) ? 0 : exchange_cost(is_coordinator(c), comm_size(c->comm), *limits);
         st = arena_open(&c->arena, "model", cost.kv + cost.work + talk + ((size_t)1 << 20), e);
     }

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "base/bits.h"
 #include "base/clock.h"
@@ -15,13 +14,14 @@
 #include "base/rng.h"
 #include "base/stop.h"
 #include "data/corpus.h"
-#include "data/digest.h"
+#include "jobs/convert_write.h"
 #include "jobs/factorize_write.h"
+#include "jobs/model_files.h"
 #include "jobs/ready.h"
 #include "jobs/room.h"
 #include "moe/grouping.h"
 
-enum { BLOCK = 1 << 20, CONFIG_MAX = 16 << 20 };
+enum { CONFIG_MAX = 16 << 20 };
 
 static const char *const grouping_names[] = {"contiguous", "random", "coactivation"};
 
@@ -34,6 +34,7 @@ struct factorizing {
     int window;
     int64_t text_tokens, text_bytes;
     char text_digest[65], source_digest[65];
+    struct converted packed; /* what the model that was made is packed in, if it is */
     int64_t source_bytes;
 };
 
@@ -52,6 +53,7 @@ static status check(struct factorizing *f, struct err *e)
                         : s->factorize.shared > 0                      ? "shared"
                                                                        : NULL;
 
+    if (ready_source(s, e)) return e->code;
     if (shape->experts)
         return err_set(e, ERR_SPEC, "%s: is factorized already, into %d experts; factorize the dense model it came from",
                        s->model, shape->experts);
@@ -72,66 +74,6 @@ static status check(struct factorizing *f, struct err *e)
     if (f->cut.active < 1 || f->cut.active > f->cut.experts)
         return err_set(e, ERR_SPEC, "%s: active: expected 1 to %d, found %d", s->source, f->cut.experts, f->cut.active);
     return OK;
-}
-
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* The distinct files of a model in order of name; the caller frees the array. */
-static const char **files_of(const struct safetensors *t, int *n)
-{
-    size_t all = safetensors_count(t);
-    const char **files = malloc((all + 1) * sizeof(*files));
-
-    BUG_ON(!files);
-    for (size_t i = 0; i < all; i++) files[i] = safetensors_info(t, i)->file;
-    qsort(files, all, sizeof(*files), by_text);
-    *n = 0;
-    for (size_t i = 0; i < all; i++)
-        if (*n == 0 || strcmp(files[*n - 1], files[i])) files[(*n)++] = files[i];
-    return files;
-}
-
-/* Of the files of the weights in name order: the digest of the one, or the digest of their digests. */
-static status digest_model(char hex[65], int64_t *bytes, struct job *j, const struct safetensors *t, const char *what,
-                           struct err *e)
-{
-    int n;
-    const char **files = files_of(t, &n);
-    char *block = malloc(BLOCK), one[65];
-    struct digest *all = digest_begin();
-    double done = 0, total = 0;
-    struct stat st;
-    status s = OK;
-
-    BUG_ON(!block);
-    for (int i = 0; i < n; i++) total += stat(files[i], &st) ? 0 : (double)st.st_size;
-    for (int i = 0; !s && i < n; i++) {
-        FILE *f = fopen(files[i], "rbe");
-        struct digest *d = digest_begin();
-        size_t got;
-
-        while (f && !s && (got = fread(block, 1, BLOCK, f)) > 0) {
-            digest_add(d, block, got);
-            done += (double)got;
-            cluster_alive(j->cluster);
-            log_progress(j->log, what, done, total, "%.1f of %.1f MiB", done / 0x1p20, total / 0x1p20);
-            if (stop_asked()) s = err_set(e, STOPPED, "%s: stopped while reading the weights; run it again", j->spec->source);
-        }
-        if (!s && (!f || ferror(f))) s = err_set(e, ERR_IO, "%s: cannot be read", files[i]);
-        if (f) fclose(f);
-        digest_end(d, n == 1 ? hex : one);
-        if (n > 1) digest_add(all, one, 64);
-    }
-    if (n == 1) digest_end(all, one); /* of nothing: one file is its own digest */
-    else digest_end(all, hex);
-    log_progress_end(j->log);
-    *bytes = (int64_t)done;
-    free(block);
-    free(files);
-    return s;
 }
 
 static status calibrate_on_text(struct factorizing *f, struct err *e)
@@ -276,6 +218,7 @@ static status write_config(const struct factorizing *f, const char *directory, s
 
     if (!s) {
         json_put(config, "factorization", description(f));
+        if (f->packed.after[0]) json_put(config, "packed", converted_description(&f->packed, f->source_digest));
         s = json_write(to, config, e);
     }
     json_free(config);
@@ -284,31 +227,22 @@ static status write_config(const struct factorizing *f, const char *directory, s
     return s;
 }
 
-static status copy_beside(const struct factorizing *f, const char *directory, struct err *e)
+/* The model that was written, packed beside what Python reads. */
+static status pack_model(struct factorizing *f, const char *directory, struct err *e)
 {
-    static const char *const names[] = {"tokenizer.model",
-                                        "tokenizer.json",
-                                        "tokenizer_config.json",
-                                        "special_tokens_map.json",
-                                        "added_tokens.json",
-                                        "vocab.json",
-                                        "merges.txt",
-                                        "generation_config.json",
-                                        "chat_template.json",
-                                        "chat_template.jinja",
-                                        "LICENSE",
-                                        "LICENSE.txt",
-                                        "NOTICE"};
-    status s = OK;
+    const struct spec *s = f->job->spec;
+    struct shape *made = malloc(sizeof(*made));
+    struct safetensors *t = NULL;
+    status st;
 
-    for (size_t i = 0; !s && i < sizeof(names) / sizeof(names[0]); i++) {
-        char *from = str_join(f->job->spec->model, names[i]), *to = str_join(directory, names[i]);
-
-        if (file_exists(from)) s = file_copy(from, to, e);
-        free(from);
-        free(to);
-    }
-    return s;
+    BUG_ON(!made);
+    st = shape_read(made, directory, e);
+    if (!st) st = safetensors_open(&t, directory, e);
+    if (!st) st = write_packed(&f->packed, f->job, made, t, directory, (size_t)s->factorize.shard_mib << 20, e);
+    if (!st) converted_report(f->job->result, &f->packed);
+    safetensors_close(t);
+    free(made);
+    return st;
 }
 
 static status write_model(struct factorizing *f, const char *temporary, const char *target, struct err *e)
@@ -320,8 +254,9 @@ static status write_model(struct factorizing *f, const char *temporary, const ch
     if (!s) s = write_experts(f->job, &f->cut, f->weights, temporary, e);
     if (!s && f->cut.calibrated) s = write_calibration(&f->cut, temporary, e);
     if (!s) s = write_permutation(&f->cut, temporary, e);
-    if (!s) s = copy_beside(f, temporary, e);
+    if (!s) s = model_copy_beside(f->job->spec->model, temporary, e);
     if (!s) s = write_config(f, temporary, e);
+    if (!s && room_packs(f->job->spec) && !(s = pack_model(f, temporary, e))) s = write_config(f, temporary, e);
     if (!s && file_exists(target)) log_line(f->job->log, "%s: an earlier result and its routers are replaced", target);
     if (!s) s = directory_replace(temporary, target, e);
     if (s) directory_remove(temporary, &ignored);
@@ -345,8 +280,8 @@ static status report(struct factorizing *f, const char *target, struct err *e)
     json_put_int(source, "bytes", f->source_bytes);
     json_put(r, "source", source);
     if ((s = shape_read(made, target, e)) || (s = safetensors_open(&t, target, e))) goto done;
-    if ((s = digest_model(hex, &bytes, f->job, t, "digest", e))) goto done;
-    free(files_of(t, &files));
+    if ((s = model_digest(hex, &bytes, f->job, t, "digest", e))) goto done;
+    free(model_files(t, &files));
     json_put_text(r, "model", target);
     json_put_text(r, "architecture", made->architecture);
     json_put_int(r, "parameters", shape_parameters(made));
@@ -387,7 +322,7 @@ status job_factorize(struct job *j, struct err *e)
     if (!s) s = check(f, e);
     if (!s) s = ready_target(j->spec, e);
     if (!s) s = safetensors_open(&f->weights, j->spec->model, e);
-    if (!s) s = digest_model(f->source_digest, &f->source_bytes, j, f->weights, "digest", e);
+    if (!s) s = model_digest(f->source_digest, &f->source_bytes, j, f->weights, "digest", e);
     if (!s && f->cut.calibrated) s = calibrate_on_text(f, e);
     calibrated = clock_now();
     if (!s) s = group(f, e);

@@ -73,6 +73,8 @@ static status gather(struct gathering *g, const struct spec *s, struct err *e)
         return add_file(g, s->factorize.calibration.file, e);
     case JOB_FINETUNE:
         return add_file(g, s->finetune.text.file, e);
+    case JOB_CONVERT:
+        return add_router(g, s->model, NULL, e);
     case JOB_EVAL:
         if (add_router(g, s->model, NULL, e) || add_file(g, s->eval.text.file, e) || add_files(g, &s->eval.minimal_pairs, e) ||
             add_files(g, &s->eval.multiple_choice, e))
@@ -120,6 +122,7 @@ bool inputs_product_exists(const struct spec *s, const struct json_t *mine)
 
     switch (s->kind) {
     case JOB_FACTORIZE:
+    case JOB_CONVERT:
         return made(s->output, "model/config.json");
     case JOB_FINETUNE:
         if (!version || !json_is_text(version)) return false;

@@ -9,16 +9,15 @@
 #include "base/file.h"
 #include "base/str.h"
 #include "data/json.h"
-#include "data/safetensors.h"
 #include "data/tokenizer.h"
 #include "model/router_file.h"
-#include "model/shape.h"
+#include "model/weights.h"
 
 enum { JSON_BYTES_MAX = 64 << 20, VERSIONS_MAX = 1000 };
 
 /* ---- a model ---- */
 
-static status print_tensors(FILE *to, const char *directory, struct err *e)
+static status print_tensors(FILE *to, const char *directory, const char *stem, struct err *e)
 {
     struct safetensors *t;
     struct {
@@ -27,7 +26,7 @@ static status print_tensors(FILE *to, const char *directory, struct err *e)
     } kinds[16] = {0};
     int n = 0;
 
-    if (safetensors_open(&t, directory, e)) return e->code;
+    if (safetensors_open_stem(&t, directory, stem, e)) return e->code;
     for (size_t i = 0; i < safetensors_count(t); i++) {
         const struct tensor_info *info = safetensors_info(t, i);
         int k = 0;
@@ -38,11 +37,27 @@ static status print_tensors(FILE *to, const char *directory, struct err *e)
         kinds[k].tensors++;
         kinds[k].bytes += info->bytes;
     }
-    fputs("tensors      ", to);
+    fprintf(to, "%-12s ", strcmp(stem, WEIGHTS_PACKED) != 0 ? "tensors" : "packed");
     for (int k = 0; k < n; k++)
         fprintf(to, "%s%zu %s (%.1f MiB)", k ? ", " : "", kinds[k].tensors, kinds[k].dtype, (double)kinds[k].bytes / (1 << 20));
     fputc('\n', to);
     safetensors_close(t);
+    return OK;
+}
+
+/* What is opened: the packed file where there is one. */
+static status print_weights(FILE *to, const char *directory, const struct shape *s, struct err *e)
+{
+    const struct precision stored = {0};
+    struct weights_plan w;
+
+    if (safetensors_present(directory, "model") && print_tensors(to, directory, "model", e)) return e->code;
+    if (safetensors_present(directory, WEIGHTS_PACKED) && print_tensors(to, directory, WEIGHTS_PACKED, e)) return e->code;
+    if (weights_plan(&w, directory, s, &stored, e)) return e->code;
+    fputs("weights      ", to);
+    for (int i = 0; i < WEIGHT_PARTS; i++)
+        fprintf(to, "%s%s %s", i ? ", " : "", weight_part_name((enum weight_part)i), format_name(w.format[i]));
+    fputs(w.packed ? "; used in place\n" : "; packed into memory when the model is opened\n", to);
     return OK;
 }
 
@@ -164,7 +179,7 @@ static status print_model(FILE *to, const char *directory, struct err *e)
     if (shape_read(&s, directory, e)) return e->code;
     fprintf(to, "%s: a %s model (%s)\n", directory, s.experts ? "factorized" : "dense", s.architecture);
     print_shape(to, &s);
-    if (print_tensors(to, directory, e)) return e->code;
+    if (print_weights(to, directory, &s, e)) return e->code;
     if (tokenizer_open(&t, directory, &no_tokenizer)) {
         fprintf(to, "tokenizer    cannot be used: %s\n", no_tokenizer.text);
     } else {
@@ -198,6 +213,10 @@ static void print_figures(FILE *to, const char *name, const struct json_t *o)
         fprintf(to, "router %s: loss %.4f -> %.4f, agreement %.3f -> %.3f, %.0f tokens", text(o, "version"),
                 number(loss, "before"), number(loss, "after"), mean(agreement, "before"), mean(agreement, "after"),
                 number(o, "tokens"));
+    else if (json_at(o, "bytes_after"))
+        fprintf(to, "experts %s, attention %s, head %s: %.1f MiB; %s", text(json_at(o, "formats"), "experts"),
+                text(json_at(o, "formats"), "attention"), text(json_at(o, "formats"), "head"), number(o, "bytes") / 0x1p20,
+                text(o, "model"));
     else if (json_at(o, "generated_tokens"))
         fprintf(to, "%.0f prompts, %.0f refused, %.0f tokens, %.0f tokens/s; %s", number(o, "rows"), number(o, "failed"),
                 number(o, "generated_tokens"), number(o, "tokens_per_second"), text(o, "responses"));

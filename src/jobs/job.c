@@ -22,6 +22,7 @@ static const struct {
 } kinds[JOB_KINDS] = {
     [JOB_FACTORIZE] = {job_factorize, "cut the FFNs into experts"},
     [JOB_FINETUNE] = {job_finetune, "train the routers"},
+    [JOB_CONVERT] = {job_convert, "pack the weights"},
     [JOB_EVAL] = {job_eval, "measure what was kept, beside the controls"},
     [JOB_INFER] = {job_infer, "answer prompts"},
     [JOB_BENCH] = {job_bench, "measure how fast it is"},

@@ -42,14 +42,20 @@ static status place(struct placement *out, const struct plan_step *p, int ranks,
     return st;
 }
 
-static size_t total_of(const struct model_cost *c)
-{
-    return c->weights + c->kv + c->work + c->exchange;
-}
-
 static double mib(size_t bytes)
 {
     return (double)bytes / (1 << 20);
+}
+
+static void print_weights(FILE *to, const struct weights_plan *w, bool opens)
+{
+    fputs("  weights     ", to);
+    for (int i = 0; i < WEIGHT_PARTS; i++)
+        fprintf(to, "%s%s %s", i ? ", " : "", weight_part_name((enum weight_part)i), format_name(w->format[i]));
+    fputs(!opens      ? "\n"
+          : w->packed ? "; used in place, from the packed file\n"
+                      : "; packed into memory when the model is opened\n",
+          to);
 }
 
 static void print_shape(FILE *to, const struct plan_step *p)
@@ -61,8 +67,8 @@ static void print_shape(FILE *to, const struct plan_step *p)
             p->made_by ? p->made_by : "");
     fprintf(to, "  shape       %d layers, width %d, %d neurons, %d heads (%d of keys and values), vocabulary %d, %d positions\n",
             s->layers, s->width, s->neurons, s->heads, s->kv_heads, s->vocab, s->positions);
-    fprintf(to, "  parameters  %.2f M, of which FFNs %.2f M; %zu bytes each\n", (double)all / 1e6, (double)ffn / 1e6,
-            p->element_bytes);
+    fprintf(to, "  parameters  %.2f M, of which FFNs %.2f M\n", (double)all / 1e6, (double)ffn / 1e6);
+    print_weights(to, &p->weights, p->opens);
     if (s->experts)
         fprintf(to, "  experts     %d per layer of %d neurons, %d active, %d neurons shared: f = %.1f %%\n", s->experts,
                 shape_expert_neurons(s, 0, 0), s->active, s->shared[0], 100 * shape_active_share(s));
@@ -107,14 +113,14 @@ static status print_memory(FILE *to, const struct plan_step *p, const struct pla
     for (int r = 0; r < ranks; r++) {
         char experts[32];
 
-        model_cost(&cost, &p->shape, where, r, ranks, p->element_bytes, *room);
+        model_cost(&cost, &p->shape, where, r, ranks, &p->weights, *room);
         experts_of(experts, where, r);
         fprintf(to, "  %5d  %-11s  %17s  %11.1f  %9.1f  %9.1f  %9.1f  %9.1f\n", r, r ? "follower" : "coordinator", experts,
-                mib(cost.weights), mib(cost.kv), mib(cost.work), mib(cost.exchange), mib(total_of(&cost)));
-        sum += total_of(&cost);
-        if (allowed && total_of(&cost) > allowed) {
+                mib(cost.mapped + cost.weights), mib(cost.kv), mib(cost.work), mib(cost.exchange), mib(model_cost_total(&cost)));
+        sum += model_cost_total(&cost);
+        if (allowed && model_cost_total(&cost) > allowed) {
             err_set(e, ERR_LIMIT, "step %s: rank %d needs %zu MiB, limits.memory_mib allows %zu", p->spec->name, r,
-                    total_of(&cost) >> 20, allowed >> 20);
+                    model_cost_total(&cost) >> 20, allowed >> 20);
             return room_hint(room, e);
         }
     }
@@ -147,6 +153,23 @@ static const char *sampled(const struct spec_text *t, const char *file)
     return t->sample_tokens > 0 && !t->file ? file : "";
 }
 
+static size_t packed_bytes(const struct plan_step *p)
+{
+    const struct precision wanted = room_precision(p->spec);
+    struct weights_plan made = p->weights;
+    struct placement alone;
+    struct model_cost cost;
+    struct err e;
+
+    made.packed = true;
+    for (int i = 0; i < WEIGHT_PARTS; i++)
+        if (wanted.part[i]) made.format[i] = (enum format)(wanted.part[i] - 1);
+    BUG_ON(placement_make(&alone, PLACEMENT_BLOCK, p->shape.layers, p->shape.experts, 1, true, &e));
+    model_cost(&cost, &p->shape, &alone, 0, 1, &made, p->room.limits);
+    placement_free(&alone);
+    return cost.mapped;
+}
+
 static void print_writes(FILE *to, const struct plan_step *p)
 {
     const struct spec *s = p->spec;
@@ -155,8 +178,12 @@ static void print_writes(FILE *to, const struct plan_step *p)
     fprintf(to, "  writes      %s/: spec.yaml, log.jsonl, result.json", s->output);
     switch (s->kind) {
     case JOB_FACTORIZE:
-        fprintf(to, "%s, model/ (%.1f MiB)", sampled(&s->factorize.calibration, ", calibration.tokens.json"),
-                (double)shape_parameters(&p->shape) * (double)p->element_bytes / (1 << 20));
+        fprintf(to, "%s, model/ (%.1f MiB%s)", sampled(&s->factorize.calibration, ", calibration.tokens.json"),
+                mib((size_t)shape_parameters(&p->shape) * dtype_bytes(p->weights.embedding)),
+                room_packs(s) ? ", and packed" : "");
+        break;
+    case JOB_CONVERT:
+        fprintf(to, ", model/ (%.1f MiB)", mib(packed_bytes(p)));
         break;
     case JOB_FINETUNE:
         fprintf(to, "%s, checkpoint while it runs\n              %s/routers/%s/, routers/current",
@@ -187,9 +214,9 @@ static status print_other(FILE *to, const struct plan_step *p, int ranks, struct
     struct plan_step other = *p;
     struct placement where = {0};
 
-    if (!p->other_bytes) return OK;
+    if (!p->has_other) return OK;
     other.shape = p->other;
-    other.element_bytes = p->other_bytes;
+    other.weights = p->other_weights;
     other.room = p->other_room;
     fprintf(to, "  then        %s\n", p->spec->eval.compare_model);
     if (place(&where, &other, ranks, e)) return e->code;

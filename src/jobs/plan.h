@@ -22,15 +22,16 @@ double plan_remote_ranks(const struct placement *p, int k);
 /* One step with what is known of its model before anything runs. */
 struct plan_step {
     const struct spec *spec;
-    struct shape shape;    /* of the model it works on */
-    const char *made_by;   /* name of the step that makes this model, or NULL: it is on disk */
-    bool routed;           /* there is a router, or there will be */
-    size_t element_bytes;  /* of a weight */
+    struct shape shape;  /* of the model it works on */
+    const char *made_by; /* name of the step that makes this model, or NULL: it is on disk */
+    bool routed;         /* there is a router, or there will be */
+    struct weights_plan weights;
     bool opens;            /* it runs the model; else it only reads its files */
     const char *directory; /* of the tokenizer: of the model, or of that which it will be made from */
     struct room room;      /* as the job will ask for */
     struct shape other;    /* of compare_model */
-    size_t other_bytes;    /* of a weight of it; 0: there is none */
+    struct weights_plan other_weights;
+    bool has_other;
     struct room other_room;
 };
 

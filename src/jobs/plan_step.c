@@ -7,7 +7,6 @@
 
 #include "base/file.h"
 #include "base/str.h"
-#include "data/safetensors.h"
 #include "data/tokenizer.h"
 #include "jobs/eval.h"
 #include "jobs/infer_input.h"
@@ -34,18 +33,9 @@ status plan_factorized(struct shape *out, const struct shape *dense, const struc
     return OK;
 }
 
-/* Bytes of a weight, from the headers; 0 with `e` filled. */
-static size_t read_element_bytes(const char *directory, struct err *e)
+static bool writes_model(const struct spec *s)
 {
-    struct safetensors *t;
-
-    if (safetensors_open(&t, directory, e)) return 0;
-    const struct tensor_info *embed = safetensors_find(t, "model.embed_tokens.weight");
-    int64_t n = embed && embed->dims == 2 ? embed->shape[0] * embed->shape[1] : 0;
-    size_t bytes = n > 0 ? embed->bytes / (size_t)n : 0;
-    if (!bytes) err_set(e, ERR_FORMAT, "%s: model.embed_tokens.weight is missing", directory);
-    safetensors_close(t);
-    return bytes;
+    return s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT;
 }
 
 static status check_readable(const char *path, const struct spec *steps, int n, struct err *e)
@@ -116,7 +106,9 @@ static status room_of_eval(struct plan_step *p, const struct tokenizer *t, struc
                        p->shape.vocab);
     if (longest_item(&longest, p, t, e) || room_eval(&p->room, p->spec, &p->shape, longest, e)) return e->code;
     if (!other) return OK;
-    if (shape_read(&p->other, other, e) || !(p->other_bytes = read_element_bytes(other, e))) return e->code;
+    const struct precision wanted = room_precision(p->spec);
+    if (shape_read(&p->other, other, e) || weights_plan(&p->other_weights, other, &p->other, &wanted, e)) return e->code;
+    p->has_other = true;
     if (p->room.limits.positions > p->other.positions)
         return err_set(
             e, ERR_SPEC,
@@ -145,7 +137,8 @@ static status plan_room(struct plan_step *p, struct err *e)
     struct tokenizer *t = NULL;
     status st;
 
-    p->opens = s->kind != JOB_FACTORIZE || s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
+    p->opens = s->kind != JOB_CONVERT &&
+               (s->kind != JOB_FACTORIZE || s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0);
     if (p->opens && s->kind != JOB_BENCH && tokenizer_open(&t, p->directory, e)) return e->code;
     switch (s->kind) {
     case JOB_FINETUNE:
@@ -173,7 +166,7 @@ static status check_output(const struct plan_step *p, struct err *e)
     const struct spec *s = p->spec;
     status st = ready_directory(s->output, e);
 
-    if (!st && s->kind == JOB_FACTORIZE) st = ready_target(s, e);
+    if (!st && writes_model(s)) st = ready_target(s, e);
     if (!st && s->kind == JOB_FINETUNE && !p->made_by) {
         st = ready_version(s, e);
         if (!st) st = ready_directory(s->model, e);
@@ -210,6 +203,7 @@ static status check_model(const struct plan_step *p, struct err *e)
     const struct spec *s = p->spec;
     struct shape made;
 
+    if (writes_model(s) && !p->made_by && ready_source(s, e)) return e->code;
     if (s->kind == JOB_FACTORIZE) return plan_factorized(&made, &p->shape, s, e);
     if (s->kind == JOB_FINETUNE && !p->shape.experts)
         return err_set(e, ERR_SPEC, "%s: model: %s is a dense model, expected a factorized one: run a factorize job first",
@@ -225,12 +219,43 @@ static status check_model(const struct plan_step *p, struct err *e)
     return OK;
 }
 
+/* What an earlier step will make of its weights, and how this one will open that. */
+static status plan_made(struct plan_step *p, const struct plan_step *by, struct err *e)
+{
+    const struct precision made = room_precision(by->spec);
+    const struct precision wanted = writes_model(p->spec) ? (struct precision){0} : room_precision(p->spec);
+    bool factorizes = by->spec->kind == JOB_FACTORIZE, same = true;
+
+    p->made_by = by->spec->name;
+    p->directory = by->directory;
+    p->weights = by->weights;
+    if (factorizes && plan_factorized(&p->shape, &by->shape, by->spec, e)) return e->code;
+    if (!factorizes) p->shape = by->shape;
+    if (!factorizes) p->routed = by->routed;
+    if (!factorizes && writes_model(p->spec))
+        return err_set(e, ERR_SPEC,
+                       "%s: step %s: model: %s will have packed weights only, expected the one that it is converted from",
+                       p->spec->source, p->spec->name, p->spec->model);
+    for (int i = 0; i < WEIGHT_PARTS; i++) {
+        if (made.part[i]) p->weights.format[i] = (enum format)(made.part[i] - 1);
+        same &= !wanted.part[i] || wanted.part[i] == 1 + (int)p->weights.format[i];
+    }
+    p->weights.packed = same && (!factorizes || room_packs(by->spec));
+    if (!factorizes && !same)
+        return err_set(e, ERR_SPEC, "%s: step %s: precision: expected stored, or that of step %s", p->spec->source, p->spec->name,
+                       by->spec->name);
+    for (int i = 0; !p->weights.packed && i < WEIGHT_PARTS; i++)
+        p->weights.format[i] = wanted.part[i] ? (enum format)(wanted.part[i] - 1) : by->weights.format[i];
+    return OK;
+}
+
 static status read_model(struct plan_step *p, struct err *e)
 {
     char version[64];
 
     if (shape_read(&p->shape, p->spec->model, e)) return e->code;
-    if (!(p->element_bytes = read_element_bytes(p->spec->model, e))) return e->code;
+    const struct precision wanted = writes_model(p->spec) ? (struct precision){0} : room_precision(p->spec);
+    if (weights_plan(&p->weights, p->spec->model, &p->shape, &wanted, e)) return e->code;
     if (p->shape.experts && router_current(version, p->spec->model, e)) return e->code;
     p->routed = p->shape.experts && version[0];
     return OK;
@@ -246,12 +271,7 @@ status plan_step(struct plan_step *steps, const struct spec *s, int i, struct er
     for (int j = 0; j < i; j++) {
         char *made = str_join(list[j].output, "model");
 
-        if (list[j].kind == JOB_FACTORIZE && !strcmp(made, list[i].model)) {
-            st = plan_factorized(&p->shape, &steps[j].shape, &list[j], e);
-            p->element_bytes = steps[j].element_bytes;
-            p->made_by = list[j].name;
-            p->directory = steps[j].directory;
-        }
+        if (writes_model(&list[j]) && !strcmp(made, list[i].model)) st = plan_made(p, &steps[j], e);
         free(made);
     }
     if (st == OK && !p->made_by) st = read_model(p, e);

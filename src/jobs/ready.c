@@ -7,7 +7,7 @@
 
 #include "base/file.h"
 #include "base/str.h"
-#include "model/shape.h"
+#include "model/weights.h"
 
 status ready_directory(const char *path, struct err *e)
 {
@@ -30,6 +30,13 @@ status ready_directory(const char *path, struct err *e)
     return s;
 }
 
+status ready_source(const struct spec *s, struct err *e)
+{
+    if (!safetensors_present(s->model, WEIGHTS_PACKED) || safetensors_present(s->model, "model")) return OK;
+    return err_set(e, ERR_SPEC, "%s: model: %s has packed weights only, expected the directory that they were converted from",
+                   s->source, s->model);
+}
+
 status ready_target(const struct spec *s, struct err *e)
 {
     struct shape *old = malloc(sizeof(*old));
@@ -38,9 +45,12 @@ status ready_target(const struct spec *s, struct err *e)
     status st = OK;
 
     BUG_ON(!old);
-    if (file_exists(target) && (shape_read(old, target, &ignored) || !old->experts))
-        st = err_set(e, ERR_SPEC, "%s: stands where the factorized model of %s should go, and is none: expected another output",
-                     target, s->source);
+    bool ours = !file_exists(target);
+    if (!ours && s->kind == JOB_CONVERT) ours = safetensors_present(target, WEIGHTS_PACKED);
+    else if (!ours) ours = !shape_read(old, target, &ignored) && old->experts;
+    if (!ours)
+        st = err_set(e, ERR_SPEC, "%s: stands where the %s model of %s should go, and is none: expected another output", target,
+                     s->kind == JOB_CONVERT ? "packed" : "factorized", s->source);
     free(old);
     free(target);
     return st;

@@ -25,6 +25,25 @@ static enum moe_answers answers_of(const struct spec *s)
     return s->cluster.exchange_answers == ANSWERS_BF16 ? MOE_ANSWERS_BF16 : MOE_ANSWERS_EXACT;
 }
 
+struct precision room_precision(const struct spec *s)
+{
+    return (struct precision){.part = {[WEIGHTS_EXPERTS] = (uint8_t)s->precision.experts,
+                                       [WEIGHTS_ATTENTION] = (uint8_t)s->precision.attention,
+                                       [WEIGHTS_HEAD] = (uint8_t)s->precision.head},
+                              .router = (uint8_t)s->precision.router};
+}
+
+bool room_packs(const struct spec *s)
+{
+    return s->precision.experts || s->precision.attention || s->precision.head;
+}
+
+/* A job that writes a model works with the one it has as it is. */
+static struct precision opening_precision(const struct spec *s)
+{
+    return s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT ? (struct precision){0} : room_precision(s);
+}
+
 static struct model_limits limits_of(const struct spec *s, int64_t rows, int64_t sessions, int64_t positions)
 {
     return (struct model_limits){
@@ -32,6 +51,8 @@ static struct model_limits limits_of(const struct spec *s, int64_t rows, int64_t
         .sessions = (int)most(least(sessions, rows), 1),
         .positions = (int)positions,
         .verify = s->verify_weights,
+        .precision = opening_precision(s),
+        .kv = (enum kv_format)s->precision.kv, /* the same order of names */
         .wire = {.rows = s->cluster.exchange_rows == ROWS_BF16 ? MOE_ROWS_BF16 : MOE_ROWS_F32, .answers = answers_of(s)}};
 }
 

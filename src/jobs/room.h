@@ -19,6 +19,10 @@ struct room {
     int window; /* tokens of a window of text; infer: 0 */
 };
 
+/* What the spec asks for; and whether that is anything but `stored` for weights, so that factorize writes them packed, too. */
+struct precision room_precision(const struct spec *s);
+bool room_packs(const struct spec *s);
+
 /* ERR_SPEC, ERR_LIMIT: the spec asks for more positions than the model has. */
 status room_factorize(struct room *r, const struct spec *s, const struct shape *shape, struct err *e);
 status room_finetune(struct room *r, const struct spec *s, const struct shape *shape, struct err *e);

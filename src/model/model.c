@@ -65,66 +65,132 @@ static struct moe_limits moe_limits_of(struct model_limits limits)
     return (struct moe_limits){.rows = limits.rows, .oracle = limits.oracle, .wire = limits.wire};
 }
 
-/* ---- bytes of weights, from the shape ---- */
+/* ---- the matrices of a rank: one walk for what is planned and what is bound ---- */
 
-static size_t expert_elements(const struct shape *s, int neurons)
+struct matrix {
+    struct packed *out; /* NULL while planning */
+    enum weight_part part;
+    int rows, cols;
+    char name[128];
+};
+
+struct walk {
+    status (*each)(void *ctx, const struct matrix *w);
+    void *ctx;
+};
+
+static status walk_expert(const struct walk *k, struct expert *x, const struct shape *s, int layer, const char *which,
+                          int neurons)
 {
-    return 3 * (size_t)neurons * (size_t)s->width;
-}
+    static const char *const names[] = {"gate", "up", "down"};
+    struct packed *out[] = {x ? &x->gate : NULL, x ? &x->up : NULL, x ? &x->down : NULL};
+    status code = OK;
 
-static size_t attention_elements(const struct shape *s)
-{
-    size_t width = (size_t)s->width, heads = (size_t)s->heads * (size_t)s->head_dim;
-    size_t kv = (size_t)s->kv_heads * (size_t)s->head_dim;
+    for (int i = 0; !code && i < 3; i++) {
+        struct matrix w = {out[i], WEIGHTS_EXPERTS, i < 2 ? neurons : s->width, i < 2 ? s->width : neurons, ""};
 
-    return 2 * width * heads + 2 * width * kv + 2 * width + (s->qkv_bias ? heads + 2 * kv : 0);
-}
-
-static size_t weight_bytes(const struct shape *s, const struct placement *p, int rank, size_t element, bool calibration)
-{
-    size_t elements = 0, bytes = 0, width = (size_t)s->width;
-
-    for (int l = 0; l < s->layers; l++) {
-        int held = 0;
-
-        for (int i = 0; i < s->experts; i++) {
-            if (placement_rank(p, l, i) != rank) continue;
-            elements += expert_elements(s, group_size(s->neurons, s->shared[l], s->experts, i));
-            held++;
-        }
-        if (s->compensate) bytes += (size_t)(rank ? held : s->experts) * width * sizeof(float);
-        if (calibration) bytes += 2 * (size_t)s->neurons * sizeof(float);
-        if (!rank) elements += attention_elements(s) + expert_elements(s, s->experts ? s->shared[l] : s->neurons);
+        snprintf(w.name, sizeof(w.name), "model.layers.%d.mlp.%s%s_proj.weight", layer, which, names[i]);
+        code = k->each(k->ctx, &w);
     }
-    if (!rank) elements += (s->tied ? 1 : 2) * (size_t)s->vocab * width + width;
-    return elements * element + bytes;
+    return code;
 }
 
-/* Address space for the packed weights, whatever their format: f32, panels and lines rounded up. */
-static size_t packed_bytes(const struct shape *s, const struct placement *p, int rank)
+static status walk_attention(const struct walk *k, struct block *y, const struct shape *s, int layer)
 {
-    size_t experts = (size_t)s->layers * ((size_t)s->experts + 1), width = (size_t)s->width + (size_t)s->neurons;
+    int q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
+    struct {
+        const char *name;
+        struct packed *out;
+        int rows, cols;
+    } part[] = {{"q", y ? &y->q : NULL, q, s->width},
+                {"k", y ? &y->k : NULL, kv, s->width},
+                {"v", y ? &y->v : NULL, kv, s->width},
+                {"o", y ? &y->o : NULL, s->width, q}};
+    status code = OK;
 
-    return 2 * weight_bytes(s, p, rank, sizeof(float), false) + experts * 3 * PANEL_LANES * width * sizeof(float) +
-           ((size_t)1 << 20);
+    for (size_t i = 0; !code && i < sizeof(part) / sizeof(*part); i++) {
+        struct matrix w = {part[i].out, WEIGHTS_ATTENTION, part[i].rows, part[i].cols, ""};
+
+        snprintf(w.name, sizeof(w.name), "model.layers.%d.self_attn.%s_proj.weight", layer, part[i].name);
+        code = k->each(k->ctx, &w);
+    }
+    return code;
 }
 
-void model_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks, size_t element_bytes,
-                struct model_limits limits)
+static bool held(const struct model *m, const struct placement *p, int layer, int expert)
+{
+    return placement_rank(p, layer, expert) == m->rank;
+}
+
+static status walk_ffn(const struct walk *k, struct model *m, const struct placement *p, int l)
+{
+    const struct shape *s = &m->shape;
+    struct expert *shared = m->moe_layers ? &m->moe_layers[l].shared : NULL;
+    struct expert *experts = m->experts ? m->experts + (size_t)l * (size_t)s->experts : NULL;
+    status code = OK;
+
+    if (!s->experts) return m->rank ? OK : walk_expert(k, shared, s, l, "", s->neurons);
+    if (!m->rank && s->shared[l] > 0) code = walk_expert(k, shared, s, l, "shared_expert.", s->shared[l]);
+    for (int i = 0; !code && i < s->experts; i++) {
+        char which[32];
+
+        if (!held(m, p, l, i)) continue;
+        snprintf(which, sizeof(which), "experts.%d.", i);
+        code = walk_expert(k, experts ? &experts[i] : NULL, s, l, which, group_size(s->neurons, s->shared[l], s->experts, i));
+    }
+    return code;
+}
+
+/* In the order in which a step reads them. */
+static status walk_matrices(const struct walk *k, struct model *m, const struct placement *p, const struct weights_plan *plan)
+{
+    const struct shape *s = &m->shape;
+    struct matrix head = {m->blocks ? &m->head : NULL, WEIGHTS_HEAD, s->vocab, s->width, "lm_head.weight"};
+    status code = OK;
+
+    /* a packed file has a tied head under its own name */
+    if (s->tied && !plan->packed) strcpy(head.name, "model.embed_tokens.weight");
+    for (int l = 0; !code && l < s->layers; l++) {
+        if (!m->rank) code = walk_attention(k, m->blocks ? &m->blocks[l] : NULL, s, l);
+        if (!code) code = walk_ffn(k, m, p, l);
+    }
+    if (!code && !m->rank) code = k->each(k->ctx, &head);
+    return code;
+}
+
+struct counting {
+    const struct weights_plan *plan;
+    size_t bytes;
+};
+
+static status count_matrix(void *ctx, const struct matrix *w)
+{
+    struct counting *c = ctx;
+
+    c->bytes += weights_cost(c->plan, w->part, w->rows, w->cols);
+    return OK;
+}
+
+void model_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks,
+                const struct weights_plan *plan, struct model_limits limits)
 {
     struct model m = {.shape = *s, .limits = limits, .rank = rank};
     struct arena_taker kv = {0}, work = {0};
     struct exchange_limits x = {0};
+    struct counting matrices = {.plan = plan};
 
     arena_take(&work, 1, sizeof(m));
     forward_take_cache(&m, &kv);
     take_work(&m, &work);
     forward_take_work(&m, &work);
+    walk_matrices(&(struct walk){count_matrix, &matrices}, &m, p, plan);
     *c = (struct model_cost){
-        .weights = weight_bytes(s, p, rank, element_bytes, limits.calibration),
+        .weights = plan->packed ? 0 : matrices.bytes,
+        .mapped = plan->packed ? matrices.bytes : 0,
         .kv = kv.bytes,
         .work = work.bytes + moe_cost(p, rank, s->layers, s->experts, s->width, s->neurons, moe_limits_of(limits)),
     };
+    if (!rank) c->mapped += (size_t)s->vocab * (size_t)s->width * dtype_bytes(plan->embedding);
     if (ranks > 1) {
         moe_exchange_limits(&x, s->layers, s->experts, s->width, moe_limits_of(limits));
         c->exchange = exchange_cost(rank == 0, ranks, x);
@@ -135,121 +201,47 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
 
 struct binder {
     struct model *m;
-    struct safetensors *from;
+    struct weights *w;
     struct err *e;
-    struct alive alive;
     char name[160];
 };
 
-static const char *named(struct binder *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static const char *named(struct binder *b, const char *format, ...)
+static status bind_matrix(void *ctx, const struct matrix *w)
+{
+    struct binder *b = ctx;
+
+    return weights_matrix(b->w, w->out, w->part, w->name, w->rows, w->cols, b->e);
+}
+
+static status bind_vector(struct binder *b, float *out, int n, const char *format, ...) __attribute__((format(printf, 4, 5)));
+static status bind_vector(struct binder *b, float *out, int n, const char *format, ...)
 {
     va_list args;
 
     va_start(args, format);
     vsnprintf(b->name, sizeof(b->name), format, args);
     va_end(args);
-    return b->name;
+    return weights_vector(b->w, out, b->w->file, b->name, n, b->e);
 }
 
-static status bind(struct binder *b, struct mat *out, int rows, int cols)
-{
-    status s = safetensors_mat(out, b->from, b->name, rows, cols, b->e);
-
-    alive_tick(&b->alive);
-    return s || !b->m->limits.verify ? s : mat_check_finite(out, b->name, &b->alive, b->e);
-}
-
-/* A vector is small and used in every row: it is widened once. */
-static status bind_vector(struct binder *b, float *out, int n)
-{
-    struct mat view;
-    status s = bind(b, &view, 1, n);
-
-    if (!s) mat_widen(out, &view, 0, 1);
-    return s;
-}
-
-struct packing {
-    struct packed *out;
-    const struct mat *from;
-    void *lines;
-    uint16_t *scale;
-};
-
-enum { PANELS_AT_ONCE = 8 };
-
-static void pack_task(void *ctx, int i, int worker)
-{
-    const struct packing *p = ctx;
-    int first = i * PANELS_AT_ONCE, left = packed_panels(p->out->rows) - first;
-
-    (void)worker;
-    pack_panels(p->lines, p->scale, p->out->format, p->from, first, left < PANELS_AT_ONCE ? left : PANELS_AT_ONCE);
-}
-
-/* The tensor b->name in the layout of the kernels. */
-static status bind_packed(struct binder *b, struct packed *out, int rows, int cols)
-{
-    struct mat view;
-    struct packing p = {.out = out, .from = &view};
-    status s = bind(b, &view, rows, cols);
-
-    if (s) return s;
-    *out = (struct packed){.format = format_of(view.dtype), .rows = rows, .cols = cols};
-    p.lines = arena_alloc(b->m->packed, packed_line_bytes(out->format, rows, cols), 1, b->e);
-    if (!p.lines) return b->e->code;
-    gemm_parallel(b->m->gemm, (packed_panels(rows) + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE, pack_task, &p);
-    out->lines = p.lines;
-    alive_tick(&b->alive);
-    return OK;
-}
-
-static status bind_expert(struct binder *b, struct expert *x, int layer, const char *which, int neurons)
-{
-    int width = b->m->shape.width;
-    status s;
-
-    named(b, "model.layers.%d.mlp.%sgate_proj.weight", layer, which);
-    if ((s = bind_packed(b, &x->gate, neurons, width))) return s;
-    named(b, "model.layers.%d.mlp.%sup_proj.weight", layer, which);
-    if ((s = bind_packed(b, &x->up, neurons, width))) return s;
-    named(b, "model.layers.%d.mlp.%sdown_proj.weight", layer, which);
-    return bind_packed(b, &x->down, width, neurons);
-}
-
-static status bind_attention(struct binder *b, int l)
+static status bind_block(struct binder *b, int l)
 {
     const struct shape *s = &b->m->shape;
-    struct block *y = &b->m->blocks[l];
-    int q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
+    const struct block *y = &b->m->blocks[l];
     struct {
         const char *name;
-        struct packed *weight;
-        float *bias;
-        int rows, cols;
-    } part[] = {{"q", &y->q, y->q_bias, q, s->width},
-                {"k", &y->k, y->k_bias, kv, s->width},
-                {"v", &y->v, y->v_bias, kv, s->width},
-                {"o", &y->o, NULL, s->width, q}};
-    status code;
+        float *out;
+        int n;
+    } part[] = {{"self_attn.q_proj.bias", y->q_bias, s->heads * s->head_dim},
+                {"self_attn.k_proj.bias", y->k_bias, s->kv_heads * s->head_dim},
+                {"self_attn.v_proj.bias", y->v_bias, s->kv_heads * s->head_dim},
+                {"input_layernorm.weight", y->attention_norm, s->width},
+                {"post_attention_layernorm.weight", y->ffn_norm, s->width}};
+    status code = OK;
 
-    for (size_t i = 0; i < sizeof(part) / sizeof(*part); i++) {
-        named(b, "model.layers.%d.self_attn.%s_proj.weight", l, part[i].name);
-        if ((code = bind_packed(b, part[i].weight, part[i].rows, part[i].cols))) return code;
-        if (!part[i].bias) continue;
-        named(b, "model.layers.%d.self_attn.%s_proj.bias", l, part[i].name);
-        if ((code = bind_vector(b, part[i].bias, part[i].rows))) return code;
-    }
-    named(b, "model.layers.%d.input_layernorm.weight", l);
-    if ((code = bind_vector(b, y->attention_norm, s->width))) return code;
-    named(b, "model.layers.%d.post_attention_layernorm.weight", l);
-    return bind_vector(b, y->ffn_norm, s->width);
-}
-
-static bool held(const struct model *m, const struct placement *p, int layer, int expert)
-{
-    return placement_rank(p, layer, expert) == m->rank;
+    for (size_t i = 0; !code && i < sizeof(part) / sizeof(*part); i++)
+        if (part[i].out) code = bind_vector(b, part[i].out, part[i].n, "model.layers.%d.%s", l, part[i].name);
+    return code;
 }
 
 /* mu of the experts this rank holds; the coordinator needs all of them for their sum. */
@@ -262,57 +254,47 @@ static status bind_compensation(struct binder *b, int l, const struct placement 
     struct mat view;
     status code;
 
-    named(b, "model.layers.%d.mlp.compensation", l);
+    snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.compensation", l);
     for (int i = 0; i < s->experts; i++) {
         if (b->m->rank && !held(b->m, p, l, i)) continue;
-        if ((code = safetensors_rows(&view, b->from, b->name, s->experts, s->width, i, 1, b->e))) return code;
-        if (b->m->limits.verify && (code = mat_check_finite(&view, b->name, &b->alive, b->e))) return code;
+        if ((code = safetensors_rows(&view, b->w->file, b->name, s->experts, s->width, i, 1, b->e))) return code;
+        if (b->m->limits.verify && (code = mat_check_finite(&view, b->name, &b->w->alive, b->e))) return code;
         mat_widen(mu + (size_t)i * (size_t)s->width, &view, 0, 1);
         for (int d = 0; total && d < s->width; d++) total[d] += grid(mu[(size_t)i * (size_t)s->width + (size_t)d]);
     }
     return OK;
 }
 
-static status bind_ffn(struct binder *b, int l, const struct placement *p)
+static void set_layer(struct model *m, int l)
 {
-    struct model *m = b->m;
     const struct shape *s = &m->shape;
     struct moe_layer *y = &m->moe_layers[l];
     int routed = s->neurons - s->shared[l];
-    char which[32];
-    status code;
 
     y->experts = s->experts;
     y->active = s->active;
     y->expert = m->experts + (size_t)l * (size_t)s->experts;
     y->neurons_active = s->experts ? s->shared[l] + (int64_t)lround((double)s->active * routed / s->experts) : s->neurons;
-    if (!s->experts) return m->rank ? OK : bind_expert(b, &y->shared, l, "", s->neurons);
-
-    if (!m->rank && s->shared[l] > 0 && (code = bind_expert(b, &y->shared, l, "shared_expert.", s->shared[l]))) return code;
-    for (int i = 0; i < s->experts; i++) {
-        if (!held(m, p, l, i)) continue;
-        snprintf(which, sizeof(which), "experts.%d.", i);
-        if ((code = bind_expert(b, &y->expert[i], l, which, group_size(s->neurons, s->shared[l], s->experts, i)))) return code;
-    }
-    return s->compensate ? bind_compensation(b, l, p) : OK;
 }
 
-static status bind_coordinator(struct binder *b)
+/* Matrices first: what is mapped for packing is let go again, views that stay come behind. */
+static status bind_all(struct binder *b, const struct placement *p)
 {
     struct model *m = b->m;
     const struct shape *s = &m->shape;
     status code;
 
-    named(b, "model.embed_tokens.weight");
-    if ((code = bind(b, &m->embed, s->vocab, s->width))) return code;
-    named(b, "%s", s->tied ? "model.embed_tokens.weight" : "lm_head.weight");
-    if ((code = bind_packed(b, &m->head, s->vocab, s->width))) return code;
-    named(b, "model.norm.weight");
-    if ((code = bind_vector(b, m->final_norm, s->width))) return code;
+    for (int l = 0; l < s->layers; l++) set_layer(m, l);
+    if ((code = walk_matrices(&(struct walk){bind_matrix, b}, m, p, &b->w->plan))) return code;
+    safetensors_trim(b->w->file, b->w->plan.packed ? SIZE_MAX : 0);
+    for (int l = 0; s->compensate && l < s->layers; l++)
+        if ((code = bind_compensation(b, l, p))) return code;
+    if (m->rank) return OK;
     for (int l = 0; l < s->layers; l++)
-        if ((code = bind_attention(b, l))) return code;
+        if ((code = bind_block(b, l))) return code;
+    if ((code = bind_vector(b, m->final_norm, s->width, "model.norm.weight"))) return code;
     rope_table(m->rope, m->limits.positions, s->head_dim, &s->rope);
-    return OK;
+    return weights_view(b->w, &m->embed, "model.embed_tokens.weight", s->vocab, s->width, b->e);
 }
 
 /* ---- the static control ---- */
@@ -328,10 +310,10 @@ static status bind_control(struct binder *b, int l, int *order, float *importanc
     int kept = (int)lround((double)s->neurons * shape_active_share(s));
     status code;
 
-    named(b, "model.layers.%d.mlp.neuron_importance", l);
-    if ((code = bind_vector(b, importance, s->neurons))) return code;
-    named(b, "model.layers.%d.mlp.neuron_mean", l);
-    if ((code = bind_vector(b, fill, s->neurons))) return code;
+    snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.neuron_importance", l);
+    if ((code = weights_vector(b->w, importance, m->calibration, b->name, s->neurons, b->e))) return code;
+    snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.neuron_mean", l);
+    if ((code = weights_vector(b->w, fill, m->calibration, b->name, s->neurons, b->e))) return code;
     if (!s->compensate) memset(fill, 0, (size_t)s->neurons * sizeof(*fill));
     group_contiguous(order, s->neurons);
     group_shared_first(order, s->neurons, kept, importance);
@@ -355,7 +337,6 @@ static status bind_controls(struct binder *b, const char *directory)
 
     if (!order || !importance) s = err_set(b->e, ERR_LIMIT, "%s: no memory to rank %zu neurons", path, neurons);
     if (!s) s = safetensors_open(&m->calibration, path, b->e);
-    b->from = m->calibration;
     for (int l = 0; !s && l < m->shape.layers; l++) s = bind_control(b, l, order, importance);
     free(order);
     free(importance);
@@ -393,7 +374,8 @@ status model_open(struct model **out, const char *directory, const struct shape 
                   struct model_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e)
 {
     struct arena_taker t = {.arena = a, .e = e};
-    struct binder b = {.e = e, .alive = {tick, x}};
+    struct binder b = {.e = e};
+    struct counting matrices = {0};
     struct model *m;
     status code;
 
@@ -407,13 +389,18 @@ status model_open(struct model **out, const char *directory, const struct shape 
     forward_take_work(m, &t);
     if (t.failed) return e->code;
 
-    if ((code = arena_open(&m->packed, "weights", packed_bytes(s, p, rank), e))) goto fail;
-    if ((code = safetensors_open(&m->weights, directory, e))) goto fail;
+    if ((code = weights_open(&m->weights, directory, s, &limits.precision, e))) goto fail;
+    m->weights.gemm = g;
+    m->weights.verify = limits.verify;
+    m->weights.alive = (struct alive){tick, x};
+    matrices.plan = &m->weights.plan;
+    if (!matrices.plan->packed) walk_matrices(&(struct walk){count_matrix, &matrices}, m, p, matrices.plan);
+    if ((code = arena_open(&m->packed, "weights", matrices.bytes, e))) goto fail;
+    arena_huge_pages(m->packed);
+    m->weights.memory = m->packed;
     b.m = m;
-    b.from = m->weights;
-    if (!rank && (code = bind_coordinator(&b))) goto fail;
-    for (int l = 0; l < s->layers; l++)
-        if ((code = bind_ffn(&b, l, p))) goto fail;
+    b.w = &m->weights;
+    if ((code = bind_all(&b, p))) goto fail;
     if (limits.calibration && (code = bind_controls(&b, directory))) goto fail;
     code = moe_open(&m->moe, m->moe_layers, s->layers, s->width, s->neurons, p, rank, moe_limits_of(limits), g, x, a, e);
     if (code) goto fail;
@@ -428,11 +415,11 @@ void model_close(struct model *m)
 {
     if (!m) return;
     moe_close(m->moe);
-    safetensors_close(m->weights);
+    weights_close(&m->weights);
     safetensors_close(m->calibration);
     arena_close(m->packed);
     m->packed = NULL;
-    m->weights = m->calibration = NULL;
+    m->calibration = NULL;
 }
 
 const struct shape *model_shape(const struct model *m)
@@ -450,9 +437,14 @@ struct moe *model_moe(struct model *m)
     return m->moe;
 }
 
-size_t model_mapped_bytes(const struct model *m)
+const struct weights_plan *model_weights(const struct model *m)
 {
-    return safetensors_mapped_bytes(m->weights) + (m->calibration ? safetensors_mapped_bytes(m->calibration) : 0);
+    return &m->weights.plan;
+}
+
+size_t model_packed_bytes(const struct model *m)
+{
+    return arena_used(m->packed);
 }
 
 const struct expert *model_dense_ffn(const struct model *m, int layer)

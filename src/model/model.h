@@ -1,11 +1,11 @@
-/* A model on one rank: mapped weights, tables, the factorized FFNs, and room to run it. */
+/* A model on one rank: weights, tables, the factorized FFNs, and room to run it. */
 #ifndef MODEL_MODEL_H
 #define MODEL_MODEL_H
 
 #include "base/arena.h"
 #include "comm/exchange.h"
-#include "data/safetensors.h"
 #include "model/shape.h"
+#include "model/weights.h"
 #include "moe/moe.h"
 #include "num/attention.h"
 
@@ -20,16 +20,24 @@ struct model_limits {
     bool verify;          /* look for NaN and infinity in the weights this rank maps */
     bool calibration;     /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */
     struct moe_wire wire; /* what travels between ranks */
+    struct precision precision;
 };
 
-/* Bytes that this rank takes beside the mapped weights; mapped: bytes of weights it maps.  From the shape alone, loads nothing. */
+/* Bytes of one rank.  From the shape and the plan alone, loads nothing. */
 struct model_cost {
-    size_t weights, kv, work, exchange;
+    size_t mapped;  /* read-only views of files, which ranks of one host share: packed weights, the embedding */
+    size_t weights; /* packed when the model is opened */
+    size_t kv, work, exchange;
 };
-void model_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks, size_t element_bytes,
-                struct model_limits limits);
+void model_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks,
+                const struct weights_plan *plan, struct model_limits limits);
+static inline size_t model_cost_total(const struct model_cost *c)
+{
+    return c->mapped + c->weights + c->kv + c->work + c->exchange;
+}
 
-/* Local.  Binds what `rank` needs: the coordinator attention, embeddings, norms, head and shared experts; every rank its own experts.
+/* Local.  Binds what `rank` needs: the coordinator attention, embeddings, norms, head and shared experts; every rank its own experts.  What a packed file
+ * has is used in place, else weights are packed into memory.
  * g, x (NULL with one rank), p and a are borrowed.  The coordinator pings through x meanwhile.  ERR_IO, ERR_FORMAT, ERR_LIMIT. */
 status model_open(struct model **out, const char *directory, const struct shape *s, const struct placement *p, int rank,
                   struct model_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e);
@@ -38,7 +46,8 @@ void model_close(struct model *m);
 const struct shape *model_shape(const struct model *m);
 const struct model_limits *model_limits_of(const struct model *m);
 struct moe *model_moe(struct model *m);
-size_t model_mapped_bytes(const struct model *m);
+const struct weights_plan *model_weights(const struct model *m);
+size_t model_packed_bytes(const struct model *m); /* packed into memory by this rank */
 /* Coordinator, a dense model: the whole FFN of a layer. */
 const struct expert *model_dense_ffn(const struct model *m, int layer);
 

@@ -22,8 +22,9 @@ struct model {
     struct moe *moe;
     struct moe_layer *moe_layers;
     struct expert *experts; /* [layers][N] */
-    struct safetensors *weights, *calibration;
-    struct arena *packed; /* weights, in the layout of the kernels */
+    struct weights weights;
+    struct safetensors *calibration;
+    struct arena *packed; /* weights.memory */
     int rank;
 
     /* coordinator only */
