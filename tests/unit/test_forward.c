@@ -270,11 +270,11 @@ static void a_prompt_in_pieces_of_any_size(void **state)
     struct opened o, three;
 
     (void)state;
-    for (int toy = 0; toy < 3; toy++) {
-        const struct model_limits limits = {.rows = N, .sessions = 3, .positions = N};
+    for (int toy = 0; toy < 3 * KV_COUNT; toy++) {
+        const struct model_limits limits = {.rows = N, .sessions = 3, .positions = N, .kv = (enum kv_format)(toy / 3)};
 
-        opened_open(&o, toys[toy], limits, 1);
-        opened_open(&three, toys[toy], limits, 3);
+        opened_open(&o, toys[toy % 3], limits, 1);
+        opened_open(&three, toys[toy % 3], limits, 3);
         random_ids(ids, N, o.shape.vocab, 5);
         size_t bytes = (size_t)N * (size_t)o.shape.width * sizeof(float);
 
@@ -294,7 +294,33 @@ static void a_prompt_in_pieces_of_any_size(void **state)
     }
 }
 
-/* Five sessions of different lengths, their rows in one batch, in one and in two micro-batches; each against itself alone. */
+/* What a narrower cache may change: little, but something, or it is not in use. */
+static void a_narrow_cache_is_near(void **state)
+{
+    static float exact[ROWS * WIDTH], narrow[ROWS * WIDTH];
+    static const double most[KV_COUNT] = {0.0, 0.02, 0.04};
+    int32_t ids[ROWS];
+    struct opened o;
+
+    (void)state;
+    for (int f = 0; f < KV_COUNT; f++) {
+        const struct model_limits limits = {.rows = ROWS, .sessions = 1, .positions = ROWS, .kv = (enum kv_format)f};
+        double off = 0.0, size = 0.0;
+
+        opened_open(&o, "tests/golden/toy-llama", limits, 2);
+        random_ids(ids, ROWS, o.shape.vocab, 9);
+        run_rows(o.model, ids, 0, ROWS, 0, f ? narrow : exact);
+        for (int i = 0; f && i < ROWS * o.shape.width; i++) {
+            off = fmax(off, fabs((double)narrow[i] - (double)exact[i]));
+            size = fmax(size, fabs((double)exact[i]));
+        }
+        if (f && !(off > 1e-5 * size && off < most[f] * size))
+            fail_msg("%s is off by %g of %g", kv_name((enum kv_format)f), off, size);
+        opened_close(&o);
+    }
+}
+
+/* Five sessions of different lengths, their rows in one batch, whole and cut in two; each against itself alone. */
 static void a_batch_of_sessions_is_each_of_them_alone(void **state)
 {
     static const int lengths[] = {1, 30, 13, 2, 50};
@@ -315,17 +341,17 @@ static void a_batch_of_sessions_is_each_of_them_alone(void **state)
         for (int i = 0; i < lengths[s]; i++) position[at + i] = i, session[at + i] = 2 * SESSIONS - 1 - s;
     }
     assert_int_equal(at, N);
-    for (int micro = 1; micro <= 2; micro++) {
+    for (int parts = 1; parts <= 2; parts++) {
         const struct batch b = {N, ids, position, session, NULL};
 
         memset(together, 0, sizeof(together));
-        if (forward(o.model, &b, &all, micro, together, &e)) fail_msg("%s", e.text);
+        if (forward_parts(o.model, &b, &all, parts, together, &e)) fail_msg("%s", e.text);
         assert_memory_equal(alone, together, (size_t)N * D * sizeof(float));
     }
     opened_close(&o);
 }
 
-/* Two micro-batches may cut a session: any number of rows, on top of what the session has already. */
+/* Two parts may cut a session: any number of rows, on top of what the session has already. */
 static void a_session_cut_in_two_is_the_session(void **state)
 {
     static const int sizes[] = {1, 2, 3, 17, 40};
@@ -346,7 +372,7 @@ static void a_session_cut_in_two_is_the_session(void **state)
     for (int i = 0; i < 5; first += sizes[i++]) {
         const struct batch b = {sizes[i], ids + first, position + first, session, NULL};
 
-        if (forward(o.model, &b, &all, 2, halves + (size_t)first * D, &e)) fail_msg("%s", e.text);
+        if (forward_parts(o.model, &b, &all, 2, halves + (size_t)first * D, &e)) fail_msg("%s", e.text);
     }
     assert_int_equal(first, N);
     assert_memory_equal(whole, halves, (size_t)N * D * sizeof(float));
@@ -379,6 +405,7 @@ int main(void)
         cmocka_unit_test(stories260k),
         cmocka_unit_test(stories260k_sharded),
         cmocka_unit_test(a_prompt_in_pieces_of_any_size),
+        cmocka_unit_test(a_narrow_cache_is_near),
         cmocka_unit_test(a_batch_of_sessions_is_each_of_them_alone),
         cmocka_unit_test(a_session_cut_in_two_is_the_session),
         cmocka_unit_test(an_empty_batch_is_fine),
