@@ -25,8 +25,10 @@ struct quant_words {
     int32_t start;
 };
 #ifdef BYTE_DOTS
+enum { Q8_PARTS = 1 };
 typedef struct quant_bytes q8_block;
 #else
+enum { Q8_PARTS = 2 };
 typedef struct quant_words q8_block;
 #endif
 typedef struct quant_bytes q4_block;
@@ -52,41 +54,69 @@ VECTOR const char *quant_at(const char *w, size_t panel, int i)
     return w + (size_t)(i / V_PER_LINE) * panel + (i % V_PER_LINE) * V_BYTES;
 }
 
-VECTOR void q8_line(int rows, int wide, vi (*n)[QUANT_WIDE * V_PER_LINE], const q8_block *x, int line, const char *w,
-                    size_t panel)
+/* The bytes of a line that meet the first and the second of the two words that quant_x() gives: all of them and nothing with BYTE_DOTS and q8. */
+VECTOR vi quant_part(vi line, bool q4, int part)
 {
-#pragma GCC unroll 16
-    for (int i = 0; i < wide * V_PER_LINE; i++) {
-        vi a = vi_load(quant_at(w, panel, i));
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
+    if (q4) return part ? vi_high_nibbles(line) : vi_low_nibbles(line);
 #ifdef BYTE_DOTS
-            n[r][i] = vi_add_dots(n[r][i], a, vi_splat(x[r].x + 4 * line));
+    return line;
 #else
-            n[r][i] = vi_add32(n[r][i], vi_pairs16(vi_even_bytes(a), vi_splat(x[r].x + 4 * line)));
-            n[r][i] = vi_add32(n[r][i], vi_pairs16(vi_odd_bytes(a), vi_splat(x[r].x + 4 * line + 2)));
+    return part ? vi_odd_bytes(line) : vi_even_bytes(line);
 #endif
-        }
-    }
 }
 
-/* With BYTE_DOTS n are 32 bits, else 16: quant_block() makes 32 of them. */
-VECTOR void q4_line(int rows, int wide, vi (*n)[QUANT_WIDE * V_PER_LINE], const q4_block *x, int line, const char *w,
-                    size_t panel)
+VECTOR vi quant_x(const void *x, bool q4, int row, int line, int part)
 {
-#pragma GCC unroll 16
-    for (int i = 0; i < wide * V_PER_LINE; i++) {
-        vi a = vi_load(quant_at(w, panel, i));
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            vi low = vi_splat(x[r].x + 8 * line), high = vi_splat(x[r].x + 8 * line + 4);
+    if (q4) return vi_splat(((const q4_block *)x)[row].x + 8 * line + 4 * part);
 #ifdef BYTE_DOTS
-            n[r][i] = vi_add_dots(vi_add_dots(n[r][i], vi_low_nibbles(a), low), vi_high_nibbles(a), high);
+    return vi_splat(((const q8_block *)x)[row].x + 4 * line);
 #else
-            n[r][i] = vi_add16(n[r][i], vi_pairs8(vi_low_nibbles(a), low));
-            n[r][i] = vi_add16(n[r][i], vi_pairs8(vi_high_nibbles(a), high));
+    return vi_splat(((const q8_block *)x)[row].x + 4 * line + 2 * part);
 #endif
+}
+
+/* *n += products; those of q4 are of 16 bits without BYTE_DOTS. */
+VECTOR void quant_add(vi *n, vi w, vi x, bool q4)
+{
+#ifdef BYTE_DOTS
+    (void)q4;
+    vi_add_dots(n, w, x);
+#else
+    if (q4) vi_add_pairs8(n, w, x);
+    else vi_add_pairs16(n, w, x);
+#endif
+}
+
+/* One line of all panels.  What there is less of stays in registers: rows or lines. */
+VECTOR void quant_line(int rows, int wide, bool q4, vi (*n)[QUANT_WIDE * V_PER_LINE], const void *x, int line, const char *w,
+                       size_t panel)
+{
+    const int lines = wide * V_PER_LINE, parts = q4 ? 2 : Q8_PARTS;
+    vi keep[QUANT_WIDE * V_PER_LINE][2];
+
+#pragma GCC unroll 16
+    for (int i = 0; i < (rows < lines ? rows : lines); i++)
+#pragma GCC unroll 2
+        for (int part = 0; part < parts; part++)
+            keep[i][part] = rows < lines ? quant_x(x, q4, i, line, part) : quant_part(vi_load(quant_at(w, panel, i)), q4, part);
+    if (rows < lines) {
+#pragma GCC unroll 16
+        for (int i = 0; i < lines; i++) {
+            vi all = vi_load(quant_at(w, panel, i));
+#pragma GCC unroll 2
+            for (int part = 0; part < parts; part++)
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++) quant_add(&n[r][i], quant_part(all, q4, part), keep[r][part], q4);
         }
+    } else {
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+            for (int part = 0; part < parts; part++) {
+                vi a = quant_x(x, q4, r, line, part);
+#pragma GCC unroll 16
+                for (int i = 0; i < lines; i++) quant_add(&n[r][i], keep[i][part], a, q4);
+            }
     }
 }
 
@@ -106,8 +136,7 @@ VECTOR void quant_block(int rows, int wide, bool q4, vf (*total)[QUANT_WIDE * V_
     for (int line = 0; line < lines; line++, w += LINE_BYTES) {
 #pragma GCC unroll 16
         for (int p = 0; p < wide; p++) __builtin_prefetch(w + (size_t)p * t->panel + t->ahead);
-        if (q4) q4_line(rows, wide, n, x4, line, w, t->panel);
-        else q8_line(rows, wide, n, x8, line, w, t->panel);
+        quant_line(rows, wide, q4, n, x, line, w, t->panel);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < wide * V_PER_LINE; i++) {
@@ -117,7 +146,7 @@ VECTOR void quant_block(int rows, int wide, bool q4, vf (*total)[QUANT_WIDE * V_
             vi sum = n[r][i];
 
 #ifndef BYTE_DOTS
-            if (q4) sum = vi_add_pairs16(sum);
+            if (q4) sum = vi_widen_pairs(sum);
 #endif
             if (q4) sum = vi_add32(sum, vi_splat(&x4[r].start));
             total[r][i] = vf_fma(vf_from_int(sum), vf_mul(vf_splat(q4 ? &x4[r].scale : &x8[r].scale), by), total[r][i]);

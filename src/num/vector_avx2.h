@@ -110,16 +110,20 @@ VECTOR vi vi_high_nibbles(vi a)
 {
     return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15));
 }
-/* Products of neighbours, added: of 16 bits into 32; of unsigned and signed bytes into 16, which must not overflow. */
-VECTOR vi vi_pairs16(vi a, vi b)
+/* Products of neighbours, added to *sum: of 16 bits into 32; of unsigned and signed bytes into 16, which must not overflow.  In place, as vf_add_product() is. */
+VECTOR void vi_add_pairs16(vi *sum, vi a, vi b)
 {
-    return _mm256_madd_epi16(a, b);
+    vi product;
+
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(a), "x"(b));
 }
-VECTOR vi vi_pairs8(vi a, vi b)
+VECTOR void vi_add_pairs8(vi *sum, vi a, vi b)
 {
-    return _mm256_maddubs_epi16(a, b);
+    vi product;
+
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(a), "x"(b));
 }
-VECTOR vi vi_add_pairs16(vi a) /* 16 bits into 32 */
+VECTOR vi vi_widen_pairs(vi a) /* neighbours of 16 bits, added, as 32 */
 {
     return _mm256_madd_epi16(a, _mm256_set1_epi16(1));
 }
