@@ -111,6 +111,12 @@ static status check_cluster(const struct draft *d, struct err *e)
     if (s->cluster.placement == PLACE_FILE && !s->cluster.coordinator_experts)
         return draft_fail(d, "cluster.coordinator_experts", e,
                           "expected only without cluster.placement: file, found false; the file says who holds what");
+    if (s->cluster.placement == PLACE_BALANCE && !s->cluster.coordinator_experts)
+        return draft_fail(d, "cluster.coordinator_experts", e,
+                          "expected only without cluster.placement: balance, found false; it says what rank 0 holds");
+    if (s->cluster.placement != PLACE_BALANCE && s->cluster.coordinator_share > 0)
+        return draft_fail(d, "cluster.coordinator_share", e, "expected only with cluster.placement: balance, found %g",
+                          s->cluster.coordinator_share);
     if (s->limits.sessions > s->limits.batch_rows)
         return draft_fail(
             d, draft_given(d, "limits.sessions") ? "limits.sessions" : "limits.batch_rows", e,

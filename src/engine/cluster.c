@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/placement_file.h"
+#include "engine/place.h"
 
 /* Requests that are not the moe's.  While no model is open the ranks talk through a small exchange; an open model brings one of its own,
  * sized for its rows.  Both sides change over at the same message: OPEN is answered in the small one, CLOSE in the model's. */
@@ -125,24 +125,6 @@ void cluster_close(struct cluster *c)
     free(c);
 }
 
-static status place(struct cluster *c, const struct shape *s, struct err *e)
-{
-    int ranks = comm_size(c->comm);
-    bool coordinator_too = c->spec->cluster.coordinator_experts;
-
-    if (c->spec->cluster.placement == PLACE_FILE && s->experts) {
-        const char *path = c->spec->cluster.placement_file;
-        int *table = NULL;
-        status st = placement_file_read(&table, path, s->layers, s->experts, ranks, e);
-
-        if (st == OK) st = placement_set(&c->placement, table, s->layers, s->experts, ranks, path, e);
-        free(table);
-        return st;
-    }
-    enum placement_kind kind = c->spec->cluster.placement == PLACE_ROUND_ROBIN ? PLACEMENT_ROUND_ROBIN : PLACEMENT_BLOCK;
-    return placement_make(&c->placement, kind, s->layers, s->experts, ranks, coordinator_too, e);
-}
-
 /* Every rank's need against what its host has, and the share of each host that all its ranks take together; on the coordinator,
  * before anything is taken. */
 static status check_memory(struct cluster *c, const struct shape *s, const struct weights_plan *weights,
@@ -205,7 +187,7 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
     BUG_ON(!s);
     *limits = own_limits(c);
     st = shape_read(s, q->directory, e);
-    if (!st) st = place(c, s, e);
+    if (!st) st = place_experts(&c->placement, c->spec, s, comm_size(c->comm), e);
     if (!st) st = weights_plan(&weights, q->directory, s, &q->limits.precision, e);
     if (!st && is_coordinator(c)) {
         warn_of_idle_ranks(c, s);

@@ -7,7 +7,7 @@
 #include "base/bits.h"
 #include "base/machine.h"
 #include "base/str.h"
-#include "data/placement_file.h"
+#include "engine/place.h"
 
 double plan_remote_ranks(const struct placement *p, int k)
 {
@@ -25,21 +25,6 @@ double plan_remote_ranks(const struct placement *p, int k)
             sum += 1 - none;
         }
     return p->layers ? sum / p->layers : 0;
-}
-
-static status place(struct placement *out, const struct plan_step *p, int ranks, struct err *e)
-{
-    const struct spec *s = p->spec;
-    int layers = p->shape.layers, experts = p->shape.experts, *table;
-
-    if (s->cluster.placement != PLACE_FILE || !experts)
-        return placement_make(out, s->cluster.placement == PLACE_ROUND_ROBIN ? PLACEMENT_ROUND_ROBIN : PLACEMENT_BLOCK, layers,
-                              experts, ranks, s->cluster.coordinator_experts, e);
-    const char *path = s->cluster.placement_file;
-    if (placement_file_read(&table, path, layers, experts, ranks, e)) return e->code;
-    status st = placement_set(out, table, layers, experts, ranks, path, e);
-    free(table);
-    return st;
 }
 
 static double mib(size_t bytes)
@@ -219,7 +204,7 @@ static status print_other(FILE *to, const struct plan_step *p, int ranks, struct
     other.weights = p->other_weights;
     other.room = p->other_room;
     fprintf(to, "  then        %s\n", p->spec->eval.compare_model);
-    if (place(&where, &other, ranks, e)) return e->code;
+    if (place_experts(&where, other.spec, &other.shape, ranks, e)) return e->code;
     status st = print_memory(to, &other, &where, ranks, e);
     placement_free(&where);
     return st;
@@ -232,7 +217,7 @@ static status print_step(FILE *to, const struct plan_step *p, int ranks, struct 
     fprintf(to, "\n%s: %s\n", p->spec->name, spec_kind_name(p->spec->kind));
     print_shape(to, p);
     print_makes(to, p);
-    if (place(&where, p, ranks, e)) return e->code;
+    if (place_experts(&where, p->spec, &p->shape, ranks, e)) return e->code;
     status st = OK;
     if (p->opens) st = print_memory(to, p, &where, ranks, e);
     else fputs("  memory      the model is not run: its files are read piece by piece\n", to);

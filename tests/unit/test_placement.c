@@ -34,6 +34,33 @@ static void test_tables(void **state)
     }
 }
 
+static void test_split(void **state)
+{
+    static const int mine[] = {0, 1, 3, 7};
+
+    (void)state;
+    for (int ranks = 1; ranks <= 5; ranks++) {
+        struct placement p;
+        struct err e = {0};
+
+        assert_int_equal(placement_split(&p, mine, 4, 7, ranks, &e), OK);
+        for (int l = 0; l < 4; l++) {
+            assert_int_equal(placement_count(&p, l, 0), ranks == 1 ? 7 : mine[l]);
+            for (int r = 1; r < ranks; r++)
+                assert_in_range(placement_count(&p, l, r), (7 - mine[l]) / (ranks - 1), (7 - mine[l] + ranks - 2) / (ranks - 1));
+        }
+        placement_free(&p);
+    }
+    /* spread: 3 of 7 on rank 0 */
+    struct placement p;
+    struct err e = {0};
+    const int expected[] = {1, 1, 0, 1, 0, 1, 0};
+
+    assert_int_equal(placement_split(&p, mine + 2, 1, 7, 2, &e), OK);
+    for (int i = 0; i < 7; i++) assert_int_equal(placement_rank(&p, 0, i), expected[i]);
+    placement_free(&p);
+}
+
 static void test_properties(void **state)
 {
     static const int sizes[] = {0, 1, 2, 5, 16, 63, 64, 65, 70};
@@ -95,6 +122,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tables),
+        cmocka_unit_test(test_split),
         cmocka_unit_test(test_properties),
         cmocka_unit_test(test_set),
     };
