@@ -18,7 +18,7 @@
 enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_CONVERT, JOB_EVAL, JOB_INFER, JOB_BENCH, JOB_PIPELINE, JOB_KINDS };
 
 /* Enumerations: the order of names in spec_table.c is the order here. */
-enum spec_placement { PLACE_BLOCK, PLACE_ROUND_ROBIN, PLACE_FILE, PLACE_BALANCE };
+enum spec_placement { PLACE_BLOCK, PLACE_ROUND_ROBIN, PLACE_FILE };
 enum spec_shared_memory { SHARED_AUTO, SHARED_NEVER };
 enum spec_exchange_rows { ROWS_F32, ROWS_BF16 };
 enum spec_exchange_answers { ANSWERS_EXACT, ANSWERS_F32, ANSWERS_BF16 };
@@ -59,7 +59,6 @@ struct spec {
     struct {
         int64_t placement;
         char *placement_file;
-        double coordinator_share; /* of the experts, with placement: balance; 0: estimated */
         bool coordinator_experts; /* the coordinator rank holds experts too (always so with one rank) */
         double deadline_seconds;  /* silence of a rank for longer is its loss */
         int64_t threads;          /* per rank */
@@ -69,10 +68,11 @@ struct spec {
         int64_t exchange_rows, exchange_answers;
     } cluster;
     struct {
-        int64_t memory_mib; /* per rank; 0: what the machine has */
-        int64_t batch_rows; /* most token rows in one step */
-        int64_t sessions;   /* most sequences in flight */
-        int64_t positions;  /* most positions of one sequence; 0: what the job needs, at most the model's */
+        int64_t memory_mib;    /* per rank; 0: what the machine has */
+        int64_t batch_rows;    /* most token rows in one step */
+        int64_t prefill_chunk; /* most rows of prompts in a step in which a sequence decodes; 0: what is left */
+        int64_t sessions;      /* most sequences in flight */
+        int64_t positions;     /* most positions of one sequence; 0: what the job needs, at most the model's */
     } limits;
 
     struct { /* enum spec_precision: formats of the weights of a model that is opened, or written */

@@ -363,7 +363,7 @@ status engine_step(struct engine *g, const struct sequence **done, int *n_done, 
 
         g->entry[i] = (struct schedule_entry){.state = s->state, .pending = s->n - s->passed, .last_step = s->last_step};
     }
-    struct schedule_limits limits = {.rows = g->limits.rows, .sessions = g->limits.sessions};
+    struct schedule_limits limits = {.rows = g->limits.rows, .sessions = g->limits.sessions, .chunk = g->limits.chunk};
     int pieces = schedule_step(g->plan, g->entry, g->n_order, limits);
     struct batch b = {
         .rows = fill_batch(g, pieces), .token = g->token, .position = g->position, .session = g->place, .key = g->key};

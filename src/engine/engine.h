@@ -31,6 +31,7 @@ struct engine_limits {
     int rows;      /* per step */
     int sessions;  /* in flight */
     int positions; /* prompt and answer together; the last token never passes, so the cache needs one less */
+    int chunk;     /* of prompts beside decoding: schedule.h; 0: no limit of its own */
 };
 
 struct engine_stats {

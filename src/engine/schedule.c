@@ -31,7 +31,7 @@ int schedule_step(struct schedule_piece *piece, const struct schedule_entry *ent
 {
     int pieces = 0, rows = limits.rows, sessions = limits.sessions;
 
-    BUG_ON(limits.rows < 1 || limits.sessions < 1);
+    BUG_ON(limits.rows < 1 || limits.sessions < 1 || limits.chunk < 0);
     for (int i = 0; i < n; i++) {
         BUG_ON(entry[i].pending < 1);
         if (entry[i].state != SCHEDULE_QUEUED) sessions--;
@@ -51,6 +51,7 @@ int schedule_step(struct schedule_piece *piece, const struct schedule_entry *ent
         pieces = rows;
     }
     rows -= pieces;
+    if (limits.chunk && pieces && rows > limits.chunk) rows = limits.chunk;
     pieces = take_prompts(piece, pieces, entry, n, SCHEDULE_PREFILL, &rows, &sessions);
     return take_prompts(piece, pieces, entry, n, SCHEDULE_QUEUED, &rows, &sessions);
 }

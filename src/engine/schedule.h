@@ -3,8 +3,8 @@
  * A sequence is QUEUED (no session yet), PREFILL (has a session, part of its prompt still to pass) or DECODE (only its newest token is to
  * pass).  The rule, in this order:
  *   1. every DECODE gets its row; when there are more of them than rows, those that waited longest (ties: first come), so none starves;
- *   2. what is left of the rows goes to PREFILL in order of arrival, each as many of its tokens as fit: a long prompt passes in chunks
- *      while others decode;
+ *   2. what is left of the rows, but beside a DECODE at most `chunk`, goes to PREFILL in order of arrival, each as many of its tokens as fit: a long
+ *      prompt passes in chunks while others decode, and a small chunk bounds how long they wait for their next token;
  *   3. then QUEUED are admitted in order of arrival while a session is free and rows are left; nobody overtakes.
  * Decoding sequences end, so the prompts behind them wait a bounded time even when decoding takes all rows.
  */
@@ -24,6 +24,7 @@ struct schedule_entry {
 struct schedule_limits {
     int rows;     /* of one step */
     int sessions; /* PREFILL and DECODE together */
+    int chunk;    /* most rows of prompts in a step in which a sequence decodes; 0: what is left */
 };
 
 struct schedule_piece {

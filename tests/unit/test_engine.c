@@ -21,7 +21,8 @@ static struct engine *open_engine(struct opened *o, const struct tokenizer *t, i
     struct engine *g;
     struct err e;
 
-    if (engine_open(&g, o->model, t, &all, micro, (struct engine_limits){rows, sessions, positions}, &e)) fail_msg("%s", e.text);
+    if (engine_open(&g, o->model, t, &all, micro, (struct engine_limits){rows, sessions, positions, rows % 5}, &e))
+        fail_msg("%s", e.text);
     return g;
 }
 
@@ -282,9 +283,9 @@ static void ends_at_eos_at_max_tokens_and_at_the_context(void **state)
     assert_true(eos_seen);
     engine_close(g);
 
-    assert_int_equal(engine_open(&g, o.model, NULL, &all, 1, (struct engine_limits){65, 1, 8}, &e), ERR_LIMIT);
-    assert_int_equal(engine_open(&g, o.model, NULL, &all, 1, (struct engine_limits){1, SESSIONS + 1, 8}, &e), ERR_LIMIT);
-    assert_int_equal(engine_open(&g, o.model, NULL, &all, 1, (struct engine_limits){1, 1, POSITIONS + 2}, &e), ERR_LIMIT);
+    assert_int_equal(engine_open(&g, o.model, NULL, &all, 1, (struct engine_limits){65, 1, 8, 0}, &e), ERR_LIMIT);
+    assert_int_equal(engine_open(&g, o.model, NULL, &all, 1, (struct engine_limits){1, SESSIONS + 1, 8, 0}, &e), ERR_LIMIT);
+    assert_int_equal(engine_open(&g, o.model, NULL, &all, 1, (struct engine_limits){1, 1, POSITIONS + 2, 0}, &e), ERR_LIMIT);
     opened_close(&o);
 }
 
