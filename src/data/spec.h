@@ -18,7 +18,7 @@
 enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_CONVERT, JOB_EVAL, JOB_INFER, JOB_BENCH, JOB_PIPELINE, JOB_KINDS };
 
 /* Enumerations: the order of names in spec_table.c is the order here. */
-enum spec_placement { PLACE_BLOCK, PLACE_ROUND_ROBIN, PLACE_FILE };
+enum spec_placement { PLACE_BLOCK, PLACE_ROUND_ROBIN, PLACE_FILE, PLACE_BALANCE };
 enum spec_shared_memory { SHARED_AUTO, SHARED_NEVER };
 enum spec_exchange_rows { ROWS_F32, ROWS_BF16 };
 enum spec_exchange_answers { ANSWERS_EXACT, ANSWERS_F32, ANSWERS_BF16 };
@@ -59,6 +59,7 @@ struct spec {
     struct {
         int64_t placement;
         char *placement_file;
+        double coordinator_share; /* of the experts, with placement: balance; 0: estimated */
         bool coordinator_experts; /* the coordinator rank holds experts too (always so with one rank) */
         double deadline_seconds;  /* silence of a rank for longer is its loss */
         int64_t threads;          /* per rank */

@@ -8,7 +8,7 @@
 #include "data/utf8.h"
 
 static const char *const kind_names[] = {"factorize", "finetune", "convert", "eval", "infer", "bench", "pipeline", NULL};
-static const char *const placement_names[] = {"block", "round_robin", "file", NULL};
+static const char *const placement_names[] = {"block", "round_robin", "file", "balance", NULL};
 static const char *const shared_memory_names[] = {"auto", "never", NULL};
 static const char *const exchange_rows_names[] = {"f32", "bf16", NULL};
 static const char *const exchange_answers_names[] = {"exact", "f32", "bf16", NULL};
@@ -50,7 +50,8 @@ static const struct key table[] = {
     {"seed", ALL, KEY_INT, AT(seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of everything random"},
     {"verify_weights", ALL, KEY_BOOL, AT(verify_weights), "true", NULL, 0, 0, NULL, 0, "look for NaN and infinity while loading"},
 
-    {"cluster.placement", ALL, KEY_ENUM, AT(cluster.placement), "block", NULL, 0, 0, placement_names, KEY_TOP, "how experts are laid over the ranks"},
+    {"cluster.placement", ALL, KEY_ENUM, AT(cluster.placement), "block", NULL, 0, 0, placement_names, KEY_TOP, "how experts are laid over the ranks; balance: fewer on rank 0, which has attention to do as well"},
+    {"cluster.coordinator_share", ALL, KEY_REAL, AT(cluster.coordinator_share), "0", NULL, 0, 1, NULL, KEY_TOP, "share of the experts on rank 0 with placement: balance, 0: estimated"},
     {"cluster.placement_file", ALL, KEY_TEXT, AT(cluster.placement_file), NULL, NULL, 0, 0, NULL, KEY_TOP, "JSON with the rank of every expert, for placement: file"},
     {"cluster.coordinator_experts", ALL, KEY_BOOL, AT(cluster.coordinator_experts), "true", NULL, 0, 0, NULL, KEY_TOP, "rank 0 holds experts too"},
     {"cluster.deadline_seconds", ALL, KEY_REAL, AT(cluster.deadline_seconds), "30", NULL, 0.1, 86400, NULL, KEY_TOP, "a rank that is silent for longer is lost"},
