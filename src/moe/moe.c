@@ -1,11 +1,10 @@
-/* Opening, routing, dispatch and combine.  What an expert computes is in moe_work.c, what only the teacher asks for in moe_teach.c. */
+/* Opening and routing.  What experts compute is in moe_work.c, what travels in moe_dispatch.c and moe_answer.c, what only the teacher asks for in
+ * moe_teach.c. */
 #include "moe/moe.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/bits.h"
-#include "base/clock.h"
 #include "moe/grouping.h"
 #include "moe/moe_internal.h"
 #include "moe/route.h"
@@ -28,21 +27,21 @@ static void take_coordinator(struct moe *m, struct arena_taker *t)
         struct moe_slot *s = &m->slot[i];
 
         s->set = arena_take(t, rows * words, sizeof(uint64_t));
-        s->row_out = arena_take(t, ranks, sizeof(*s->row_out));
-        s->set_out = arena_take(t, ranks, sizeof(*s->set_out));
         s->sent = arena_take(t, ranks, sizeof(*s->sent));
+        s->place = arena_take(t, ranks, sizeof(*s->place));
         for (int r = 0; r < m->ranks; r++) {
             if (r == m->rank || placement_count(m->p, -1, r) == 0) continue;
-            float *row_out = arena_take(t, rows * width, sizeof(float));
-            uint64_t *set_out = arena_take(t, rows * words, sizeof(uint64_t));
+            int *place = arena_take(t, rows, sizeof(*place));
 
-            if (t->arena && !t->failed) s->row_out[r] = row_out, s->set_out[r] = set_out;
+            if (t->arena && !t->failed) s->place[r] = place;
         }
+        s->quantized = arena_take(t, rows_bytes(m->limits.rows, m->width), 1);
     }
     m->keys = arena_take(t, rows, sizeof(*m->keys));
     m->scores = arena_take(t, rows * (size_t)m->experts, sizeof(float));
+    m->count = arena_take(t, (size_t)m->experts, sizeof(*m->count));
     m->stats.load = arena_take(t, (size_t)m->n_layers * (size_t)m->experts, sizeof(uint64_t));
-    m->sum = arena_take(t, rows * width, sizeof(double));
+    m->sum = arena_take(t, rows * width, sizeof(*m->sum));
     if (m->limits.oracle) {
         m->piece = arena_take(t, m->piece_bytes, 1);
         m->dense = arena_take(t, rows * width, sizeof(float));
@@ -52,20 +51,16 @@ static void take_coordinator(struct moe *m, struct arena_taker *t)
 
 static void take_follower(struct moe *m, struct arena_taker *t)
 {
-    struct exchange_limits limits = {0};
+    size_t rows = (size_t)m->limits.rows;
 
-    moe_exchange_limits(&limits, m->n_layers, m->experts, m->width, m->limits);
-    m->sum = arena_take(t, limits.answer_bytes, 1);
-    m->piece = (float *)m->sum;
+    if (m->limits.wire.rows == MOE_ROWS_BF16) m->rows_in = arena_take(t, rows * (size_t)m->width, sizeof(float));
+    m->quantized = arena_take(t, rows_bytes(m->limits.rows, m->width), 1);
 }
 
 /* Fills the sizes of *m, then takes its memory. */
 static void take_all(struct moe *m, struct arena_taker *t, const struct placement *p, int rank, int layers, int experts,
                      int width, int neurons, struct moe_limits limits)
 {
-    size_t block = (size_t)(limits.rows < MOE_BLOCK_ROWS ? limits.rows : MOE_BLOCK_ROWS);
-    size_t routed = (size_t)(experts ? (neurons + experts - 1) / experts : 0);
-
     BUG_ON(limits.rows < 1 || width < 1 || neurons < 1 || rank < 0 || rank >= p->ranks);
     *m = (struct moe){.n_layers = layers,
                       .width = width,
@@ -76,16 +71,8 @@ static void take_all(struct moe *m, struct arena_taker *t, const struct placemen
                       .ranks = p->ranks,
                       .p = p,
                       .limits = limits,
-                      .block = (int)block,
                       .piece_bytes = piece_bytes(experts, width, limits)};
-    /* The coordinator's shared expert may be a whole dense FFN; a follower has routed experts only, which are shares of it.  A larger
-     * expert than that still fits, with fewer rows at a time. */
-    m->scratch_floats = 2 * (rank == 0 ? block * (size_t)neurons : larger(block * routed, (size_t)neurons));
-    m->scratch = arena_take(t, m->scratch_floats, sizeof(float));
-    m->block_in = arena_take(t, block * (size_t)width, sizeof(float));
-    m->block_out = arena_take(t, block * (size_t)width, sizeof(float));
-    m->index = arena_take(t, (size_t)limits.rows, sizeof(*m->index));
-    m->wanted = arena_take(t, (size_t)m->words, sizeof(*m->wanted));
+    moe_take_work(m, t);
     m->held = arena_take(t, (size_t)layers * (size_t)p->ranks * (size_t)m->words, sizeof(*m->held));
     if (rank == 0) take_coordinator(m, t);
     else take_follower(m, t);
@@ -102,21 +89,62 @@ size_t moe_cost(const struct placement *p, int rank, int layers, int experts, in
 
 void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int width, struct moe_limits limits)
 {
-    size_t row = (size_t)width * sizeof(float), set = (size_t)bits_words(experts) * sizeof(uint64_t), rows = (size_t)limits.rows;
+    const struct moe m = {.width = width, .limits = limits};
+    size_t set = (size_t)bits_words(experts) * sizeof(uint64_t), rows = (size_t)limits.rows;
 
     (void)layers;
-    x->request_bytes = rows * (row + set);
-    x->answer_bytes = rows * (size_t)width * sizeof(double);
+    x->request_bytes = moe_line(rows * set) + rows * moe_row_bytes(&m);
+    x->answer_bytes = rows * moe_sum_bytes(&m);
     if (limits.oracle) {
-        x->request_bytes = larger(x->request_bytes, rows * 2 * row);
-        x->answer_bytes = larger(piece_bytes(experts, width, limits), rows * (size_t)experts * sizeof(float));
+        x->request_bytes = larger(x->request_bytes, rows * 2 * (size_t)width * sizeof(float));
+        x->answer_bytes = larger(x->answer_bytes, piece_bytes(experts, width, limits));
+        x->answer_bytes = larger(x->answer_bytes, rows * (size_t)experts * sizeof(float));
     }
     x->answer_bytes = larger(x->answer_bytes, sizeof(struct err)); /* the answer may be an error */
 }
 
-static void check_shape(const struct moe *m, const struct expert *x)
+/* Notes an expert that this rank holds. */
+static void open_expert(struct moe *m, int l, const struct expert *x)
 {
+    const struct packed *part[] = {&x->gate, &x->up, &x->down};
+
     BUG_ON(x->gate.rows > m->neurons || x->gate.cols != m->width || x->down.rows != m->width);
+    BUG_ON(x->up.rows != x->gate.rows || x->up.cols != m->width || x->down.cols != x->gate.rows);
+    for (int i = 0; i < 3; i++) BUG_ON(!part[i]->lines);
+    m->need[l] += x->gate.rows;
+    m->scales[l] = m->scales[l] || format_has_scales(x->gate.format) || format_has_scales(x->up.format);
+}
+
+/* Notes what this rank holds of a layer. */
+static void open_layer(struct moe *m, int l)
+{
+    const struct moe_layer *y = &m->layers[l];
+
+    BUG_ON(y->experts < 0 || y->experts > m->p->experts || y->active > y->experts);
+    m->need[l] = 0;
+    m->scales[l] = false;
+    for (int i = 0; i < y->experts; i++) {
+        int rank = placement_rank(m->p, l, i);
+
+        bits_set(m->held + ((size_t)l * (size_t)m->ranks + (size_t)rank) * (size_t)m->words, i);
+        if (rank == m->rank) open_expert(m, l, &y->expert[i]);
+    }
+    if (m->rank == 0 && y->shared.down.lines) open_expert(m, l, &y->shared);
+    for (int r = 0; r < m->ranks; r++) BUG_ON(!m->exchange && r != m->rank && moe_holds(m, l, r));
+}
+
+/* Terms of a sum: experts, the shared one, the means of active experts, and their total. */
+static status check_terms(const struct moe_layer *layers, int n_layers, struct err *e)
+{
+    for (int l = 0; l < n_layers; l++) {
+        int terms = layers[l].experts * (layers[l].mu ? 2 : 1) + 2;
+
+        if (terms > EXACT_TERMS)
+            return err_set(e, ERR_LIMIT, "layer %d: %d experts%s are more than can be added exactly: expected at most %d", l,
+                           layers[l].experts, layers[l].mu ? " with compensation" : "",
+                           (EXACT_TERMS - 2) / (layers[l].mu ? 2 : 1));
+    }
+    return OK;
 }
 
 status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int width, int neurons, const struct placement *p,
@@ -126,6 +154,7 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
 
     *out = NULL;
     BUG_ON(n_layers != p->layers);
+    if (check_terms(layers, n_layers, e)) return e->code;
     struct moe *m = arena_alloc(a, 1, sizeof(*m), e);
     if (!m) return e->code;
     take_all(m, &t, p, rank, n_layers, p->experts, width, neurons, limits);
@@ -134,15 +163,8 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
     m->gemm = g;
     m->exchange = x;
     memset(m->held, 0, (size_t)n_layers * (size_t)m->ranks * (size_t)m->words * sizeof(*m->held));
-    for (int l = 0; l < n_layers; l++) {
-        BUG_ON(layers[l].experts < 0 || layers[l].experts > p->experts || layers[l].active > layers[l].experts);
-        for (int i = 0; i < layers[l].experts; i++) {
-            bits_set(m->held + ((size_t)l * (size_t)m->ranks + (size_t)placement_rank(p, l, i)) * (size_t)m->words, i);
-            if (placement_rank(p, l, i) == rank) check_shape(m, &layers[l].expert[i]);
-        }
-        if (rank == 0 && layers[l].shared.down.lines) check_shape(m, &layers[l].shared);
-        for (int r = 0; r < m->ranks; r++) BUG_ON(!x && r != rank && moe_holds(m, l, r));
-    }
+    for (int l = 0; l < n_layers; l++) open_layer(m, l);
+    for (int i = 0; i < limits.rows; i++) m->all[i] = i;
     if (rank == 0) {
         for (int i = 0; i < limits.rows; i++) m->keys[i] = (uint64_t)i;
         moe_stats_clear(m);
@@ -156,6 +178,19 @@ void moe_close(struct moe *m)
     (void)m; /* all of it is the arena's */
 }
 
+void moe_time(struct moe *m, struct timing *t)
+{
+    m->timing = t;
+}
+
+bool moe_alone(const struct moe *m)
+{
+    for (int r = 0; r < m->ranks; r++) {
+        if (r != m->rank && placement_count(m->p, -1, r) > 0) return false;
+    }
+    return true;
+}
+
 bool moe_holds(const struct moe *m, int layer, int rank)
 {
     const uint64_t *held = moe_held(m, layer, rank);
@@ -166,49 +201,58 @@ bool moe_holds(const struct moe *m, int layer, int rank)
     return false;
 }
 
-static bool meet(const uint64_t *a, const uint64_t *b, int words)
-{
-    for (int w = 0; w < words; w++) {
-        if (a[w] & b[w]) return true;
-    }
-    return false;
-}
-
 static void set_all(uint64_t *set, int rows, int experts)
 {
-    int words = bits_words(experts);
+    size_t words = (size_t)bits_words(experts);
 
-    memset(set, 0, (size_t)rows * (size_t)words * sizeof(*set));
-    for (int t = 0; t < rows; t++, set += words) {
-        for (int i = 0; i < experts; i++) bits_set(set, i);
+    for (int t = 0; t < rows; t++) {
+        if (t) memcpy(set + (size_t)t * words, set, words * sizeof(*set));
+        else memset(set, 0, words * sizeof(*set));
+        for (int i = 0; !t && i < experts; i++) bits_set(set, i);
     }
 }
 
-static void route_by_router(struct moe *m, struct moe_slot *s, const struct router *r)
+static void quantize(struct moe *m, struct moe_slot *s)
 {
-    const struct moe_layer *y = &m->layers[s->layer];
-    int n = y->experts;
+    if (s->h.q) return;
+    rows_room(&s->h, s->quantized);
+    gemm_quantize(m->gemm, &s->h);
+}
 
-    BUG_ON(!r || r->experts != n || r->width != m->width || s->layer >= r->layers);
-    struct mat w = {.data = r->weight + (size_t)s->layer * (size_t)n * (size_t)m->width,
+void moe_slot_rows(struct moe *m, struct moe_slot *s, int layer, const float *h, int rows)
+{
+    s->layer = layer;
+    s->h = (struct rows){.x = h, .ld = (size_t)m->width, .n = rows, .cols = m->width};
+    if (m->scales[layer]) quantize(m, s);
+}
+
+static void route_by_router(struct moe *m, struct moe_slot *s, const struct router *r, int k)
+{
+    size_t n = (size_t)m->layers[s->layer].experts, at = (size_t)s->layer * n;
+
+    BUG_ON(!r || (size_t)r->experts != n || r->width != m->width || s->layer >= r->layers);
+    struct mat w = {.data = r->weight + at * (size_t)m->width,
                     .dtype = DT_F32,
-                    .rows = n,
+                    .rows = r->experts,
                     .cols = m->width,
                     .stride = (size_t)m->width};
 
-    if (s->rows == 0) return;
-    gemm_xwt(m->gemm, m->scores, (size_t)n, s->h, (size_t)m->width, s->rows, &w, r->bias + (size_t)s->layer * (size_t)n);
-    route_select(s->set, m->scores, s->rows, n, y->active, r, s->layer);
+    if (s->h.n == 0) return;
+    if (r->packed) {
+        if (format_has_scales(r->packed[s->layer].format)) quantize(m, s);
+        gemm_product(m->gemm, m->scores, n, &s->h, &r->packed[s->layer], r->bias + at);
+    } else gemm_xwt(m->gemm, m->scores, n, s->h.x, s->h.ld, s->h.n, &w, r->bias + at);
+    route_select(s->set, m->scores, s->h.n, r->experts, k, r, s->layer);
 }
 
 static status route_by_paper(struct moe *m, int slot, struct err *e)
 {
     struct moe_slot *s = &m->slot[slot];
-    int layer = s->layer, rows = s->rows, n = m->layers[layer].experts, k = m->layers[layer].active;
+    int layer = s->layer, rows = s->h.n, n = m->layers[layer].experts, k = m->layers[layer].active;
     const struct router top = {.layers = m->n_layers, .experts = n};
-    status code = moe_teach_dense(m, slot, layer, s->h, rows, m->dense, e);
+    status code = moe_teach_dense(m, slot, layer, s->h.x, rows, m->dense, e);
 
-    if (!code) code = moe_teach_scores(m, slot, layer, s->h, m->dense, rows, k, m->scores, e);
+    if (!code) code = moe_teach_scores(m, slot, layer, s->h.x, m->dense, rows, k, m->scores, e);
     if (!code) route_select(s->set, m->scores, rows, n, k, &top, layer);
     return code;
 }
@@ -217,65 +261,76 @@ static void count(struct moe *m, const struct moe_slot *s)
 {
     const struct moe_layer *y = &m->layers[s->layer];
     int n = y->experts, shared = y->shared.down.lines ? y->shared.gate.rows : 0;
-    const uint64_t *set = s->set;
+    uint64_t rows = (uint64_t)s->h.n, *load = m->stats.load + (size_t)s->layer * (size_t)m->experts;
 
-    m->stats.tokens += (uint64_t)s->rows;
+    m->stats.tokens += rows;
     if (s->route == ROUTE_STATIC) {
-        m->stats.neurons += (uint64_t)s->rows * (uint64_t)y->neurons_active;
+        m->stats.neurons += rows * (uint64_t)y->neurons_active;
         return;
     }
-    m->stats.neurons += (uint64_t)s->rows * (uint64_t)shared;
-    for (int t = 0; t < s->rows; t++, set += bits_words(n)) {
-        for (int i = bits_next(set, n, 0); i < n; i = bits_next(set, n, i + 1)) {
-            int size = y->expert[i].down.lines ? y->expert[i].gate.rows : group_size(m->neurons, shared, n, i);
+    m->stats.neurons += rows * (uint64_t)shared;
+    memset(m->count, 0, (size_t)n * sizeof(*m->count));
+    active_count(m->count, s->set, s->h.n, n);
+    for (int i = 0; i < n; i++) {
+        int size = y->expert[i].down.lines ? y->expert[i].gate.rows : group_size(m->neurons, shared, n, i);
 
-            m->stats.neurons += (uint64_t)size;
-            m->stats.load[(size_t)s->layer * (size_t)m->experts + (size_t)i]++;
-        }
+        m->stats.neurons += m->count[i] * (uint64_t)size;
+        load[i] += m->count[i];
     }
+}
+
+static status route(struct moe *m, int slot, const uint64_t *key, const struct routing *how, struct err *e)
+{
+    struct moe_slot *s = &m->slot[slot];
+    const struct moe_layer *y = &m->layers[s->layer];
+    int n = y->experts, rows = s->h.n, k = how->active ? how->active : y->active;
+    const float *h = s->h.x;
+    status code;
+
+    if (n == 0) return OK;
+    switch (how->route) {
+    case ROUTE_ALL:
+    case ROUTE_STATIC:
+        set_all(s->set, rows, n);
+        break;
+    case ROUTE_ROUTER:
+        route_by_router(m, s, how->router, k);
+        break;
+    case ROUTE_RANDOM:
+        route_random(s->set, key ? key : m->keys, rows, n, k, how->seed, s->layer);
+        break;
+    case ROUTE_PAPER:
+        return route_by_paper(m, slot, e);
+    case ROUTE_GRAM:
+        code = moe_teach_gram(m, slot, s->layer, h, rows, y->active, how->compensate, s->set, e);
+        moe_slot_rows(m, s, s->layer, h, rows); /* it goes through them in pieces */
+        return code;
+    }
+    return OK;
 }
 
 status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint64_t *key, int rows, const struct routing *how,
                  struct err *e)
 {
     struct moe_slot *s = &m->slot[slot];
-    const struct moe_layer *y = &m->layers[layer];
-    int n = y->experts, k = y->active;
-    status code = OK;
+    bool plain = how->route == ROUTE_ALL || how->route == ROUTE_STATIC;
 
     BUG_ON(m->rank != 0 || slot < 0 || slot >= EXCHANGE_SLOTS || s->busy);
     BUG_ON(layer < 0 || layer >= m->n_layers || rows < 0 || rows > m->limits.rows);
-    s->layer = layer, s->rows = rows, s->h = h;
-    if (n > 0) {
-        switch (how->route) {
-        case ROUTE_ALL:
-        case ROUTE_STATIC:
-            set_all(s->set, rows, n);
-            break;
-        case ROUTE_ROUTER:
-            route_by_router(m, s, how->router);
-            break;
-        case ROUTE_RANDOM:
-            route_random(s->set, key ? key : m->keys, rows, n, k, how->seed, layer);
-            break;
-        case ROUTE_PAPER:
-            code = route_by_paper(m, slot, e);
-            break;
-        case ROUTE_GRAM:
-            code = moe_teach_gram(m, slot, layer, h, rows, k, how->compensate, s->set, e);
-            break;
-        }
-    }
-    if (code) return code;
-    bool plain = how->route == ROUTE_ALL || how->route == ROUTE_STATIC;
+    enum timing_section was = timing_enter(m->timing, TIME_ROUTE);
 
-    s->route = how->route;
-    s->scale = plain ? 1.0f : how->scale;
-    s->compensate = !plain && how->compensate && y->mu_total;
-    count(m, s);
-    moe_dispatch(m, slot);
-    s->busy = true;
-    return OK;
+    moe_slot_rows(m, s, layer, h, rows);
+    status code = route(m, slot, key, how, e);
+    if (!code) {
+        s->route = how->route;
+        s->scale = plain ? 1.0f : how->scale;
+        s->compensate = !plain && how->compensate && m->layers[layer].mu_total;
+        count(m, s);
+        moe_dispatch(m, slot);
+        s->busy = true;
+    }
+    timing_enter(m->timing, was);
+    return code;
 }
 
 status moe_end(struct moe *m, int slot, float *x, uint64_t *active, struct err *e)
@@ -285,152 +340,9 @@ status moe_end(struct moe *m, int slot, float *x, uint64_t *active, struct err *
     BUG_ON(slot < 0 || slot >= EXCHANGE_SLOTS || !s->busy);
     s->busy = false;
     if (active) {
-        memcpy(active, s->set, (size_t)s->rows * (size_t)bits_words(m->layers[s->layer].experts) * sizeof(*active));
+        memcpy(active, s->set, (size_t)s->h.n * (size_t)bits_words(m->layers[s->layer].experts) * sizeof(*active));
     }
     return moe_combine(m, slot, x, e);
-}
-
-static void post_static(struct moe *m, int slot, struct request *r)
-{
-    struct moe_slot *s = &m->slot[slot];
-
-    r->kind = MOE_KIND_STATIC;
-    for (int rank = 0; rank < m->ranks; rank++) {
-        if (rank == m->rank || !moe_holds(m, s->layer, rank)) continue;
-        s->sent[rank] = s->rows;
-        m->stats.rows_out += (uint64_t)s->rows;
-        exchange_post(m->exchange, slot, rank, r, s->h, (size_t)s->rows * (size_t)m->width * sizeof(float), NULL, 0);
-    }
-}
-
-/* A rank gets the rows that have an active expert on it, their sets first (they are 8 bytes wide, rows may be 4 bytes off).  When
- * those are all rows nothing is copied. */
-static void post_rows(struct moe *m, int slot, int rank, struct request *r)
-{
-    struct moe_slot *s = &m->slot[slot];
-    int words = bits_words(m->layers[s->layer].experts), n = 0;
-    const uint64_t *held = moe_held(m, s->layer, rank), *sets = s->set;
-    const float *rows = s->h;
-    size_t row_bytes = (size_t)m->width * sizeof(float), set_bytes = (size_t)words * sizeof(uint64_t);
-
-    for (int t = 0; t < s->rows; t++) n += meet(s->set + (size_t)t * (size_t)words, held, words);
-    if (n == 0) return;
-    if (n < s->rows) {
-        int at = 0;
-
-        for (int t = 0; t < s->rows; t++) {
-            const uint64_t *set = s->set + (size_t)t * (size_t)words;
-
-            if (!meet(set, held, words)) continue;
-            memcpy(s->set_out[rank] + (size_t)at * (size_t)words, set, set_bytes);
-            memcpy(s->row_out[rank] + (size_t)at * (size_t)m->width, s->h + (size_t)t * (size_t)m->width, row_bytes);
-            at++;
-        }
-        sets = s->set_out[rank], rows = s->row_out[rank];
-    }
-    r->rows = n;
-    s->sent[rank] = n;
-    m->stats.rows_out += (uint64_t)n;
-    exchange_post(m->exchange, slot, rank, r, sets, (size_t)n * set_bytes, rows, (size_t)n * row_bytes);
-}
-
-void moe_progress(struct moe *m)
-{
-    if (m->exchange) exchange_progress(m->exchange);
-}
-
-void moe_dispatch(struct moe *m, int slot)
-{
-    struct moe_slot *s = &m->slot[slot];
-    struct request r = {.kind = MOE_KIND_SUM,
-                        .layer = s->layer,
-                        .rows = s->rows,
-                        .flags = s->compensate ? MOE_FLAG_COMPENSATE : 0,
-                        .number = {(double)s->scale},
-                        .what = "experts"};
-
-    memset(s->sent, 0, (size_t)m->ranks * sizeof(*s->sent));
-    if (s->rows == 0) return;
-    if (s->route == ROUTE_STATIC) {
-        post_static(m, slot, &r);
-    } else {
-        for (int rank = 0; rank < m->ranks; rank++) {
-            if (rank != m->rank && moe_holds(m, s->layer, rank)) post_rows(m, slot, rank, &r);
-        }
-    }
-    if (m->exchange) exchange_progress(m->exchange);
-}
-
-static bool add_row(double *sum, const double *part, int width)
-{
-    bool bad = false;
-
-    for (int d = 0; d < width; d++) bad |= !(fabs(sum[d] += part[d]) < SUM_LIMIT);
-    return bad;
-}
-
-static void add_answer(struct moe *m, const struct moe_slot *s, int slot, int rank)
-{
-    const void *payload = NULL;
-    const struct answer *a = exchange_answer_of(m->exchange, slot, rank, &payload);
-    const double *part = payload;
-    int words = bits_words(m->layers[s->layer].experts), n = 0;
-    size_t width = (size_t)m->width;
-
-    BUG_ON(!a || a->rows != s->sent[rank] || a->bytes != (size_t)a->rows * width * sizeof(double));
-    for (int t = 0; t < s->rows; t++) {
-        bool here = s->route == ROUTE_STATIC || meet(s->set + (size_t)t * (size_t)words, moe_held(m, s->layer, rank), words);
-
-        if (here && add_row(m->sum + (size_t)t * width, part + (size_t)n++ * width, m->width))
-            moe_note_excess(m, m->sum + (size_t)t * width);
-    }
-    BUG_ON(n != a->rows);
-}
-
-static void work_here(struct moe *m, const struct moe_slot *s)
-{
-    const struct moe_layer *y = &m->layers[s->layer];
-    bool fixed = s->route == ROUTE_STATIC;
-
-    for (int t = 0; t < s->rows; t++) {
-        double *row = m->sum + (size_t)t * (size_t)m->width;
-
-        if (s->compensate) memcpy(row, y->mu_total, (size_t)m->width * sizeof(*row));
-        else memset(row, 0, (size_t)m->width * sizeof(*row));
-    }
-    if (y->shared.down.lines) moe_work_expert(m, &y->shared, s->h, s->rows, fixed, m->sum);
-    if (fixed) moe_work_static(m, s->layer, s->h, s->rows, m->sum);
-    else moe_work_sum(m, s->layer, s->h, s->set, s->rows, s->scale, s->compensate, m->sum);
-}
-
-status moe_combine(struct moe *m, int slot, float *x, struct err *e)
-{
-    struct moe_slot *s = &m->slot[slot];
-    double start = clock_now(), before_wait;
-    bool posted = false;
-    status code = OK;
-
-    if (m->exchange) exchange_ping(m->exchange); /* to ranks that hold nothing here */
-    m->excess = 0;                               /* of sums that an error of another rank ended */
-    work_here(m, s);
-    before_wait = clock_now();
-    m->stats.seconds_local += before_wait - start;
-    for (int rank = 0; rank < m->ranks; rank++) posted = posted || s->sent[rank] > 0;
-    if (posted) code = exchange_wait(m->exchange, slot, e);
-    m->stats.seconds_wait += clock_now() - before_wait;
-    if (code) return code;
-    for (int rank = 0; rank < m->ranks; rank++) {
-        if (s->sent[rank] > 0) add_answer(m, s, slot, rank);
-    }
-    if (moe_check_sums(m, s->layer, e)) {
-        struct err ignored = {0};
-
-        /* The caller leaves now, and will not wait for the other slots. */
-        for (int other = 0; m->exchange && other < EXCHANGE_SLOTS; other++) exchange_wait(m->exchange, other, &ignored);
-        return ignored.code == ERR_RANK ? (*e = ignored).code : e->code;
-    }
-    for (size_t i = 0; i < (size_t)s->rows * (size_t)m->width; i++) x[i] += (float)m->sum[i];
-    return OK;
 }
 
 const struct moe_stats *moe_stats(const struct moe *m)

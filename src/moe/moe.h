@@ -2,14 +2,15 @@
  *
  *   yhat(h) = e_s(h) + sum_{i in A} scale * e_i(h) + sum_{i not in A} mu_i
  *
- * The coordinator routes and holds the shared experts; every rank (the coordinator too, if the placement says so) holds the experts its placement gives it.  A token costs one row out and one row
- * back per rank that holds an active expert of it: the rank sums there, in double on a grid (expert.h), so all placements give the same bits.
+ * The coordinator routes and holds the shared experts; every rank (the coordinator too, if the placement says so) holds the experts its placement gives it.
+ * A token costs one row out and one row back per rank that holds an active expert of it: the rank sums there, exactly (exact.h), so all placements give
+ * the same bits.
  * A dense model is the case of no routed expert: the whole FFN is the shared expert.
  * Split phase: moe_begin() routes and posts, moe_end() computes what is local, waits and adds; two slots may be in flight, which is how attention
  * of one micro-batch overlaps the experts of the other.
  * Memory: everything is taken from the arena at open, from the limits.
- * Errors: ERR_LIMIT if sums of experts' outputs grow too large to be exact (SUM_LIMIT in expert.h) or are not numbers: an error and no warning, because
- *     the bits would then depend on the placement, or mean nothing.  After one from the exchange (a rank lost, stopped) nothing but moe_close() may follow.
+ * Errors: ERR_LIMIT if outputs of experts, or their sums, are too large to be exact (SUM_LIMIT in exact.h) or are no numbers: an error and no warning,
+ *     because the bits would then depend on the placement, or mean nothing.  After one from the exchange (a rank lost, stopped) nothing but moe_close() may follow.
  */
 #ifndef MOE_MOE_H
 #define MOE_MOE_H
@@ -18,7 +19,7 @@
 #include <stdint.h>
 
 #include "base/arena.h"
-#include "base/mat.h"
+#include "base/timing.h"
 #include "comm/exchange.h"
 #include "moe/expert.h"
 #include "moe/placement.h"
@@ -39,8 +40,9 @@ struct moe_layer {
 /* A router: linear with bias; z = W h + b; [N, D] and [N] per layer. */
 struct router {
     int layers, experts, width;
-    float *weight; /* [layers][experts][width] */
-    float *bias;   /* [layers][experts] */
+    float *weight;               /* [layers][experts][width] */
+    float *bias;                 /* [layers][experts] */
+    const struct packed *packed; /* [layers]: used in place of `weight` (which a training needs), of any format; or NULL */
     bool by_threshold;
     float *threshold; /* [layers]: active are all z > threshold */
 };
@@ -51,6 +53,7 @@ enum route { ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROU
 struct routing {
     enum route route;
     const struct router *router; /* for ROUTE_ROUTER */
+    int active;                  /* k of top-k, of ROUTE_ROUTER and ROUTE_RANDOM; 0: the layer's */
     float scale;                 /* of active experts; ignored by ROUTE_ALL and ROUTE_STATIC */
     bool compensate;             /* add mu_i of inactive experts; ignored by ROUTE_ALL and ROUTE_STATIC */
     uint64_t seed;               /* for ROUTE_RANDOM: the set of a row depends on (seed, layer, key of the row) alone */
@@ -75,7 +78,6 @@ struct moe_stats {
     uint64_t rows_out; /* rows sent to other ranks (as many come back) */
     uint64_t neurons;  /* active neurons, summed over rows and layers: neurons / (tokens * F) is the realised f */
     uint64_t *load;    /* [layers][experts]: tokens that activated the expert */
-    double seconds_local, seconds_wait;
 };
 
 struct moe;
@@ -89,6 +91,10 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
 status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int width, int neurons, const struct placement *p,
                 int rank, struct moe_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e);
 void moe_close(struct moe *m);
+/* Where this rank's time is counted from now on; NULL: nowhere.  Sections route, pack, expert, wait, combine. */
+void moe_time(struct moe *m, struct timing *t);
+/* No other rank holds an expert: nothing travels, and there is nothing that attention could overlap with. */
+bool moe_alone(const struct moe *m);
 
 /* Coordinator.  h: [rows, D], unchanged until the end; key: [rows] for ROUTE_RANDOM, or NULL (0 .. rows-1).
  * The oracles (ROUTE_PAPER, ROUTE_GRAM; limits.oracle) ask the ranks and wait before they dispatch; the other slot may be in flight. */

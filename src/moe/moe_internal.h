@@ -1,35 +1,47 @@
-/* What moe.c, moe_work.c and moe_teach.c share.  Nobody else includes this. */
+/* What the files of the factorized FFN share.  Nobody else includes this. */
 #ifndef MOE_MOE_INTERNAL_H
 #define MOE_MOE_INTERNAL_H
 
+#include "moe/active.h"
 #include "moe/moe.h"
 
-/* Rows that one expert takes at a time: enough that widened weights are used many times, few enough to bound scratch.  Products are
- * row-invariant, so the cut changes no bit. */
+/* Rows that the experts of a rank take at a time: enough that weights are used many times, few enough to bound what lies between the two halves of an
+ * expert.  Products are row-invariant, so the cut changes no bit. */
 enum { MOE_BLOCK_ROWS = 512 };
 
-/* What travels (exchange.h), for n rows:
- *   kind    request                                     answer
- *   SUM     sets [n][words] u64, rows [n][D] f32;        [n][D] double: the rank's sum
+/* What travels (exchange.h), for n rows; a part begins at a multiple of 64 bytes:
+ *   kind    request                                      answer
+ *   SUM     sets [n][words] u64, rows [n][D];             [n][D]: the rank's sum
  *           number[0] scale, MOE_FLAG_COMPENSATE
- *   STATIC  rows                                        [n][D] double
- *   SCORES  rows, dense outputs [n][D]; number[0] k/N   [n][held] f32
- *   ROWS    rows; MOE_FLAG_COMPENSATE                   [n][held][D] f32: e_i - mu_i, or e_i
+ *   STATIC  rows                                         [n][D]
+ *   SCORES  rows, dense outputs [n][D]; number[0] k/N    [n][held] f32
+ *   ROWS    rows; MOE_FLAG_COMPENSATE                    [n][held][D] f32: e_i - mu_i, or e_i
+ * Of SUM and STATIC rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others all is f32.
  */
 enum { MOE_FLAG_COMPENSATE = 1 };
 
 struct moe_slot {
     bool busy;
-    int layer, rows;
-    const float *h;
+    int layer;
+    struct rows h; /* quantized if an expert here or the router wants that */
+    void *quantized;
     enum route route;
     float scale;
     bool compensate;
     uint64_t *set; /* [rows][words of the layer] active experts */
-    /* Per rank, NULL for ranks that never get anything: its rows and their sets, gathered. */
-    float **row_out;
-    uint64_t **set_out;
-    int *sent; /* [ranks] rows posted to each rank */
+    int *sent;     /* [ranks] rows posted to each rank */
+    int **place;   /* per rank, NULL for ranks that never get anything: [rows] where each row is in its answer, -1: not there */
+};
+
+/* One expert with its rows of a block (moe_work.c). */
+struct moe_share {
+    const struct expert *x;
+    const int *row; /* [z.n] */
+    struct rows z;  /* [z.n][neurons], between the two halves */
+    const float *mu;
+    float scale;
+    int first_task, row_tasks;
+    int place; /* in an answer of scores or rows */
 };
 
 struct moe {
@@ -39,25 +51,35 @@ struct moe {
     struct moe_limits limits;
     struct gemm *gemm;
     struct exchange *exchange;
+    struct timing *timing;
     uint64_t *held; /* [layers][ranks][words]: the experts of each rank */
     struct moe_stats stats;
 
-    /* One expert at a time over a block of rows (moe_work.c). */
-    int block;
-    size_t scratch_floats;
-    float *scratch, *block_in, *block_out;
-    int *index; /* [rows] rows that an expert is active for */
-    uint64_t *wanted;
-    double excess; /* a sum that left the exact range, 0 none; set by any thread of moe_work_*() */
-    double *sum;   /* [rows][D]: coordinator: the layer's output; follower: its answer */
+    /* The experts of this rank over a block of rows (moe_work.c). */
+    int *need;      /* [layers] neurons of all the experts it holds */
+    bool *scales;   /* [layers] some of them are q8 or q4 */
+    int most_held;  /* experts, in any layer; the shared one too */
+    size_t z_bytes; /* room for what lies between the halves */
+    char *z;
+    struct moe_share *share; /* [most_held] */
+    struct active active;
+    int *all;      /* [rows] 0, 1, 2, ... */
+    int *cut;      /* [most_held][blocks of rows + 1] */
+    double excess; /* a sum that left the exact range, 0 none; set by any thread */
 
     /* Coordinator. */
     struct moe_slot slot[EXCHANGE_SLOTS];
-    uint64_t *keys; /* [rows] 0, 1, 2, ... */
-    float *scores;  /* [rows][N] */
+    uint64_t *keys;  /* [rows] 0, 1, 2, ... */
+    float *scores;   /* [rows][N] */
+    uint32_t *count; /* [N] */
+    int64_t *sum;    /* [rows][D]: the layer's output */
 
-    /* Oracle. */
-    size_t piece_bytes; /* room for centred rows: the coordinator's [n][N][D], or a follower's answer */
+    /* Follower: rows as they came, widened, and quantized. */
+    float *rows_in;
+    void *quantized;
+
+    /* Coordinator's oracle. */
+    size_t piece_bytes; /* room for centred rows [n][N][D], on followers too: of an answer */
     float *piece, *dense;
     double *gram; /* [N][N] */
 };
@@ -67,30 +89,57 @@ static inline const uint64_t *moe_held(const struct moe *m, int layer, int rank)
     return m->held + ((size_t)layer * (size_t)m->ranks + (size_t)rank) * (size_t)m->words;
 }
 
+static inline bool moe_meet(const uint64_t *a, const uint64_t *b, int words)
+{
+    for (int w = 0; w < words; w++)
+        if (a[w] & b[w]) return true;
+    return false;
+}
+
+static inline size_t moe_line(size_t bytes) /* rounded up to the 64 bytes of a cache line */
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+
 bool moe_holds(const struct moe *m, int layer, int rank); /* any expert of the layer */
 
-/* A row of sums of which one is out of the range. */
-void moe_note_excess(struct moe *m, const double *sum);
-/* After moe_work_*(): ERR_LIMIT if a sum was not exact, and forgets it. */
-status moe_check_sums(struct moe *m, int layer, struct err *e);
+/* Takes the memory of moe_work.c; the sizes in *m are filled. */
+void moe_take_work(struct moe *m, struct arena_taker *t);
 
-/* What a rank computes for its experts; all of it calls exchange_progress() between experts where there is an exchange.
- * h: [rows, D].  sum: [rows][D] += over the held experts that are in the row's set of grid(scale * e_i) - grid(mu_i). */
-void moe_work_sum(struct moe *m, int layer, const float *h, const uint64_t *set, int rows, float scale, bool compensate,
-                  double *sum);
-/* sum += grid(e_i) over all held experts with the static control's neurons. */
-void moe_work_static(struct moe *m, int layer, const float *h, int rows, double *sum);
-/* sum += grid(e) of one expert over all rows. */
-void moe_work_expert(struct moe *m, const struct expert *x, const float *h, int rows, bool fixed, double *sum);
+/* What a rank computes for rows h of a layer. */
+struct moe_job {
+    int layer;
+    const struct rows *h; /* quantized if m->scales[layer] */
+    const uint64_t *set;  /* [rows][words]: the experts it holds that are in a row's set; NULL: all it holds */
+    bool shared;          /* the shared expert too */
+    bool fixed;           /* with the static control's neurons */
+    bool compensate;      /* less the means of those experts */
+    float scale;          /* of all but the shared expert */
+    const double *start;  /* [D] what sums begin with, or NULL */
+};
+/* out[t] = start + the sum over experts, [rows][D] of i64, f32 or bf16 as `as` says. */
+void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as, void *out);
+/* After it: ERR_LIMIT if a sum was not exact, and forgets it. */
+status moe_check_sums(struct moe *m, int layer, struct err *e);
+void moe_note_excess(struct moe *m, double found);
 /* out[t * stride + place] = paper_score of the held experts; place = the expert's number, or its place among the held if `packed`. */
-void moe_work_scores(struct moe *m, int layer, const float *h, const float *y, int rows, float share, float *out, int stride,
+void moe_work_scores(struct moe *m, int layer, const struct rows *h, const float *y, float share, float *out, int stride,
                      bool packed);
 /* out[(t * stride + place) * D ...] = e_i - mu_i (or e_i). */
-void moe_work_rows(struct moe *m, int layer, const float *h, int rows, bool compensate, float *out, int stride, bool packed);
+void moe_work_rows(struct moe *m, int layer, const struct rows *h, bool compensate, float *out, int stride, bool packed);
 
-/* Dispatch and combine of a filled slot (route, set, h, rows, layer, scale, compensate); x[t] += the layer's output. */
+/* Rows and sums in the widths in which they travel; n elements. */
+size_t moe_row_bytes(const struct moe *m);
+size_t moe_sum_bytes(const struct moe *m);
+void moe_narrow(uint16_t *out, const float *x, size_t n); /* to bf16, to nearest even */
+void moe_widen(float *out, const uint16_t *x, size_t n);
+
+/* Dispatch and combine of a filled slot (layer, h, route, set, scale, compensate); x[t] += the layer's output. */
 void moe_dispatch(struct moe *m, int slot);
 status moe_combine(struct moe *m, int slot, float *x, struct err *e);
+
+/* The rows of a slot. */
+void moe_slot_rows(struct moe *m, struct moe_slot *s, int layer, const float *h, int rows);
 
 /* The oracles, on a slot that is not in flight; they use its fields and its exchange slot. */
 status moe_teach_dense(struct moe *m, int slot, int layer, const float *h, int rows, float *y, struct err *e);

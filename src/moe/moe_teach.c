@@ -17,7 +17,8 @@ status moe_teach_dense(struct moe *m, int slot, int layer, const float *h, int r
     int n = m->layers[layer].experts, words = bits_words(n);
 
     check(m, slot, layer, rows);
-    s->layer = layer, s->rows = rows, s->h = h, s->route = ROUTE_ALL, s->scale = 1.0f, s->compensate = false;
+    moe_slot_rows(m, s, layer, h, rows);
+    s->route = ROUTE_ALL, s->scale = 1.0f, s->compensate = false;
     memset(s->set, 0, (size_t)rows * (size_t)words * sizeof(*s->set));
     for (int t = 0; t < rows; t++) {
         for (int i = 0; i < n; i++) bits_set(s->set + (size_t)t * (size_t)words, i);
@@ -77,9 +78,10 @@ status moe_teach_scores(struct moe *m, int slot, int layer, const float *h, cons
 
     check(m, slot, layer, rows);
     if (rows == 0 || n == 0) return OK;
+    moe_slot_rows(m, &m->slot[slot], layer, h, rows);
     bool asked = ask(m, slot, &r, h, y);
 
-    moe_work_scores(m, layer, h, y, rows, share, score, n, false);
+    moe_work_scores(m, layer, &m->slot[slot].h, y, share, score, n, false);
     return asked ? collect(m, slot, layer, rows, 1, score, e) : OK;
 }
 
@@ -102,9 +104,10 @@ status moe_teach_gram(struct moe *m, int slot, int layer, const float *h, int ro
         status s = OK;
 
         r.rows = rows - first < most ? rows - first : most;
+        moe_slot_rows(m, &m->slot[slot], layer, from, r.rows);
         bool asked = ask(m, slot, &r, from, NULL);
 
-        moe_work_rows(m, layer, from, r.rows, compensate, m->piece, n, false);
+        moe_work_rows(m, layer, &m->slot[slot].h, compensate, m->piece, n, false);
         if (asked) s = collect(m, slot, layer, r.rows, width, m->piece, e);
         if (s) return s;
         for (int t = 0; t < r.rows; t++) {

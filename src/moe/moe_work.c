@@ -1,59 +1,445 @@
-/* What a rank computes for the experts it holds, and a follower's answers. */
+/* The experts of a rank at work: two loops over all threads for a layer, however many experts it has.
+ *
+ * First z = silu(gate h) * (up h), for every expert and its rows, cut by expert, rows and panels; gate and up of a panel one after the other, so that
+ * the rows come from the cache the second time, and their product while both are hot.  Then the sums of down z, cut by rows and by columns of the output:
+ * a task owns its piece of the sums, which stays in the cache while all experts pass, so that there is nothing to wait for between experts.
+ * Rows are not gathered: a product takes the numbers of its rows.
+ */
 #include <math.h>
 #include <string.h>
 
 #include "base/bits.h"
 #include "moe/labels.h"
 #include "moe/moe_internal.h"
+#include "num/ops.h"
 
-enum { ROWS_PER_TASK = 8 };
-
-/* Adding an expert's rows into the sums, spread over the threads: every row of the block has its own row of the sum. */
-struct scatter {
-    const float *out, *mu; /* mu: NULL without compensation */
-    const int *index;      /* row of the sum, or NULL: the block's own rows */
-    double *sum;
-    float scale;
-    int rows, width;
-    struct moe *moe;
+enum {
+    SERIAL_BELOW = 1 << 17, /* multiplications: waking the threads would take longer */
+    FEW_ROWS = 8,
+    IN_ROWS = 96,   /* of a task of the first loop */
+    IN_PANELS = 8,  /* even: z is quantized in blocks of two panels */
+    FEW_PANELS = 4, /* of few rows */
+    OUT_ROWS = 64,  /* of a task of the second loop */
+    OUT_PANELS = 8,
 };
 
-void moe_note_excess(struct moe *m, const double *sum)
-{
-    int d = 0;
+/* A block of rows of a job. */
+struct work {
+    struct moe *m;
+    const struct kernel *kernel;
+    const struct moe_job *job;
+    int first, rows;         /* of the job's rows */
+    struct moe_share *share; /* [shares] */
+    int shares, in_tasks;
+    double multiplications; /* of both loops */
+    /* The second loop. */
+    int out_rows, out_blocks, out_panels, out_columns; /* rows and panels of a task, and how many there are of each */
+    enum moe_answers as;
+    void *out;
+    /* Or, for the oracles: */
+    const float *dense;
+    float *to, part; /* part: k / N */
+    int stride;
+    bool packed;
+};
 
-    while (d < m->width - 1 && fabs(sum[d]) < SUM_LIMIT) d++;
-    double found = sum[d];
-    __atomic_store(&m->excess, &found, __ATOMIC_RELAXED); /* any thread's will do: it is only shown */
+/* ---- memory ---- */
+
+/* For `neurons` in so many experts, over so many rows each: floats, and the same quantized. */
+static size_t z_room(size_t rows, size_t neurons, size_t experts)
+{
+    size_t floats = rows * neurons + experts * PANEL_LANES, blocks = rows * (neurons / QUANT_BLOCK + experts);
+
+    return floats * sizeof(float) + blocks * (QUANT_BLOCK + sizeof(float) + sizeof(int32_t)) + experts * 3 * LINE_BYTES;
 }
 
-static void scatter_rows(void *ctx, int task, int worker)
+static int block_rows(const struct moe *m)
 {
-    const struct scatter *s = ctx;
-    int end = (task + 1) * ROWS_PER_TASK < s->rows ? (task + 1) * ROWS_PER_TASK : s->rows;
+    return m->limits.rows < MOE_BLOCK_ROWS ? m->limits.rows : MOE_BLOCK_ROWS;
+}
 
-    (void)worker;
-    for (int t = task * ROWS_PER_TASK; t < end; t++) {
-        const float *out = s->out + (size_t)t * (size_t)s->width;
-        double *sum = s->sum + (size_t)(s->index ? s->index[t] : t) * (size_t)s->width;
+void moe_take_work(struct moe *m, struct arena_taker *t)
+{
+    size_t rows = (size_t)block_rows(m), routed = m->experts ? (size_t)((m->neurons + m->experts - 1) / m->experts) : 0;
+    size_t held = 0, neurons = (size_t)m->neurons;
 
-        bool bad = false;
+    for (int l = 0; l < m->n_layers; l++) {
+        size_t here = (size_t)placement_count(m->p, l, m->rank);
 
-        if (s->mu) {
-            for (int d = 0; d < s->width; d++) bad |= !(fabs(sum[d] += grid(s->scale * out[d]) - grid(s->mu[d])) < SUM_LIMIT);
-        } else {
-            for (int d = 0; d < s->width; d++) bad |= !(fabs(sum[d] += grid(s->scale * out[d])) < SUM_LIMIT);
-        }
-        if (bad) moe_note_excess(s->moe, sum);
+        held = here > held ? here : held;
+    }
+    /* A coordinator may hold shared neurons and experts that together are the whole FFN; a follower has routed experts only. */
+    if (m->rank && held * routed < neurons) neurons = held * routed;
+    m->most_held = (int)held + (m->rank == 0);
+    m->z_bytes = z_room(rows, neurons, (size_t)m->most_held);
+    m->z = arena_take(t, m->z_bytes, 1);
+    m->need = arena_take(t, (size_t)m->n_layers, sizeof(*m->need));
+    m->scales = arena_take(t, (size_t)m->n_layers, sizeof(*m->scales));
+    m->share = arena_take(t, (size_t)m->most_held, sizeof(*m->share));
+    m->active.begin = arena_take(t, (size_t)m->experts + 1, sizeof(*m->active.begin));
+    m->active.row = arena_take(t, rows * held, sizeof(*m->active.row));
+    m->all = arena_take(t, (size_t)m->limits.rows, sizeof(*m->all));
+    m->cut = arena_take(t, (size_t)m->most_held * (rows / OUT_ROWS + 2), sizeof(*m->cut));
+}
+
+/* How many of the layer's rows there is room for at a time. */
+static int rows_at_once(const struct moe *m, int layer)
+{
+    int rows = block_rows(m);
+
+    while (rows > 1 && z_room((size_t)rows, (size_t)m->need[layer], (size_t)m->most_held) > m->z_bytes) rows = (rows + 1) / 2;
+    BUG_ON(z_room((size_t)rows, (size_t)m->need[layer], (size_t)m->most_held) > m->z_bytes);
+    return rows;
+}
+
+/* ---- shares ---- */
+
+static void add_share(struct work *w, const struct expert *x, const int *row, int n, const float *mu, float scale, int place)
+{
+    struct moe_share *s = &w->share[w->shares++];
+    int panels = packed_panels(x->gate.rows), each = n <= FEW_ROWS ? FEW_PANELS : IN_PANELS;
+
+    BUG_ON(!x->gate.lines || !x->up.lines || !x->down.lines); /* not held by this rank */
+    BUG_ON(x->up.rows != x->gate.rows || x->down.cols != x->gate.rows);
+    BUG_ON(w->job->fixed && !x->keep);
+    *s = (struct moe_share){.x = x, .row = row, .mu = mu, .scale = scale, .place = place, .first_task = w->in_tasks};
+    s->z = (struct rows){.n = n, .cols = x->gate.rows, .ld = (size_t)x->gate.rows};
+    s->row_tasks = (n + IN_ROWS - 1) / IN_ROWS;
+    w->in_tasks += s->row_tasks * ((panels + each - 1) / each);
+    w->multiplications += 3.0 * n * x->gate.rows * w->m->width;
+}
+
+/* Which experts have which rows. */
+static void list_shares(struct work *w)
+{
+    const struct moe_job *job = w->job;
+    struct moe *m = w->m;
+    const struct moe_layer *y = &m->layers[job->layer];
+    const uint64_t *held = moe_held(m, job->layer, m->rank);
+    int n = y->experts, place = 0;
+
+    BUG_ON(job->compensate && !y->mu);
+    if (job->shared && y->shared.down.lines) add_share(w, &y->shared, m->all + w->first, w->rows, NULL, 1.0f, 0);
+    if (n == 0) return;
+    if (job->set) active_list(&m->active, job->set, w->first, w->rows, n, held);
+    for (int i = bits_next(held, n, 0); i < n; i = bits_next(held, n, i + 1), place++) {
+        const float *mu = job->compensate ? y->mu + (size_t)i * (size_t)m->width : NULL;
+        const int *row = job->set ? m->active.row + m->active.begin[i] : m->all + w->first;
+        int rows = job->set ? m->active.begin[i + 1] - m->active.begin[i] : w->rows;
+
+        if (rows > 0) add_share(w, &y->expert[i], row, rows, mu, job->scale, w->packed ? place : i);
     }
 }
 
-static void scatter_add(struct moe *m, struct scatter *s)
+static void place_shares(struct work *w)
 {
-    int tasks = (s->rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+    char *at = w->m->z, *end = at + w->m->z_bytes;
 
-    if (tasks == 1) scatter_rows(s, 0, 0);
-    else gemm_parallel(m->gemm, tasks, scatter_rows, s);
+    for (int s = 0; s < w->shares; s++) {
+        struct rows *z = &w->share[s].z;
+
+        z->x = (const float *)(void *)at;
+        at += moe_line((size_t)z->n * z->ld * sizeof(float));
+        if (format_has_scales(w->share[s].x->down.format)) {
+            rows_room(z, at);
+            at += rows_bytes(z->n, z->cols);
+        }
+    }
+    BUG_ON(at > end);
+}
+
+static void work_begin(struct work *w, struct moe *m, const struct moe_job *job, int first, int rows)
+{
+    w->m = m, w->kernel = gemm_kernel(m->gemm), w->job = job, w->first = first, w->rows = rows;
+    w->share = m->share, w->shares = 0, w->in_tasks = 0, w->multiplications = 0;
+    list_shares(w);
+    place_shares(w);
+}
+
+static void count_work(const struct work *w)
+{
+    double bytes = 0;
+
+    if (!w->m->timing) return;
+    for (int s = 0; s < w->shares; s++) {
+        const struct packed *part[] = {&w->share[s].x->gate, &w->share[s].x->up, &w->share[s].x->down};
+
+        for (int i = 0; i < 3; i++)
+            bytes += (double)packed_line_bytes(part[i]->format, part[i]->rows, part[i]->cols) +
+                     (double)packed_scale_bytes(part[i]->format, part[i]->rows, part[i]->cols);
+    }
+    timing_work(w->m->timing, bytes, 2 * w->multiplications);
+}
+
+static void loop(struct work *w, int tasks, void (*task)(void *ctx, int item, int worker))
+{
+    if (w->multiplications < SERIAL_BELOW)
+        for (int i = 0; i < tasks; i++) task(w, i, 0);
+    else gemm_parallel(w->m->gemm, tasks, task, w);
+    moe_progress(w->m);
+}
+
+/* Rows of other micro-batches move only while MPI is called, which the rank's own thread does. */
+static void task_progress(const struct work *w, int worker)
+{
+    if (worker == 0) moe_progress(w->m);
+}
+
+/* ---- the first loop ---- */
+
+static const struct moe_share *share_of(const struct work *w, int item)
+{
+    int low = 0, high = w->shares;
+
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+
+        if (w->share[middle].first_task <= item) low = middle;
+        else high = middle;
+    }
+    return &w->share[low];
+}
+
+/* z, as the tile gives it, into its place; the static control puts means in for neurons. */
+static void keep_z(const struct moe_share *s, bool fixed, const float *tile, size_t ld, int row, int rows, int first, int columns)
+{
+    const struct expert *x = s->x;
+
+    for (int t = 0; t < rows; t++, tile += ld) {
+        float *z = (float *)s->z.x + (size_t)(row + t) * s->z.ld + (size_t)first;
+
+        memcpy(z, tile, (size_t)columns * sizeof(*z));
+        for (int j = 0; fixed && j < columns; j++)
+            if (!x->keep[first + j]) z[j] = x->fill ? x->fill[first + j] : 0.0f;
+    }
+    if (s->z.q) {
+        struct rows z = s->z;
+
+        rows_quantize_part(&z, row, rows, first / QUANT_BLOCK, packed_blocks(columns));
+    }
+}
+
+static void in_task(void *ctx, int item, int worker)
+{
+    const struct work *w = ctx;
+    const struct moe_share *s = share_of(w, item);
+    int each = s->z.n <= FEW_ROWS ? FEW_PANELS : IN_PANELS, panels = packed_panels(s->z.cols);
+    int first = (item - s->first_task) / s->row_tasks * each, part = (item - s->first_task) % s->row_tasks;
+    int row = (int)((long)s->z.n * part / s->row_tasks), rows = (int)((long)s->z.n * (part + 1) / s->row_tasks) - row;
+
+    panels = panels - first < each ? panels - first : each;
+    size_t ld = (size_t)panels * PANEL_LANES, cells = (size_t)rows * ld;
+    float *gate = gemm_room(w->m->gemm, worker), *up = gate + IN_ROWS * IN_PANELS * PANEL_LANES;
+    int columns = s->z.cols - first * PANEL_LANES < (int)ld ? s->z.cols - first * PANEL_LANES : (int)ld;
+    void *scratch = gemm_scratch(w->m->gemm, worker);
+
+    w->kernel->product(gate, ld, w->job->h, s->row + row, rows, &s->x->gate, first, panels, scratch);
+    w->kernel->product(up, ld, w->job->h, s->row + row, rows, &s->x->up, first, panels, scratch);
+    silu_mul(gate, up, cells);
+    keep_z(s, w->job->fixed, gate, ld, row, rows, first * PANEL_LANES, columns);
+    task_progress(w, worker);
+}
+_Static_assert(2 * IN_ROWS * IN_PANELS * PANEL_LANES * sizeof(float) <= GEMM_ROOM_BYTES, "gate and up of a task");
+_Static_assert(IN_PANELS *PANEL_LANES % QUANT_BLOCK == 0 && FEW_PANELS * PANEL_LANES % QUANT_BLOCK == 0, "whole blocks");
+
+static struct rows rows_part(const struct rows *r, int first, int n)
+{
+    size_t blocks = (size_t)packed_blocks(r->cols), f = (size_t)first;
+    struct rows part = {.x = r->x + f * r->ld, .ld = r->ld, .n = n, .cols = r->cols};
+
+    if (r->q) part.q = r->q + f * blocks * QUANT_BLOCK, part.scale = r->scale + f * blocks, part.sum = r->sum + f * blocks;
+    return part;
+}
+
+/* ---- the second loop: sums ---- */
+
+/* How it is cut: rows that few, that a task reads all of an expert's weights or a large part; else pieces of the sums that stay in the first caches. */
+static void cut_out(struct work *w)
+{
+    int panels = packed_panels(w->m->width), threads = threads_count(gemm_threads(w->m->gemm));
+    int cells = (GEMM_ROOM_BYTES - LINE_BYTES - OUT_ROWS * (int)sizeof(int)) / 12 / PANEL_LANES;
+
+    w->out_rows = w->rows < OUT_ROWS ? w->rows : OUT_ROWS;
+    w->out_blocks = (w->rows + w->out_rows - 1) / w->out_rows;
+    w->out_panels = OUT_PANELS;
+    if (w->rows <= FEW_ROWS) {
+        int most = cells / w->out_rows, each = (panels + 2 * threads - 1) / (2 * threads);
+
+        w->out_panels = threads == 1 ? panels : each < OUT_PANELS ? OUT_PANELS : each;
+        if (w->out_panels > most) w->out_panels = most;
+    }
+    if (w->out_panels > panels) w->out_panels = panels;
+    w->out_columns = (panels + w->out_panels - 1) / w->out_panels;
+}
+_Static_assert(OUT_ROWS *OUT_PANELS *PANEL_LANES * 12 + OUT_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES,
+               "sums, terms and a product");
+
+/* Where each expert's rows of each block of rows begin. */
+static void cut_shares(struct work *w)
+{
+    int *cut = w->m->cut;
+
+    for (int s = 0; s < w->shares; s++, cut += w->out_blocks + 1) {
+        int at = 0;
+
+        for (int b = 0; b <= w->out_blocks; b++) {
+            while (at < w->share[s].z.n && w->share[s].row[at] < w->first + b * w->out_rows) at++;
+            cut[b] = b == w->out_blocks ? w->share[s].z.n : at;
+        }
+    }
+}
+
+/* `narrow`: room for a row of floats. */
+static void put_sums(const struct work *w, const struct exact *e, int row, size_t column, int columns, float *narrow)
+{
+    size_t width = (size_t)w->m->width;
+
+    for (int t = 0; t < e->rows; t++) {
+        const int64_t *sum = e->sum + (size_t)t * (size_t)e->cols;
+        size_t at = (size_t)(row + t) * width + column;
+
+        switch (w->as) {
+        case MOE_ANSWERS_EXACT:
+            memcpy((int64_t *)w->out + at, sum, (size_t)columns * sizeof(*sum));
+            break;
+        case MOE_ANSWERS_F32:
+            exact_to_float((float *)w->out + at, sum, columns);
+            break;
+        case MOE_ANSWERS_BF16:
+            exact_to_float(narrow, sum, columns);
+            moe_narrow((uint16_t *)w->out + at, narrow, (size_t)columns);
+            break;
+        }
+    }
+}
+
+static void out_task(void *ctx, int item, int worker)
+{
+    const struct work *w = ctx;
+    const struct moe *m = w->m;
+    int block = item / w->out_columns, first = item % w->out_columns * w->out_panels, panels = packed_panels(m->width) - first;
+    int row = w->first + block * w->out_rows, rows = w->first + w->rows - row;
+    double found;
+
+    panels = panels < w->out_panels ? panels : w->out_panels;
+    rows = rows < w->out_rows ? rows : w->out_rows;
+    size_t column = (size_t)first * PANEL_LANES, cols = (size_t)panels * PANEL_LANES, cells = (size_t)rows * cols;
+    int64_t *sum = gemm_room(m->gemm, worker);
+    float *y = (float *)(void *)(sum + cells);
+    struct exact e = {sum, (int *)(void *)(y + cells), rows, (int)cols, 0};
+    int columns = (size_t)m->width - column < cols ? m->width - (int)column : (int)cols;
+
+    exact_begin(&e, w->job->start ? w->job->start + column : NULL, columns);
+    for (int s = 0; s < w->shares; s++) {
+        const struct moe_share *x = &w->share[s];
+        const int *cut = m->cut + (size_t)s * (size_t)(w->out_blocks + 1) + block;
+        int n = cut[1] - cut[0];
+
+        if (n == 0) continue;
+        struct rows z = rows_part(&x->z, cut[0], n);
+
+        w->kernel->product(y, cols, &z, NULL, n, &x->x->down, first, panels, gemm_scratch(m->gemm, worker));
+        exact_add(&e, x->row + cut[0], row, n, y, cols, x->scale);
+        if (x->mu) exact_take(&e, x->row + cut[0], row, n, x->mu + column, columns);
+    }
+    if (!exact_settle(&e, &found)) moe_note_excess(w->m, found);
+    put_sums(w, &e, row, column, columns, y);
+    task_progress(w, worker);
+}
+
+void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as, void *out)
+{
+    enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
+    int rows = job->h->n, each = rows_at_once(m, job->layer);
+
+    for (int first = 0; first < rows; first += each) {
+        struct work w = {.as = as, .out = out};
+
+        work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
+        cut_out(&w);
+        cut_shares(&w);
+        loop(&w, w.in_tasks, in_task);
+        loop(&w, w.out_blocks * w.out_columns, out_task);
+        count_work(&w);
+    }
+    timing_enter(m->timing, was);
+}
+
+/* ---- the second loop: for the oracles ---- */
+
+/* As many rows as fit with all their columns. */
+static int oracle_rows(const struct moe *m)
+{
+    size_t row = (size_t)packed_panels(m->width) * PANEL_LANES * sizeof(float), fit = GEMM_ROOM_BYTES / row;
+
+    BUG_ON(fit < 1);
+    return fit < OUT_ROWS ? (int)fit : OUT_ROWS;
+}
+
+static void oracle_row(const struct work *w, const struct moe_share *s, const float *e, int t)
+{
+    size_t width = (size_t)w->m->width, at = (size_t)t * (size_t)w->stride + (size_t)s->place;
+
+    if (w->dense) {
+        w->to[at] = paper_score(e, w->dense + (size_t)t * width, w->part, w->m->width);
+        return;
+    }
+    for (size_t d = 0; d < width; d++) w->to[at * width + d] = s->mu ? e[d] - s->mu[d] : e[d];
+}
+
+static void oracle_task(void *ctx, int item, int worker)
+{
+    const struct work *w = ctx;
+    const struct moe_share *s = &w->share[item / w->out_blocks];
+    int first = item % w->out_blocks * w->out_rows, n = w->rows - first < w->out_rows ? w->rows - first : w->out_rows;
+    size_t ld = (size_t)packed_panels(w->m->width) * PANEL_LANES;
+    float *y = gemm_room(w->m->gemm, worker);
+    struct rows z = rows_part(&s->z, first, n);
+
+    w->kernel->product(y, ld, &z, NULL, n, &s->x->down, 0, packed_panels(w->m->width), gemm_scratch(w->m->gemm, worker));
+    for (int t = 0; t < n; t++) oracle_row(w, s, y + (size_t)t * ld, w->first + first + t);
+    task_progress(w, worker);
+}
+
+/* All held experts over all rows. */
+static void oracle(struct moe *m, const struct moe_job *job, struct work like)
+{
+    enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
+    int rows = job->h->n, each = rows_at_once(m, job->layer);
+
+    for (int first = 0; first < rows; first += each) {
+        struct work w = like;
+
+        work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
+        w.out_rows = oracle_rows(m);
+        w.out_blocks = (w.rows + w.out_rows - 1) / w.out_rows;
+        loop(&w, w.in_tasks, in_task);
+        loop(&w, w.shares * w.out_blocks, oracle_task);
+        count_work(&w);
+    }
+    timing_enter(m->timing, was);
+}
+
+void moe_work_scores(struct moe *m, int layer, const struct rows *h, const float *y, float share, float *out, int stride,
+                     bool packed)
+{
+    struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f};
+
+    oracle(m, &job, (struct work){.dense = y, .to = out, .part = share, .stride = stride, .packed = packed});
+}
+
+void moe_work_rows(struct moe *m, int layer, const struct rows *h, bool compensate, float *out, int stride, bool packed)
+{
+    struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f, .compensate = compensate};
+
+    oracle(m, &job, (struct work){.to = out, .stride = stride, .packed = packed});
+}
+
+/* ---- sums out of range ---- */
+
+void moe_note_excess(struct moe *m, double found)
+{
+    __atomic_store(&m->excess, &found, __ATOMIC_RELAXED); /* any thread's will do: it is only shown */
 }
 
 status moe_check_sums(struct moe *m, int layer, struct err *e)
@@ -64,171 +450,4 @@ status moe_check_sums(struct moe *m, int layer, struct err *e)
     if (found == 0) return OK;
     return err_set(e, ERR_LIMIT, "layer %d: outputs of experts add up to %g; expected less than %g, up to which sums are exact",
                    layer, found, SUM_LIMIT);
-}
-
-static int block_rows(const struct moe *m, const struct expert *x)
-{
-    size_t fit = x->gate.rows > 0 ? m->scratch_floats / (2 * (size_t)x->gate.rows) : 1;
-
-    BUG_ON(fit == 0);
-    return fit < (size_t)m->block ? (int)fit : m->block;
-}
-
-/* sum[index[t]] += grid(scale * e(h[index[t]])) - grid(mu); index NULL: rows 0, 1, ...  Runs of rows are used where they stand. */
-static void add_expert(struct moe *m, const struct expert *x, const float *h, const int *index, int rows, bool fixed, float scale,
-                       const float *mu, double *sum)
-{
-    size_t width = (size_t)m->width;
-    int most = block_rows(m, x);
-
-    for (int first = 0; first < rows; first += most) {
-        int n = rows - first < most ? rows - first : most;
-        const int *at = index ? index + first : NULL;
-        const float *in = h + (size_t)(at ? at[0] : first) * width;
-        struct scatter s = {m->block_out, mu, at, at ? sum : sum + (size_t)first * width, scale, n, m->width, m};
-
-        if (at && at[n - 1] - at[0] != n - 1) {
-            for (int t = 0; t < n; t++) memcpy(m->block_in + (size_t)t * width, h + (size_t)at[t] * width, width * sizeof(float));
-            in = m->block_in;
-        }
-        expert_output(m->gemm, m->block_out, x, in, n, fixed, m->scratch);
-        scatter_add(m, &s);
-        moe_progress(m);
-    }
-}
-
-void moe_work_expert(struct moe *m, const struct expert *x, const float *h, int rows, bool fixed, double *sum)
-{
-    add_expert(m, x, h, NULL, rows, fixed, 1.0f, NULL, sum);
-}
-
-void moe_work_static(struct moe *m, int layer, const float *h, int rows, double *sum)
-{
-    const struct moe_layer *y = &m->layers[layer];
-    const uint64_t *held = moe_held(m, layer, m->rank);
-
-    for (int i = bits_next(held, y->experts, 0); i < y->experts; i = bits_next(held, y->experts, i + 1)) {
-        moe_work_expert(m, &y->expert[i], h, rows, true, sum);
-    }
-}
-
-void moe_work_sum(struct moe *m, int layer, const float *h, const uint64_t *set, int rows, float scale, bool compensate,
-                  double *sum)
-{
-    const struct moe_layer *y = &m->layers[layer];
-    const uint64_t *held = moe_held(m, layer, m->rank);
-    int n = y->experts, words = bits_words(n);
-
-    for (int w = 0; w < words; w++) {
-        m->wanted[w] = 0;
-        for (int t = 0; t < rows; t++) m->wanted[w] |= set[(size_t)t * (size_t)words + (size_t)w];
-        m->wanted[w] &= held[w];
-    }
-    BUG_ON(compensate && !y->mu);
-    for (int i = bits_next(m->wanted, n, 0); i < n; i = bits_next(m->wanted, n, i + 1)) {
-        const float *mu = compensate ? y->mu + (size_t)i * (size_t)m->width : NULL;
-        int active = 0;
-
-        for (int t = 0; t < rows; t++) {
-            if (bits_has(set + (size_t)t * (size_t)words, i)) m->index[active++] = t;
-        }
-        add_expert(m, &y->expert[i], h, m->index, active, false, scale, mu, sum);
-    }
-}
-
-void moe_work_scores(struct moe *m, int layer, const float *h, const float *y, int rows, float share, float *out, int stride,
-                     bool packed)
-{
-    const struct moe_layer *l = &m->layers[layer];
-    const uint64_t *held = moe_held(m, layer, m->rank);
-    size_t width = (size_t)m->width;
-    int place = 0;
-
-    for (int i = bits_next(held, l->experts, 0); i < l->experts; i = bits_next(held, l->experts, i + 1), place++) {
-        const struct expert *x = &l->expert[i];
-        int most = block_rows(m, x), at = packed ? place : i;
-
-        for (int first = 0; first < rows; first += most) {
-            int n = rows - first < most ? rows - first : most;
-
-            expert_output(m->gemm, m->block_out, x, h + (size_t)first * width, n, false, m->scratch);
-            for (int t = 0; t < n; t++) {
-                const float *dense = y + (size_t)(first + t) * width;
-
-                out[(size_t)(first + t) * (size_t)stride + (size_t)at] =
-                    paper_score(m->block_out + (size_t)t * width, dense, share, m->width);
-            }
-            moe_progress(m);
-        }
-    }
-}
-
-void moe_work_rows(struct moe *m, int layer, const float *h, int rows, bool compensate, float *out, int stride, bool packed)
-{
-    const struct moe_layer *l = &m->layers[layer];
-    const uint64_t *held = moe_held(m, layer, m->rank);
-    size_t width = (size_t)m->width;
-    int place = 0;
-
-    for (int i = bits_next(held, l->experts, 0); i < l->experts; i = bits_next(held, l->experts, i + 1), place++) {
-        const struct expert *x = &l->expert[i];
-        const float *mu = compensate ? l->mu + (size_t)i * width : NULL;
-        int most = block_rows(m, x), at = packed ? place : i;
-
-        for (int first = 0; first < rows; first += most) {
-            int n = rows - first < most ? rows - first : most;
-
-            expert_output(m->gemm, m->block_out, x, h + (size_t)first * width, n, false, m->scratch);
-            for (int t = 0; t < n; t++) {
-                const float *from = m->block_out + (size_t)t * width;
-                float *to = out + ((size_t)(first + t) * (size_t)stride + (size_t)at) * width;
-
-                for (size_t d = 0; d < width; d++) to[d] = mu ? from[d] - mu[d] : from[d];
-            }
-            moe_progress(m);
-        }
-    }
-}
-
-void moe_answer(struct moe *m, const struct request *r, const void *payload)
-{
-    int layer = r->layer, rows = r->rows;
-
-    BUG_ON(m->rank == 0 || layer < 0 || layer >= m->n_layers || rows < 0 || rows > m->limits.rows);
-    int words = bits_words(m->layers[layer].experts), held = bits_count(moe_held(m, layer, m->rank), m->layers[layer].experts);
-    size_t values = (size_t)rows * (size_t)m->width, sets = (size_t)rows * (size_t)words * sizeof(uint64_t);
-    size_t sum_bytes = values * sizeof(double), row_bytes = values * sizeof(float);
-    const float *h = (const float *)((const char *)payload + (r->kind == MOE_KIND_SUM ? sets : 0));
-    bool compensate = r->flags & MOE_FLAG_COMPENSATE;
-    struct err mine = {0};
-
-    switch (r->kind) {
-    case MOE_KIND_SUM:
-        BUG_ON(r->bytes != sets + row_bytes);
-        memset(m->sum, 0, sum_bytes);
-        moe_work_sum(m, layer, h, payload, rows, (float)r->number[0], compensate, m->sum);
-        if (moe_check_sums(m, layer, &mine)) break;
-        exchange_answer(m->exchange, r, OK, rows, m->sum, sum_bytes);
-        break;
-    case MOE_KIND_STATIC:
-        BUG_ON(r->bytes != row_bytes);
-        memset(m->sum, 0, sum_bytes);
-        moe_work_static(m, layer, h, rows, m->sum);
-        if (moe_check_sums(m, layer, &mine)) break;
-        exchange_answer(m->exchange, r, OK, rows, m->sum, sum_bytes);
-        break;
-    case MOE_KIND_SCORES:
-        BUG_ON(!m->limits.oracle || r->bytes != 2 * row_bytes);
-        moe_work_scores(m, layer, h, h + values, rows, (float)r->number[0], m->piece, held, true);
-        exchange_answer(m->exchange, r, OK, rows, m->piece, (size_t)rows * (size_t)held * sizeof(float));
-        break;
-    case MOE_KIND_ROWS:
-        BUG_ON(!m->limits.oracle || r->bytes != row_bytes || row_bytes * (size_t)held > m->piece_bytes);
-        moe_work_rows(m, layer, h, rows, compensate, m->piece, held, true);
-        exchange_answer(m->exchange, r, OK, rows, m->piece, row_bytes * (size_t)held);
-        break;
-    default:
-        BUG_ON(true); /* not a request for the experts: our caller sorts them */
-    }
-    if (mine.code) exchange_answer(m->exchange, r, mine.code, 0, mine.text, strlen(mine.text) + 1);
 }

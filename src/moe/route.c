@@ -8,6 +8,63 @@
 #include "base/rng.h"
 #include "num/ops.h"
 
+enum { MOST_KEYS = 4096, KEY_NONE = INT32_MIN }; /* experts of a layer; the key of NaN */
+
+/* Floats as integers in the same order; numbers that are none come before all others, and -0 is 0. */
+static void sort_keys(int32_t *key, const float *z, int n)
+{
+    for (int i = 0; i < n; i++) {
+        float x = z[i] + 0.0f;
+        int32_t bits, lower;
+
+        memcpy(&bits, &x, sizeof(bits));
+        lower = bits >> 31;
+        bits = bits ^ (lower & 0x7fffffff);
+        key[i] = x == x ? bits : KEY_NONE;
+    }
+}
+
+static int at_least(const int32_t *key, int n, int32_t least)
+{
+    int count = 0;
+
+    for (int i = 0; i < n; i++) count += key[i] >= least;
+    return count;
+}
+
+/* The k largest, of equals the lower index.  The least key among them is found bit by bit, from counts of keys that are as large: 32 passes at most over
+ * numbers that stay in the cache, whatever k is. */
+static void select_top(uint64_t *set, const float *z, int n, int k)
+{
+    int32_t key[MOST_KEYS];
+    int64_t least = INT32_MIN; /* at least k keys are as large */
+    int ties;
+
+    BUG_ON(n > MOST_KEYS);
+    memset(set, 0, (size_t)bits_words(n) * sizeof(*set));
+    if (k == 0) return;
+    sort_keys(key, z, n);
+    for (int64_t step = INT64_C(1) << 31; step > 0; step >>= 1) {
+        int count = least + step > INT32_MAX ? 0 : at_least(key, n, (int32_t)(least + step));
+
+        if (count < k) continue;
+        least += step;
+        if (count == k) break;
+    }
+    ties = k;
+    for (int i = 0; i < n; i++) {
+        bool above = key[i] > least;
+
+        set[i / 64] |= (uint64_t)above << (i % 64);
+        ties -= above;
+    }
+    for (int i = 0; i < n && ties > 0; i++) {
+        if (key[i] != least) continue;
+        bits_set(set, i);
+        ties--;
+    }
+}
+
 void route_select(uint64_t *set, const float *z, int rows, int experts, int k, const struct router *r, int layer)
 {
     size_t words = (size_t)bits_words(experts);
@@ -15,7 +72,7 @@ void route_select(uint64_t *set, const float *z, int rows, int experts, int k, c
     BUG_ON(k < 0 || k > experts);
     for (int t = 0; t < rows; t++, set += words, z += experts) {
         if (r->by_threshold) above(set, z, experts, r->threshold[layer]);
-        else top_k(set, z, experts, k);
+        else select_top(set, z, experts, k);
     }
 }
 

@@ -1,0 +1,77 @@
+/* A follower: requests for the experts it holds, and its answers. */
+#include <string.h>
+
+#include "base/bits.h"
+#include "moe/moe_internal.h"
+
+/* The rows of a request as the experts want them: wide, and quantized where that is needed. */
+static struct rows rows_of(struct moe *m, int layer, const void *rows, int n, enum moe_rows as)
+{
+    struct rows h = {.x = rows, .ld = (size_t)m->width, .n = n, .cols = m->width};
+
+    if (as == MOE_ROWS_BF16) {
+        moe_widen(m->rows_in, rows, (size_t)n * (size_t)m->width);
+        h.x = m->rows_in;
+    }
+    if (m->scales[layer]) {
+        rows_room(&h, m->quantized);
+        gemm_quantize(m->gemm, &h);
+    }
+    return h;
+}
+
+static void answer_sum(struct moe *m, const struct request *r, const char *payload)
+{
+    bool all = r->kind == MOE_KIND_STATIC;
+    int words = bits_words(m->layers[r->layer].experts);
+    size_t sets = all ? 0 : moe_line((size_t)r->rows * (size_t)words * sizeof(uint64_t));
+    size_t bytes = (size_t)r->rows * moe_sum_bytes(m);
+
+    BUG_ON(r->bytes != sets + (size_t)r->rows * moe_row_bytes(m));
+    struct rows h = rows_of(m, r->layer, payload + sets, r->rows, m->limits.wire.rows);
+    struct moe_job job = {.layer = r->layer,
+                          .h = &h,
+                          .set = all ? NULL : (const uint64_t *)(const void *)payload,
+                          .fixed = all,
+                          .compensate = r->flags & MOE_FLAG_COMPENSATE,
+                          .scale = (float)r->number[0]};
+    void *room = exchange_answer_room(m->exchange, bytes);
+    struct err mine = {0};
+
+    moe_work_sum(m, &job, m->limits.wire.answers, room);
+    if (moe_check_sums(m, r->layer, &mine)) exchange_answer(m->exchange, r, mine.code, 0, mine.text, strlen(mine.text) + 1);
+    else exchange_answer(m->exchange, r, OK, r->rows, room, bytes);
+}
+
+static void answer_oracle(struct moe *m, const struct request *r, const float *payload)
+{
+    int held = bits_count(moe_held(m, r->layer, m->rank), m->layers[r->layer].experts);
+    size_t values = (size_t)r->rows * (size_t)m->width, row_bytes = values * sizeof(float);
+    bool scores = r->kind == MOE_KIND_SCORES;
+    size_t bytes = scores ? (size_t)r->rows * (size_t)held * sizeof(float) : row_bytes * (size_t)held;
+
+    BUG_ON(!m->limits.oracle || r->bytes != (scores ? 2 : 1) * row_bytes || (!scores && bytes > m->piece_bytes));
+    struct rows h = rows_of(m, r->layer, payload, r->rows, MOE_ROWS_F32);
+    float *room = exchange_answer_room(m->exchange, bytes);
+
+    if (scores) moe_work_scores(m, r->layer, &h, payload + values, (float)r->number[0], room, held, true);
+    else moe_work_rows(m, r->layer, &h, r->flags & MOE_FLAG_COMPENSATE, room, held, true);
+    exchange_answer(m->exchange, r, OK, r->rows, room, bytes);
+}
+
+void moe_answer(struct moe *m, const struct request *r, const void *payload)
+{
+    BUG_ON(m->rank == 0 || r->layer < 0 || r->layer >= m->n_layers || r->rows < 0 || r->rows > m->limits.rows);
+    switch (r->kind) {
+    case MOE_KIND_SUM:
+    case MOE_KIND_STATIC:
+        answer_sum(m, r, payload);
+        break;
+    case MOE_KIND_SCORES:
+    case MOE_KIND_ROWS:
+        answer_oracle(m, r, payload);
+        break;
+    default:
+        BUG_ON(true); /* not a request for the experts: our caller sorts them */
+    }
+}
