@@ -320,6 +320,44 @@ static void a_narrow_cache_is_near(void **state)
     }
 }
 
+/* Rows that are quantized for q8 and q4 weights: together and in pieces, on any number of threads. */
+static void narrow_weights_in_pieces_too(void **state)
+{
+    static float whole[ROWS * WIDTH], pieces[ROWS * WIDTH], logits[3 * VOCAB], one[VOCAB];
+    static const enum format formats[] = {FORMAT_BF16, FORMAT_Q8, FORMAT_Q4};
+    enum { N = 90 };
+    int32_t ids[N];
+    struct opened o, three;
+
+    (void)state;
+    for (size_t f = 0; f < sizeof(formats) / sizeof(*formats); f++) {
+        const uint8_t narrow = (uint8_t)(1 + formats[f]);
+        const struct model_limits limits = {
+            .rows = N,
+            .sessions = 2,
+            .positions = N,
+            .precision = {.part = {[WEIGHTS_ATTENTION] = narrow, [WEIGHTS_HEAD] = narrow}},
+        };
+
+        opened_open(&o, "tests/golden/toy-qwen2", limits, 1);
+        opened_open(&three, "tests/golden/toy-qwen2", limits, 3);
+        random_ids(ids, N, o.shape.vocab, 5);
+        size_t D = (size_t)o.shape.width, V = (size_t)o.shape.vocab;
+
+        run_rows(o.model, ids, 0, N, 0, whole);
+        for (int first = 0; first < N; first += 13)
+            run_rows(three.model, ids, first, N - first < 13 ? N - first : 13, 1, pieces + (size_t)first * D);
+        assert_memory_equal(whole, pieces, (size_t)N * D * sizeof(float));
+        forward_logits(o.model, whole, 3, logits);
+        for (int t = 0; t < 3; t++) {
+            forward_logits(three.model, whole + (size_t)t * D, 1, one);
+            assert_memory_equal(one, logits + (size_t)t * V, V * sizeof(float));
+        }
+        opened_close(&three);
+        opened_close(&o);
+    }
+}
+
 /* Five sessions of different lengths, their rows in one batch, whole and cut in two; each against itself alone. */
 static void a_batch_of_sessions_is_each_of_them_alone(void **state)
 {
@@ -406,6 +444,7 @@ int main(void)
         cmocka_unit_test(stories260k_sharded),
         cmocka_unit_test(a_prompt_in_pieces_of_any_size),
         cmocka_unit_test(a_narrow_cache_is_near),
+        cmocka_unit_test(narrow_weights_in_pieces_too),
         cmocka_unit_test(a_batch_of_sessions_is_each_of_them_alone),
         cmocka_unit_test(a_session_cut_in_two_is_the_session),
         cmocka_unit_test(an_empty_batch_is_fine),
