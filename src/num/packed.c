@@ -59,6 +59,10 @@ size_t packed_scale_bytes(enum format f, int rows, int cols)
 
 /* ---- packing ---- */
 
+/* CHUNK inputs of all lanes at a time, first as the words that stand in a lane one after another, then across the lanes.  Whole blocks, and few enough to
+ * stay in the first cache; rows of words are WORDS apart, so that a column of them does not fall on one set of it. */
+enum { CHUNK = 256, WORDS = CHUNK + 16 };
+
 /* The least bfloat16 that is not below x in magnitude. */
 static uint16_t bf16_away(float x)
 {
@@ -68,88 +72,131 @@ static uint16_t bf16_away(float x)
     return (uint16_t)((bits >> 16) + ((bits & 0xffff) != 0));
 }
 
+/* The largest in magnitude of n > 0 values, the first of equals. */
+static float largest(const float *w, int n)
+{
+    uint32_t bits[QUANT_BLOCK], most = 0;
+
+    memcpy(bits, w, (size_t)n * sizeof(*w));
+    for (int k = 0; k < n; k++) {
+        uint32_t magnitude = bits[k] & 0x7fffffff;
+
+        most = magnitude > most ? magnitude : most;
+    }
+    for (int k = 0; k < n; k++)
+        if ((bits[k] & 0x7fffffff) == most) return w[k];
+    return w[0];
+}
+
 static uint16_t scale_of(const float *w, int n, enum format f)
 {
-    float most = 0.0f;
+    float most = largest(w, n);
 
-    for (int k = 0; k < n; k++)
-        if (fabsf(w[k]) > fabsf(most)) most = w[k];
     return f == FORMAT_Q8 ? bf16_away(fabsf(most) / 127.0f) : bf16_away(most / -8.0f);
 }
 
-static uint8_t quantize(float w, float scale, enum format f)
+/* q[i] = w[i] / scale, rounded to even as everywhere, with the format's bias. */
+static void quantize(uint8_t *q, const float *w, int n, float scale, enum format f)
 {
-    float q = scale == 0.0f ? 0.0f : rintf(w / scale); /* to even, as everywhere */
+    const float magic = 0x1.8p23f; /* x + magic - magic is x rounded to even, for |x| < 2^22: here it is below 256 */
+    float least = (float)-bias[f], most = (float)top[f];
 
-    q = q < (float)-bias[f] ? (float)-bias[f] : q;
-    q = q > (float)top[f] ? (float)top[f] : q;
-    return (uint8_t)((int)q + bias[f]);
-}
+    if (scale == 0.0f) {
+        memset(q, bias[f], (size_t)n);
+        return;
+    }
+    for (int k = 0; k < n; k++) {
+        float x = (w[k] / scale + magic) - magic;
 
-/* One output, QUANT_BLOCK or fewer inputs from k, into its lane of the panel. */
-static void pack_block(uint8_t *panel, enum format f, int lane, const float *w, int k, int n, uint16_t *scale_out)
-{
-    uint16_t narrow = scale_of(w, n, f);
-    float scale = widen_bf16(narrow);
-    int per = per_line[f], end = (n + per - 1) / per * per;
-
-    *scale_out = narrow;
-    for (int i = 0; i < end; i++) {
-        uint8_t q = i < n ? quantize(w[i], scale, f) : (uint8_t)bias[f];
-        int j = (k + i) % per;
-        uint8_t *at = panel + (size_t)((k + i) / per) * LINE_BYTES + lane * 4 + j % 4;
-
-        if (f == FORMAT_Q8) *at = q;
-        else if (j < 4) *at = q;
-        else *at = (uint8_t)(*at | q << 4);
+        x = x < least ? least : x;
+        x = x > most ? most : x;
+        q[k] = (uint8_t)((int)x + bias[f]);
     }
 }
 
-static void pack_lane(uint8_t *panel, uint16_t *scale, enum format f, int lane, const float *w, int k, int n)
+/* n inputs of a lane into words; scale: of the first block, those of one lane are PANEL_LANES apart. */
+static void quantized_words(uint32_t *words, uint16_t *scale, enum format f, const float *w, int n)
 {
-    if (format_has_scales(f)) {
-        for (int i = 0; i < n; i += QUANT_BLOCK) {
-            int block = n - i < QUANT_BLOCK ? n - i : QUANT_BLOCK;
+    uint8_t q[CHUNK], *bytes = (uint8_t *)words;
 
-            pack_block(panel, f, lane, w + i, k + i, block, scale + (size_t)(k + i) / QUANT_BLOCK * PANEL_LANES + lane);
-        }
-    } else if (f == FORMAT_F32) {
-        float *out = (float *)(void *)panel + (size_t)k * PANEL_LANES + lane;
+    for (int k = 0; k < n; k += QUANT_BLOCK) {
+        int m = n - k < QUANT_BLOCK ? n - k : QUANT_BLOCK;
+        uint16_t narrow = scale_of(w + k, m, f);
 
-        for (int i = 0; i < n; i++) out[(size_t)i * PANEL_LANES] = w[i];
-    } else {
-        uint16_t *out = (uint16_t *)(void *)panel;
-
-        for (int i = 0; i < n; i++) out[(size_t)((k + i) / 2) * 2 * PANEL_LANES + 2 * lane + (k + i) % 2] = narrow_bf16(w[i]);
-        if ((k + n) % 2) out[(size_t)((k + n) / 2) * 2 * PANEL_LANES + 2 * lane + 1] = 0;
+        scale[(size_t)(k / QUANT_BLOCK) * PANEL_LANES] = narrow;
+        quantize(q + k, w + k, m, widen_bf16(narrow), f);
     }
+    for (int k = n; k % 8; k++) q[k] = (uint8_t)bias[f];
+    if (f == FORMAT_Q8) {
+        memcpy(bytes, q, (size_t)(n + 3) / 4 * 4);
+        return;
+    }
+    for (int k = 0; k < n; k += 8)
+        for (int j = 0; j < 4; j++) bytes[k / 2 + j] = (uint8_t)(q[k + j] | q[k + 4 + j] << 4);
+}
+
+static void bf16_words(uint32_t *words, const float *w, int n)
+{
+    uint32_t bits[CHUNK];
+    uint16_t out[CHUNK];
+
+    memcpy(bits, w, (size_t)n * sizeof(*w));
+    for (int k = 0; k < n; k++) /* narrow_bf16() */
+        out[k] = (uint16_t)((bits[k] & 0x7fffffffu) > 0x7f800000u ? bits[k] >> 16 | 0x40
+                                                                  : (bits[k] + 0x7fffu + (bits[k] >> 16 & 1)) >> 16);
+    words[n / 2] = 0; /* the other half of an odd row's last word */
+    memcpy(words, out, (size_t)n * sizeof(*out));
+}
+
+/* Inputs k .. k + n - 1 of one row. */
+static void row_words(uint32_t *words, uint16_t *scale, enum format f, const struct mat *w, int row, int k, int n)
+{
+    struct mat part = *w;
+    float chunk[CHUNK];
+    size_t element = dtype_bytes(w->dtype);
+
+    part.data = (const char *)w->data + (size_t)k * element;
+    part.cols = n;
+    if ((f == FORMAT_F32 && w->dtype == DT_F32) || (f == FORMAT_BF16 && w->dtype == DT_BF16)) { /* as it stands */
+        words[n / 2] = 0; /* the other half of an odd row's last word */
+        memcpy(words, (const char *)part.data + (size_t)row * w->stride * element, (size_t)n * element);
+        return;
+    }
+    widen_rows(chunk, &part, row, 1);
+    if (f == FORMAT_F32) memcpy(words, chunk, (size_t)n * sizeof(*chunk));
+    else if (f == FORMAT_BF16) bf16_words(words, chunk, n);
+    else quantized_words(words, scale, f, chunk, n);
+}
+
+/* Rows beyond the matrix: zeros. */
+static void padding_words(uint32_t *words, uint16_t *scale, enum format f, int n)
+{
+    memset(words, f == FORMAT_Q8 ? 0x80 : f == FORMAT_Q4 ? 0x88 : 0, WORDS * sizeof(*words));
+    for (int k = 0; scale && k < n; k += QUANT_BLOCK) scale[(size_t)(k / QUANT_BLOCK) * PANEL_LANES] = 0;
 }
 
 void pack_panels(void *lines, uint16_t *scale, enum format f, const struct mat *w, int first, int panels)
 {
-    enum { CHUNK = 256 }; /* even, and whole blocks */
-    static const float zeros[CHUNK];
-    int steps = packed_steps(f, w->cols), blocks = packed_blocks(w->cols);
-    float chunk[CHUNK];
+    int steps = packed_steps(f, w->cols), blocks = packed_blocks(w->cols), per = per_line[f];
+    uint32_t words[PANEL_LANES][WORDS];
 
-    BUG_ON(first < 0 || panels < 0 || first + panels > packed_panels(w->rows));
-    for (int p = first; p < first + panels; p++) {
-        uint8_t *panel = (uint8_t *)lines + (size_t)p * (size_t)steps * LINE_BYTES;
-        uint16_t *panel_scale = scale ? scale + (size_t)p * (size_t)blocks * PANEL_LANES : NULL;
-
+    BUG_ON(first < 0 || panels < 0 || first + panels > packed_panels(w->rows) || (format_has_scales(f) && !scale));
+    if (!format_has_scales(f)) scale = NULL;
+    for (int p = first; p < first + panels; p++)
         for (int k = 0; k < w->cols; k += CHUNK) {
-            struct mat part = *w;
+            int n = w->cols - k < CHUNK ? w->cols - k : CHUNK, count = (n + per - 1) / per;
+            uint32_t *out = (uint32_t *)lines + ((size_t)p * (size_t)steps + (size_t)(k / per)) * PANEL_LANES;
+            uint16_t *block = scale ? scale + ((size_t)p * (size_t)blocks + (size_t)(k / QUANT_BLOCK)) * PANEL_LANES : NULL;
 
-            part.data = (const char *)w->data + (size_t)k * dtype_bytes(w->dtype);
-            part.cols = w->cols - k < CHUNK ? w->cols - k : CHUNK;
             for (int lane = 0; lane < PANEL_LANES; lane++) {
-                bool real = p * PANEL_LANES + lane < w->rows;
+                int row = p * PANEL_LANES + lane;
 
-                if (real) widen_rows(chunk, &part, p * PANEL_LANES + lane, 1);
-                pack_lane(panel, panel_scale, f, lane, real ? chunk : zeros, k, part.cols);
+                if (row < w->rows) row_words(words[lane], block ? block + lane : NULL, f, w, row, k, n);
+                else padding_words(words[lane], block ? block + lane : NULL, f, n);
             }
+            for (int i = 0; i < count; i++)
+                for (int lane = 0; lane < PANEL_LANES; lane++) out[(size_t)i * PANEL_LANES + (size_t)lane] = words[lane][i];
         }
-    }
 }
 
 float packed_at(const struct packed *p, int row, int col)
