@@ -219,34 +219,52 @@ struct room { /* of one attend(); rows of q and o as long as they are, not as th
     float q[ATTEND_ROWS * ATTEND_HEAD_DIM], o[ATTEND_ROWS * ATTEND_HEAD_DIM], mixed[ATTEND_ROWS * ATTEND_HEAD_DIM];
     float block[KV_BLOCK * ATTEND_HEAD_DIM]; /* keys, then values, widened */
     float score[ATTEND_ROWS][KV_BLOCK];      /* then the weights p */
-    float sum[ATTEND_ROWS][LANES], most[ATTEND_ROWS], shrink[ATTEND_ROWS];
+    float sum[ATTEND_ROWS][LANES], most[ATTEND_ROWS + LANES], shrink[ATTEND_ROWS];
 } __attribute__((aligned(64)));
 
 _Static_assert(sizeof(struct room) <= ATTEND_ROOM_BYTES, "all of it fits");
 
-/* One row's scores of a block become weights; n of them count. */
-BODY void weigh_body(float *s, int n, float *most, float *sum, float *shrink)
-{
-    int whole = (n + LANES - 1) / LANES * LANES;
-    lanes8 lane, high;
-    float m = *most;
+struct scores { /* rows of scores of one block, n of each count; the same rows of the room's other parts */
+    float (*s)[KV_BLOCK], (*sum)[LANES], *most, *shrink;
+    int rows, n;
+};
 
-    for (int j = n; j < whole; j++) s[j] = -INFINITY;
-    high = *(const lanes8 *)s;
-    for (int j = LANES; j < whole; j += LANES) raise_lanes(&high, (const lanes8 *)(s + j));
-    for (int l = 0; l < LANES; l++) m = high[l] > m ? high[l] : m;
-    *shrink = exp_lane(*most - m);
-    for (int j = 0; j < whole; j += LANES) {
-        *(lanes8 *)(s + j) -= m;
-        exp_lanes((lanes8 *)(s + j));
+/* Scores become weights.  In passes over the rows, so that one row's chain of operations fills another's gaps. */
+BODY void weigh_body(const struct scores *x)
+{
+    int whole = up_to(x->n, LANES);
+    float m[ATTEND_ROWS + LANES] = {0};
+
+    for (int r = 0; r < x->rows; r++) {
+        float *s = x->s[r];
+        lanes8 high;
+
+        for (int j = x->n; j < whole; j++) s[j] = -INFINITY;
+        high = *(const lanes8 *)s;
+        for (int j = LANES; j < whole; j += LANES) raise_lanes(&high, (const lanes8 *)(s + j));
+        m[r] = x->most[r];
+        for (int l = 0; l < LANES; l++) m[r] = high[l] > m[r] ? high[l] : m[r];
     }
-    for (int j = n; j < whole; j++) s[j] = 0.0f; /* adding it changes no bit: sums are not negative */
-    lane = *(const lanes8 *)sum * *shrink;
-    for (int j = 0; j < whole; j += LANES) lane += *(const lanes8 *)(s + j);
-    *(lanes8 *)sum = lane;
-    *most = m;
+    for (int r = 0; r < x->rows; r += LANES) {
+        lanes8 shrink = *(const lanes8 *)(x->most + r) - *(const lanes8 *)(m + r);
+
+        exp_lanes(&shrink);
+        for (int l = 0; l < LANES && r + l < x->rows; l++) x->shrink[r + l] = shrink[l], x->most[r + l] = m[r + l];
+    }
+    for (int r = 0; r < x->rows; r++) {
+        lanes8 *s = (lanes8 *)x->s[r], sum = *(const lanes8 *)x->sum[r] * x->shrink[r];
+
+        for (int j = 0; j < whole; j += LANES, s++) {
+            *s -= m[r];
+            exp_lanes(s);
+            if (j + LANES > x->n) /* behind n zeros, which change no bit of the sums: those are not negative */
+                for (int l = x->n - j; l < LANES; l++) (*s)[l] = 0.0f;
+            sum += *s;
+        }
+        *(lanes8 *)x->sum[r] = sum;
+    }
 }
-TWICE(static, weigh, (float *s, int n, float *most, float *sum, float *shrink), (s, n, most, sum, shrink))
+TWICE(static, weigh, (const struct scores *x), (x))
 
 /* o = o * shrink + mixed, rows of `lanes` elements. */
 BODY void fold_body(float *o, const float *mixed, const float *shrink, int rows, int lanes)
@@ -300,13 +318,13 @@ static void attend_block(const struct attend *a, struct room *m, int begin, void
         .x = m->q + (size_t)first * (size_t)a->heads * (size_t)d, .ld = (size_t)d, .n = (a->rows - first) * a->heads, .cols = d};
     keys.lines = keys_of(a->kv, &b, n, m->block);
     a->kernel->product(m->score[first * a->heads], KV_BLOCK, &q, NULL, q.n, &keys, 0, packed_panels(n), scratch);
-    for (int t = first; t < a->rows; t++)
-        for (int r = t * a->heads; r < (t + 1) * a->heads; r++)
-            weigh(m->score[r], seen(a->position[t], begin), &m->most[r], m->sum[r], &m->shrink[r]);
-    values = values_of(a->kv, &b, n, m->block);
-    for (int t = first, end; t < a->rows; t = end) {
+    values = values_of(a->kv, &b, n, m->block);      /* the keys have done their part */
+    for (int t = first, end; t < a->rows; t = end) { /* rows that see equally much */
         for (end = t + 1; end < a->rows && seen(a->position[end], begin) == seen(a->position[t], begin);) end++;
-        mix(a, m, values, t * a->heads, (end - t) * a->heads, seen(a->position[t], begin), scratch);
+        int r = t * a->heads, rows = (end - t) * a->heads, count = seen(a->position[t], begin);
+
+        weigh(&(struct scores){m->score + r, m->sum + r, m->most + r, m->shrink + r, rows, count});
+        mix(a, m, values, r, rows, count, scratch);
     }
 }
 
@@ -321,7 +339,7 @@ void attend(const struct attend *a, void *scratch, void *room)
         scaled(m->q + (size_t)t * (size_t)a->heads * (size_t)d, a->q + (size_t)t * a->ldq, a->heads * d, by);
     memset(m->o, 0, (size_t)rows * (size_t)lanes * sizeof(*m->o));
     memset(m->sum, 0, (size_t)rows * sizeof(*m->sum));
-    for (int r = 0; r < rows; r++) m->most[r] = -INFINITY;
+    for (int r = 0; r < rows + LANES; r++) m->most[r] = -INFINITY;
     for (int begin = 0; begin <= a->position[a->rows - 1]; begin += KV_BLOCK) attend_block(a, m, begin, scratch);
     for (int r = 0; r < rows; r++)
         scaled(a->out + (size_t)(r / a->heads) * a->ldo + (size_t)(r % a->heads) * (size_t)d, m->o + (size_t)r * (size_t)lanes, d,
