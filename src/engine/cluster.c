@@ -215,7 +215,10 @@ static status open_model(struct cluster *c, const struct open_request *q, struct
     struct shape s;
 
     if (shape_read(&s, q->directory, e)) return e->code;
-    return model_open(&c->model, q->directory, &s, &c->placement, comm_rank(c->comm), q->limits, c->gemm, x, c->arena, e);
+
+    status st = model_open(&c->model, q->directory, &s, &c->placement, comm_rank(c->comm), q->limits, c->gemm, x, c->arena, e);
+    if (st == OK) model_time(c->model, &c->timing);
+    return st;
 }
 
 static status switch_exchange(struct cluster *c, struct exchange_limits limits, struct err *e)

@@ -300,6 +300,10 @@ static status measure_side(struct eval_run *r, struct model *m, const char *dire
     if (shape->experts && wanted(s, VARIANT_ROUTER)) {
         if (has_router(&has, directory, version, e)) return e->code;
         if (has && router_read(&router, directory, version, shape, e)) return e->code;
+        if (has && router_pack(&router, room_router(s), cluster_gemm(r->job->cluster), e)) {
+            router_free(&router);
+            return e->code;
+        }
     }
     st = eval_scorer_open(&scorer, r->job, m, e);
     for (int v = 0; v < VARIANTS && !st; v++) {

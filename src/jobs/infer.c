@@ -171,7 +171,8 @@ static status choose_routing(struct infer *f, struct err *e)
     }
     if (v != VARIANT_ROUTER) return OK;
     f->how.router = &f->router;
-    return router_read(&f->router, s->model, NULL, &f->shape, e);
+    if (router_read(&f->router, s->model, NULL, &f->shape, e)) return e->code;
+    return router_pack(&f->router, room_router(s), cluster_gemm(f->j->cluster), e);
 }
 
 static void alive(void *cluster)

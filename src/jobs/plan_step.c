@@ -223,7 +223,7 @@ static status check_model(const struct plan_step *p, struct err *e)
 static status plan_made(struct plan_step *p, const struct plan_step *by, struct err *e)
 {
     const struct precision made = room_precision(by->spec);
-    const struct precision wanted = writes_model(p->spec) ? (struct precision){0} : room_precision(p->spec);
+    const struct precision wanted = room_opening(p->spec);
     bool factorizes = by->spec->kind == JOB_FACTORIZE, same = true;
 
     p->made_by = by->spec->name;
@@ -254,7 +254,7 @@ static status read_model(struct plan_step *p, struct err *e)
     char version[64];
 
     if (shape_read(&p->shape, p->spec->model, e)) return e->code;
-    const struct precision wanted = writes_model(p->spec) ? (struct precision){0} : room_precision(p->spec);
+    const struct precision wanted = room_opening(p->spec);
     if (weights_plan(&p->weights, p->spec->model, &p->shape, &wanted, e)) return e->code;
     if (p->shape.experts && router_current(version, p->spec->model, e)) return e->code;
     p->routed = p->shape.experts && version[0];

@@ -38,10 +38,14 @@ bool room_packs(const struct spec *s)
     return s->precision.experts || s->precision.attention || s->precision.head;
 }
 
-/* A job that writes a model works with the one it has as it is. */
-static struct precision opening_precision(const struct spec *s)
+enum format room_router(const struct spec *s)
 {
-    return s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT ? (struct precision){0} : room_precision(s);
+    return s->precision.router ? (enum format)(s->precision.router - 1) : FORMAT_F32;
+}
+
+struct precision room_opening(const struct spec *s)
+{
+    return s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT ? (struct precision){.original = 1} : room_precision(s);
 }
 
 static struct model_limits limits_of(const struct spec *s, int64_t rows, int64_t sessions, int64_t positions)
@@ -51,7 +55,7 @@ static struct model_limits limits_of(const struct spec *s, int64_t rows, int64_t
         .sessions = (int)most(least(sessions, rows), 1),
         .positions = (int)positions,
         .verify = s->verify_weights,
-        .precision = opening_precision(s),
+        .precision = room_opening(s),
         .kv = (enum kv_format)s->precision.kv, /* the same order of names */
         .wire = {.rows = s->cluster.exchange_rows == ROWS_BF16 ? MOE_ROWS_BF16 : MOE_ROWS_F32, .answers = answers_of(s)}};
 }

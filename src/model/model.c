@@ -422,6 +422,12 @@ void model_close(struct model *m)
     m->calibration = NULL;
 }
 
+void model_time(struct model *m, struct timing *t)
+{
+    m->timing = t;
+    moe_time(m->moe, t);
+}
+
 const struct shape *model_shape(const struct model *m)
 {
     return &m->shape;

@@ -43,6 +43,9 @@ status model_open(struct model **out, const char *directory, const struct shape 
                   struct model_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e);
 void model_close(struct model *m);
 
+/* Where this rank's time is counted from now on; NULL: nowhere. */
+void model_time(struct model *m, struct timing *t);
+
 const struct shape *model_shape(const struct model *m);
 const struct model_limits *model_limits_of(const struct model *m);
 struct moe *model_moe(struct model *m);

@@ -24,7 +24,8 @@ struct model {
     struct expert *experts; /* [layers][N] */
     struct weights weights;
     struct safetensors *calibration;
-    struct arena *packed; /* weights.memory */
+    struct arena *packed;  /* weights.memory */
+    struct timing *timing; /* NULL: nobody counts */
     int rank;
 
     /* coordinator only */

@@ -11,7 +11,7 @@
 #include "base/directory.h"
 #include "base/file.h"
 #include "base/rng.h"
-#include "data/safetensors.h"
+#include "model/weights.h"
 
 enum { VERSION_MAX = 64 };
 
@@ -33,7 +33,34 @@ void router_free(struct router *r)
     free(r->weight);
     free(r->bias);
     free(r->threshold);
+    if (r->packed) free((void *)r->packed[0].lines); /* of all layers */
+    free((void *)r->packed);
     *r = (struct router){0};
+}
+
+/* One block: lines of all layers, then their scales. */
+status router_pack(struct router *r, enum format f, struct gemm *g, struct err *e)
+{
+    size_t lines = packed_line_bytes(f, r->experts, r->width), scale = packed_scale_bytes(f, r->experts, r->width);
+    size_t layers = (size_t)r->layers, element = (size_t)r->experts * (size_t)r->width;
+    struct packed *out = calloc(layers + 1, sizeof(*out));
+    char *memory = aligned_alloc(LINE_BYTES, layers * lines + (layers * scale + LINE_BYTES) / LINE_BYTES * LINE_BYTES);
+
+    BUG_ON(r->packed);
+    if (!out || !memory) {
+        free(out);
+        free(memory);
+        return err_set(e, ERR_LIMIT, "no memory to pack a router of %d layers and %d experts", r->layers, r->experts);
+    }
+    for (size_t l = 0; l < layers; l++) {
+        const struct mat m = {r->weight + l * element, DT_F32, r->experts, r->width, (size_t)r->width};
+        uint16_t *s = scale ? (uint16_t *)(void *)(memory + layers * lines + l * scale) : NULL;
+
+        pack_matrix(memory + l * lines, s, f, &m, g, NULL);
+        out[l] = (struct packed){memory + l * lines, s, f, r->experts, r->width};
+    }
+    r->packed = out;
+    return OK;
 }
 
 void router_random(struct router *r, uint64_t seed)

@@ -8,6 +8,8 @@
 
 status router_alloc(struct router *r, const struct shape *s, struct err *e); /* malloc'ed, zeroed */
 void router_free(struct router *r);
+/* For inference: its matrices in the layout of the kernels, instead of packing them in every step.  What r->weight is changed to later does not count. */
+status router_pack(struct router *r, enum format f, struct gemm *g, struct err *e);
 /* Small random weights from the seed, bias 0: what an untrained router is. */
 void router_random(struct router *r, uint64_t seed);
 

@@ -90,7 +90,7 @@ static status open_file(struct safetensors **file, struct weights_plan *out, con
 {
     *file = NULL;
     *out = (struct weights_plan){0};
-    if (safetensors_present(directory, WEIGHTS_PACKED)) {
+    if (!wanted->original && safetensors_present(directory, WEIGHTS_PACKED)) {
         if (safetensors_open_stem(file, directory, WEIGHTS_PACKED, e) || plan_packed(out, *file, directory, e)) return e->code;
         int wrong = wrong_part(out, wanted);
 

@@ -26,7 +26,8 @@ int weight_part_of(const char *tensor);
 /* What is asked for, a byte each: 0 as it is stored (that is: the format that keeps every value), else 1 + enum format. */
 struct precision {
     uint8_t part[WEIGHT_PARTS];
-    uint8_t router; /* 0: f32 */
+    uint8_t router;   /* 0: f32 */
+    uint8_t original; /* model.safetensors, although there is a packed file: what others are made of */
 };
 
 /* What a directory has, and what will be made of it.  From headers alone. */
