@@ -79,9 +79,10 @@ static struct rows input(struct model *m, const float *x, int cols, int n, enum 
     return r;
 }
 
-struct norm { /* x += add (or not); out = norm(x), quantized too if `in` is to be */
-    float *x, *out;
-    const float *add, *weight;
+struct norm { /* out = norm(x), quantized too if `in` is to be; with `add`, which is x then, x += out first */
+    const float *x;
+    float *add, *out;
+    const float *weight;
     float eps;
     struct rows *in; /* of out, or NULL */
     int rows, width;
@@ -94,9 +95,16 @@ static void norm_task(void *ctx, int i, int worker)
     int rows = rows_of_task(i, n->rows);
 
     (void)worker;
-    if (n->add) add_to(n->x + at, n->add + at, (size_t)rows * (size_t)n->width);
+    if (n->add) add_to(n->add + at, n->out + at, (size_t)rows * (size_t)n->width);
     rms_norm(n->out + at, n->x + at, n->weight, rows, n->width, n->eps);
     if (n->in && n->in->q) rows_quantize(n->in, i * ROWS_OF_TASK, rows);
+}
+
+static void count_product(struct model *m, int rows, const struct packed *w)
+{
+    timing_product(m->timing,
+                   (double)(packed_line_bytes(w->format, w->rows, w->cols) + packed_scale_bytes(w->format, w->rows, w->cols)),
+                   rows, w->rows, w->cols);
 }
 
 /* ---- attention ---- */
@@ -177,6 +185,28 @@ static void attend_task(void *ctx, int i, int worker)
            gemm_scratch(m->gemm, worker), gemm_room(m->gemm, worker));
 }
 
+static void count_attention(const struct attention *a)
+{
+    struct model *m = a->m;
+    const struct block *y = &m->blocks[a->layer];
+    const struct shape *s = &m->shape;
+    const int32_t *position = a->b->position + a->first;
+    double bytes = 0.0, seen = 0.0;
+
+    if (!m->timing) return;
+    for (int i = 0; i < a->tiles; i++) {
+        const struct tile *t = &m->tiles[i];
+
+        bytes += (double)kv_head_bytes(m->kv.format, position[t->first + t->rows - 1] + 1, s->head_dim) * s->kv_heads;
+    }
+    for (int t = 0; t < a->rows; t++) seen += position[t] + 1;
+    timing_work(m->timing, bytes, 4.0 * seen * s->heads * s->head_dim);
+    count_product(m, a->rows, &y->q);
+    count_product(m, a->rows, &y->k);
+    count_product(m, a->rows, &y->v);
+    count_product(m, a->rows, &y->o);
+}
+
 void forward_attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h)
 {
     const struct shape *s = &m->shape;
@@ -184,8 +214,10 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     int D = s->width, Q = (int)query_width(s), KV = (int)kv_width(s);
     struct rows normed = input(m, h, D, rows, y->q.format), mixed;
     struct norm before = {.x = x, .out = h, .weight = y->attention_norm, .eps = s->eps, .in = &normed, .rows = rows, .width = D};
-    struct norm after = {.x = x, .out = h, .add = h, .weight = y->ffn_norm, .eps = s->eps, .rows = rows, .width = D};
+    struct norm after = {.x = x, .out = h, .add = x, .weight = y->ffn_norm, .eps = s->eps, .rows = rows, .width = D};
     struct attention a = {.m = m, .b = b, .layer = layer, .first = first, .rows = rows};
+
+    enum timing_section was = timing_enter(m->timing, TIME_ATTENTION);
 
     BUG_ON(m->rank || first < 0 || rows < 0 || rows > m->limits.rows || first + rows > b->rows);
     /* The rows of the other micro-batch move only while MPI is called. */
@@ -202,25 +234,36 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     gemm_product(m->gemm, h, (size_t)D, &mixed, &y->o, NULL);
     moe_progress(m->moe);
     share_rows(m, rows, norm_task, &after);
+    count_attention(&a);
+    timing_enter(m->timing, was);
 }
 
 /* ---- ends ---- */
 
 void forward_embed(struct model *m, const struct batch *b, float *x)
 {
+    enum timing_section was = timing_enter(m->timing, TIME_EMBED);
+
     for (int t = 0; t < b->rows; t++) {
         BUG_ON(b->token[t] < 0 || b->token[t] >= m->shape.vocab);
         widen_rows(x + (size_t)t * (size_t)m->shape.width, &m->embed, b->token[t], 1);
     }
+    timing_enter(m->timing, was);
 }
 
 void forward_norm(struct model *m, const float *x, int rows, float *hidden)
 {
-    rms_norm(hidden, x, m->final_norm, rows, m->shape.width, m->shape.eps);
+    enum timing_section was = timing_enter(m->timing, TIME_HEAD);
+    struct norm last = {
+        .x = x, .out = hidden, .weight = m->final_norm, .eps = m->shape.eps, .rows = rows, .width = m->shape.width};
+
+    share_rows(m, rows, norm_task, &last);
+    timing_enter(m->timing, was);
 }
 
 void forward_logits(struct model *m, const float *hidden, int n, float *logits)
 {
+    enum timing_section was = timing_enter(m->timing, TIME_HEAD);
     size_t D = (size_t)m->shape.width, V = (size_t)m->shape.vocab;
 
     for (int t = 0, some; t < n; t += some) {
@@ -229,7 +272,9 @@ void forward_logits(struct model *m, const float *hidden, int n, float *logits)
 
         if (in.q) gemm_quantize(m->gemm, &in);
         gemm_product(m->gemm, logits + (size_t)t * V, V, &in, &m->head, NULL);
+        count_product(m, some, &m->head);
     }
+    timing_enter(m->timing, was);
 }
 
 /* ---- the whole ---- */
@@ -261,10 +306,11 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
             if (s) return s;
         }
     forward_norm(m, m->x, T, hidden);
+    timing_step(m->timing, T, 0);
     return OK;
 }
 
 status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden, struct err *e)
 {
-    return forward_parts(m, b, how, b->rows < CUT_FROM_ROWS ? 1 : micro_batches, hidden, e);
+    return forward_parts(m, b, how, b->rows < CUT_FROM_ROWS || moe_alone(m->moe) ? 1 : micro_batches, hidden, e);
 }
