@@ -32,6 +32,24 @@ status placement_make(struct placement *p, enum placement_kind kind, int layers,
     return OK;
 }
 
+status placement_split(struct placement *p, const int *coordinator, int layers, int experts, int ranks, struct err *e)
+{
+    status s = placement_alloc(p, layers, experts, ranks, e);
+
+    if (s) return s;
+    for (int l = 0; l < layers; l++) {
+        int mine = ranks == 1 ? experts : coordinator[l], next = l; /* who is first differs, and so who gets one more */
+
+        BUG_ON(mine < 0 || mine > experts);
+        for (int i = 0; i < experts; i++) {
+            bool here = (int64_t)(i + 1) * mine / experts > (int64_t)i * mine / experts;
+
+            p->rank_of[(long)l * experts + i] = here ? 0 : (int16_t)(1 + next++ % (ranks - 1));
+        }
+    }
+    return OK;
+}
+
 status placement_set(struct placement *p, const int *rank_of, int layers, int experts, int ranks, const char *source,
                      struct err *e)
 {

@@ -18,6 +18,9 @@ enum placement_kind { PLACEMENT_BLOCK, PLACEMENT_ROUND_ROBIN };
  * larger first; round robin: expert e of layer l on holder (e + l) mod holders.  Holders may get none. */
 status placement_make(struct placement *p, enum placement_kind kind, int layers, int experts, int ranks, bool coordinator_too,
                       struct err *e);
+/* Rank 0 holds coordinator[layer] experts, the others the rest in equal shares; everybody's are spread over the layer's, because
+ * neighbours may be wanted alike. */
+status placement_split(struct placement *p, const int *coordinator, int layers, int experts, int ranks, struct err *e);
 /* From a table rank_of[layers][experts] (copied), e.g. read from a file; ERR_SPEC naming layer and expert if a rank is not 0 .. ranks-1. */
 status placement_set(struct placement *p, const int *rank_of, int layers, int experts, int ranks, const char *source,
                      struct err *e);
