@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include "jobs/job.h"
+#include "model/weights.h"
 #include "num/probe.h"
 
 enum { BENCH_ROUNDS_MAX = 1000, BENCH_TEXT = 64 };
@@ -55,13 +56,14 @@ void bench_json_row(struct str *out, const struct bench_place *p, const struct b
 
 /* --- bench_bounds.c: what the arithmetic allows; pure --- */
 
-double bench_format_bytes(int format);                 /* of a weight in enum format, its share of the scales included */
-double bench_attention_weights(const struct shape *s); /* of all layers, and the head: what every token reads */
-double bench_ffn_weights(const struct shape *s);       /* of all layers */
+double bench_format_bytes(enum format f);              /* of a weight, its share of the scales included */
+double bench_attention_weights(const struct shape *s); /* Q, K, V and output projections of all layers */
+double bench_ffn_weights(const struct shape *s);
+double bench_head_weights(const struct shape *s);
 /* Share of N experts that some of `sequences` rows want, each k of them, if all sets are as likely and independent. */
 double bench_touched(int experts, int active, int sequences);
-/* Gain of reading, or computing, the share f of the FFNs over all of them: (A + F) / (A + f F). */
-double bench_gain(const struct shape *s, double f);
+/* Bytes of weights that a step of few rows reads, when the share `touched` of the FFNs is wanted by any of them.  Without the routers' and the cache's. */
+double bench_step_bytes(const struct shape *s, const enum format format[WEIGHT_PARTS], double touched);
 /* Multiplications and additions of a prompt of n tokens: products of all rows, the scores and mixtures of attention, the head once. */
 double bench_prefill_flops(const struct shape *s, double f, int n);
 

@@ -2,21 +2,19 @@
 #include <math.h>
 
 #include "jobs/bench.h"
-#include "num/packed.h"
 
-double bench_format_bytes(int format)
+double bench_format_bytes(enum format format)
 {
     enum { ROWS = 1024, COLS = 1024 }; /* large enough that nothing is padded */
-    enum format f = (enum format)format;
 
-    return (double)(packed_line_bytes(f, ROWS, COLS) + packed_scale_bytes(f, ROWS, COLS)) / ((double)ROWS * COLS);
+    return (double)(packed_line_bytes(format, ROWS, COLS) + packed_scale_bytes(format, ROWS, COLS)) / ((double)ROWS * COLS);
 }
 
 double bench_attention_weights(const struct shape *s)
 {
     double width = s->width, q = (double)s->heads * s->head_dim, kv = (double)s->kv_heads * s->head_dim;
 
-    return s->layers * (2 * width * q + 2 * width * kv) + (double)s->vocab * width;
+    return s->layers * (2 * width * q + 2 * width * kv);
 }
 
 double bench_ffn_weights(const struct shape *s)
@@ -24,22 +22,26 @@ double bench_ffn_weights(const struct shape *s)
     return (double)s->layers * 3 * s->neurons * s->width;
 }
 
+double bench_head_weights(const struct shape *s)
+{
+    return (double)s->vocab * s->width;
+}
+
 double bench_touched(int experts, int active, int sequences)
 {
     return 1 - pow(1 - (double)active / experts, sequences);
 }
 
-double bench_gain(const struct shape *s, double f)
+double bench_step_bytes(const struct shape *s, const enum format format[WEIGHT_PARTS], double touched)
 {
-    double rest = bench_attention_weights(s), ffn = bench_ffn_weights(s);
-
-    return (rest + ffn) / (rest + f * ffn);
+    return bench_attention_weights(s) * bench_format_bytes(format[WEIGHTS_ATTENTION]) +
+           bench_head_weights(s) * bench_format_bytes(format[WEIGHTS_HEAD]) +
+           touched * bench_ffn_weights(s) * bench_format_bytes(format[WEIGHTS_EXPERTS]);
 }
 
 double bench_prefill_flops(const struct shape *s, double f, int n)
 {
-    double head = (double)s->vocab * s->width, pairs = 0.5 * n * (n + 1.0);
-    double rows = bench_attention_weights(s) - head + f * bench_ffn_weights(s);
+    double pairs = 0.5 * n * (n + 1.0), rows = bench_attention_weights(s) + f * bench_ffn_weights(s);
 
-    return 2 * (n * rows + head) + 4 * pairs * s->layers * s->heads * s->head_dim;
+    return 2 * (n * rows + bench_head_weights(s)) + 4 * pairs * s->layers * s->heads * s->head_dim;
 }

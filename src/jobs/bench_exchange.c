@@ -1,8 +1,52 @@
+/* The part `exchange`: rows between ranks, by our exchange and by plain MPI. */
+#include <stdlib.h>
+
+#include "comm/exchange_bench.h"
 #include "jobs/bench.h"
+
+enum { LEAST_BYTES = 64, MOST_BYTES = 4 << 20 };
+
+static void put(struct bench *b, const struct exchange_bench_row *x, int rounds)
+{
+    struct bench_row row = bench_row(PART_EXCHANGE, "there and back", "ours");
+
+    snprintf(row.shape, sizeof(row.shape), "%zu bytes", x->bytes);
+    snprintf(row.unit, sizeof(row.unit), "us");
+    row.figure = (struct bench_figure){x->ours_us, x->ours_us, x->ours_us, rounds};
+    row.rows = x->rank;
+    row.ratio = x->ratio;
+    snprintf(row.of, sizeof(row.of), "plain MPI's speed");
+    bench_put(b, &row, NULL);
+    row = bench_row(PART_EXCHANGE, "there and back", "plain MPI");
+    snprintf(row.shape, sizeof(row.shape), "%zu bytes", x->bytes);
+    snprintf(row.unit, sizeof(row.unit), "us");
+    row.figure = (struct bench_figure){x->raw_us, x->raw_us, x->raw_us, rounds};
+    row.rows = x->rank;
+    bench_put(b, &row, NULL);
+    log_line(b->job->log, "  %4d %10zu %12.2f %12.2f %8.3f %10.2f", x->rank, x->bytes, x->ours_us, x->raw_us, x->ratio,
+             x->ours_us > 0 ? 2 * (double)x->bytes / x->ours_us / 1e3 : 0);
+}
 
 status bench_exchange(struct bench *b, struct err *e)
 {
-    (void)b;
-    (void)e;
-    return OK;
+    struct exchange_bench how = {.least = LEAST_BYTES, .most = MOST_BYTES, .rounds = (int)b->job->spec->bench.rounds | 1};
+    int n = exchange_bench_rows(&how, b->place.ranks);
+
+    if (b->place.ranks < 2) {
+        log_line(b->job->log, "\nexchange: one rank has nobody to exchange with; start it with mpirun -n 2");
+        return OK;
+    }
+    struct exchange_bench_row *row = calloc((size_t)n, sizeof(*row));
+    BUG_ON(!row);
+    status st = cluster_bench_exchange(b->job->cluster, how, row, e);
+    if (!st) {
+        log_line(b->job->log,
+                 "\nexchange: bytes from rank 0 to another one and as many back, ours against plain MPI; rounds take turns");
+        log_line(b->job->log, "  %4s %10s %12s %12s %8s %10s", "rank", "bytes", "ours us", "MPI us", "x MPI", "GB/s");
+        for (int i = 0; i < n; i++) put(b, &row[i], how.rounds);
+        log_line(b->job->log, "  after both had nothing to do for a while: %.1f us for %zu bytes (who waits long sleeps)",
+                 row[0].idle_us, row[0].bytes);
+    }
+    free(row);
+    return st;
 }

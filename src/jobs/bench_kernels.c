@@ -8,16 +8,6 @@
 
 enum { SIDES_MAX = 1 + RIVAL_KINDS };
 
-/* The libraries that compute with weights of a format. */
-static const struct {
-    int n;
-    enum rival_kind kind[2];
-} rivals_of[FORMAT_COUNT] = {
-    [FORMAT_F32] = {2, {RIVAL_OPENBLAS, RIVAL_ONEDNN_F32}},
-    [FORMAT_BF16] = {1, {RIVAL_ONEDNN_BF16}},
-    [FORMAT_Q8] = {1, {RIVAL_ONEDNN_U8S8}},
-};
-
 struct contest { /* sides that compute the same product, in turns */
     struct bench *bench;
     struct bench_operands operands;
@@ -33,8 +23,8 @@ static void add_rivals(struct contest *c, bool absent[RIVAL_KINDS])
 {
     const struct spec *s = c->bench->job->spec;
 
-    for (int i = 0; s->bench.rivals && i < rivals_of[c->format].n; i++) {
-        enum rival_kind kind = rivals_of[c->format].kind[i];
+    for (int i = 0; s->bench.rivals && i < bench_rivals[c->format].n; i++) {
+        enum rival_kind kind = bench_rivals[c->format].kind[i];
         struct err why = {0};
 
         if (absent[kind]) continue;

@@ -11,6 +11,12 @@
 
 enum { COLD_LEAST = 128 << 20, COLD_MOST = 1 << 30, COPIES_MAX = 256, CHECK_ROWS = 3, CHECK_COLUMNS = 97 };
 
+const struct bench_rivals bench_rivals[FORMAT_COUNT] = {
+    [FORMAT_F32] = {2, {RIVAL_OPENBLAS, RIVAL_ONEDNN_F32}},
+    [FORMAT_BF16] = {1, {RIVAL_ONEDNN_BF16}},
+    [FORMAT_Q8] = {1, {RIVAL_ONEDNN_U8S8}},
+};
+
 struct bench_product {
     const struct bench_operands *operands;
     float *y;

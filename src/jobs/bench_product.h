@@ -8,6 +8,12 @@
 #include "num/gemm.h"
 #include "num/rivals.h"
 
+struct bench_rivals { /* the libraries that compute with weights of a format */
+    int n;
+    enum rival_kind kind[2];
+};
+extern const struct bench_rivals bench_rivals[FORMAT_COUNT];
+
 struct bench_operands { /* random; shared by all who compute with them */
     int rows, n, k;     /* x: [rows][k], w: [n][k] */
     float *x, *w;
