@@ -5,6 +5,7 @@
 # make sanitize   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz       every parser for SECONDS=60 each, with clang's libFuzzer
 # make bench      five minutes of measurements on this machine, and what they mean against its limits
+# make emulate    the kernels for AVX-512 and AMX on an emulated processor (needs Bochs 3)
 # make install    PREFIX=/usr/local
 
 PREFIX  ?= /usr/local
@@ -45,7 +46,7 @@ UNIT    := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/*.c))
 MPI     := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/mpi/*.c))
 FUZZERS := $(patsubst %.c,%,$(notdir $(wildcard tests/fuzz/*.c)))
 
-.PHONY: FORCE all demo test check sanitize fuzz bench install clean bootstrap format
+.PHONY: FORCE all demo test check sanitize fuzz bench emulate install clean bootstrap format
 all: $(BUILD)/factorllm
 
 $(BUILD)/factorllm: $(BUILD)/src/cli/main.o $(LIBRARY)
@@ -63,6 +64,10 @@ $(BUILD)/%.o: %.c | $(PROTO).h
 # kernels that are chosen at run time; fused operations stand in the code, -ffp-contract=off lets no other ones in
 ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine)),)
 $(BUILD)/src/num/kernel_avx2.o: CFLAGS += -mavx2 -mfma
+$(BUILD)/src/num/kernel_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
+$(BUILD)/src/num/kernel_vnni.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma
+$(BUILD)/src/num/kernel_bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma
+$(BUILD)/src/num/kernel_amx.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mamx-tile -mamx-bf16 -mfma
 endif
 $(BUILD)/%.o: %.cc
 	$(say) CXX $<
@@ -115,6 +120,11 @@ format:
 
 fuzz:
 	@scripts/fuzz.sh $(SECONDS) $(FUZZERS)
+
+emulate:
+	@$(MAKE) --no-print-directory $(JOBS) LAYERS="base num" BUILD=$(BUILD)/emulate $(BUILD)/emulate/libfactorllm.a
+	@scripts/emulate.sh $(BUILD)/emulate test_half
+	@scripts/emulate.sh $(BUILD)/emulate test_kernel avx512 20
 
 bench: all
 	@scripts/bench.sh $(BUILD)

@@ -5,7 +5,7 @@
 const struct kernel *kernel_for(enum isa most)
 {
 #if defined(__x86_64__)
-    static const struct kernel *const levels[] = {&kernel_avx2};
+    static const struct kernel *const levels[] = {&kernel_avx2, &kernel_avx512, &kernel_vnni};
     enum isa best = isa_best();
 
     if (most > best) most = best;
@@ -19,5 +19,5 @@ const struct kernel *kernel_for(enum isa most)
 
 size_t kernel_scratch_bytes(void)
 {
-    return KERNEL_SCRATCH_BYTES;
+    return KERNEL_SCRATCH_BYTES + HALF_SCRATCH_BYTES;
 }

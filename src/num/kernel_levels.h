@@ -4,8 +4,13 @@
 
 #include "num/kernel.h"
 
-extern const struct kernel kernel_plain, kernel_avx2; /* the latter on x86-64 only */
+extern const struct kernel kernel_plain;
+#if defined(__x86_64__)
+extern const struct kernel kernel_avx2, kernel_avx512, kernel_vnni;
+extern const struct kernel kernel_bf16, kernel_amx; /* of rows with `half`: half.h */
+#endif
 
-enum { KERNEL_SCRATCH_BYTES = 1 << 18 };
+/* What product() gets: a part for every kernel, and behind it one for those of half.c. */
+enum { KERNEL_SCRATCH_BYTES = 1 << 18, HALF_SCRATCH_BYTES = 1 << 18 };
 
 #endif

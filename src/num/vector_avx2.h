@@ -68,10 +68,6 @@ VECTOR vi vi_splat(const void *p) /* 32 bits */
 {
     return _mm256_set1_epi32(*(const int32_t *)__builtin_assume_aligned(p, 4));
 }
-VECTOR vi vi_splat_int(int32_t a)
-{
-    return _mm256_set1_epi32(a);
-}
 VECTOR vi vi_zero(void)
 {
     return _mm256_setzero_si256();
@@ -79,10 +75,6 @@ VECTOR vi vi_zero(void)
 VECTOR vi vi_add32(vi a, vi b)
 {
     return _mm256_add_epi32(a, b);
-}
-VECTOR vi vi_add16(vi a, vi b)
-{
-    return _mm256_add_epi16(a, b);
 }
 VECTOR vf vf_from_int(vi a)
 {
