@@ -132,6 +132,7 @@ static status make_identity(struct run *r, struct err *e)
     json_put_text(o, "model (fingerprint)", hex);
     json_put_text(o, "text (digest)", r->corpus.digest);
     json_put_int(o, "text (tokens)", (int64_t)r->corpus.n_tokens);
+    json_put(o, "precision", room_precision_json(s));
     json_put_int(o, "seed", s->seed);
     json_put_text(o, "labels", s->finetune.labels == LABELS_GRAM ? "gram" : "paper");
     json_put_text(o, "loss", s->finetune.loss == LOSS_BCE ? "bce" : "paper");

@@ -113,6 +113,7 @@ static status describe_run(const struct infer *f, struct json_t *meta, struct er
     json_put_int(meta, "seed", s->seed);
     json_put_int(meta, "exchange_rows", s->cluster.exchange_rows);
     json_put_int(meta, "exchange_answers", s->cluster.exchange_answers);
+    json_put(meta, "precision", room_precision_json(s));
     return OK;
 }
 

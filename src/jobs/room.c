@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/json.h"
+
 static int64_t least(int64_t a, int64_t b)
 {
     return a < b ? a : b;
@@ -36,6 +38,17 @@ struct precision room_precision(const struct spec *s)
 bool room_packs(const struct spec *s)
 {
     return s->precision.experts || s->precision.attention || s->precision.head;
+}
+
+struct json_t *room_precision_json(const struct spec *s)
+{
+    static const char *const names[] = {"stored", "f32", "bf16", "q8", "q4"}; /* enum spec_precision */
+    char text[128];
+
+    int n = snprintf(text, sizeof(text), "experts %s, attention %s, head %s, router %s, kv %s", names[s->precision.experts],
+                     names[s->precision.attention], names[s->precision.head], names[s->precision.router],
+                     kv_name((enum kv_format)s->precision.kv));
+    return json_text_new(text, (size_t)n);
 }
 
 enum format room_router(const struct spec *s)

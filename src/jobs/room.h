@@ -22,6 +22,8 @@ struct room {
 /* What the spec asks for; and whether that is anything but `stored` for weights, so that factorize writes them packed, too. */
 struct precision room_precision(const struct spec *s);
 bool room_packs(const struct spec *s);
+/* What it asks for, as a text to be compared: answers depend on it. */
+struct json_t *room_precision_json(const struct spec *s);
 enum format room_router(const struct spec *s); /* format of routers */
 /* What a job opens its model with: one that writes a model works with the original as it is. */
 struct precision room_opening(const struct spec *s);

@@ -127,7 +127,8 @@ static status sample_text(struct job *j, const struct spec_text *t, struct model
     return result;
 }
 
-static struct json_t *cache_key(const struct spec_text *t, const char *model, int window, const struct shape *shape)
+static struct json_t *cache_key(const struct spec *spec, const struct spec_text *t, const char *model, int window,
+                                const struct shape *shape)
 {
     struct json_t *key = json_object_new();
 
@@ -136,6 +137,7 @@ static struct json_t *cache_key(const struct spec_text *t, const char *model, in
     json_put_int(key, "seed", t->sample_seed);
     json_put_int(key, "window", window);
     json_put_int(key, "vocab", shape->vocab);
+    json_put(key, "precision", room_precision_json(spec));
     return key;
 }
 
@@ -212,7 +214,7 @@ status job_text(struct job *j, const struct spec_text *t, const char *name, stru
     str_addf(&file_name, "%s.tokens.json", name);
     char *path = str_join(j->spec->output, file_name.text);
     if (s) goto out;
-    key = cache_key(t, model, window, shape);
+    key = cache_key(j->spec, t, model, window, shape);
     if (read_cache(out, path, key, t->sample_tokens, shape->vocab)) {
         log_line(j->log, "%s: %lld tokens of the model's own text, sampled before: %s", name, (long long)t->sample_tokens, path);
         goto out;

@@ -215,3 +215,59 @@ YAML
     grep -qF "what changed: the input" <<<"$output"
     ! grep -qE '[0-9a-f]{64}' <<<"$output"
 }
+
+# A factorized model with a router, in $dir/cut/model.
+toy_factorized() {
+    toy_pipeline | sed '/kind: eval/,$d' >"$dir/cut.yaml"
+    "$FACTORLLM" run "$dir/cut.yaml" --set output="$dir/cut" --quiet
+}
+
+@test "a converted model answers as the one that is packed when it is opened, on 1 and 3 ranks" {
+    toy_prompts >"$dir/prompts.jsonl"
+    toy_factorized
+    for how in "f32 f32 f32" "q8 bf16 q4"; do
+        set -- $how
+        precision="{experts: $1, attention: $2, head: $3}"
+        printf 'kind: convert\nmodel: %s\noutput: %s\nprecision: %s\n' "$dir/cut/factorize/model" "$dir/packed" "$precision" >"$dir/convert.yaml"
+        "$FACTORLLM" run "$dir/convert.yaml"
+        [ ! -e "$dir/packed/model/model.safetensors" ]
+        run "$FACTORLLM" inspect "$dir/packed/model"
+        [[ $output == *"experts $1, attention $2, head $3; used in place"* && $output == *"routers      1"* ]]
+        printf 'kind: infer\nmodel: %s\noutput: %s\ninput: %s\nprecision: %s\nmax_tokens: 12\nignore_eos: true\n' \
+            "$dir/cut/factorize/model" "$dir/open" "$dir/prompts.jsonl" "$precision" >"$dir/infer.yaml"
+        rm -rf "$dir/open"
+        "$FACTORLLM" run "$dir/infer.yaml"
+        jq -S -c '{id, text}' "$dir/open/responses.jsonl" | sort >"$dir/want.txt"
+        [ "$(wc -l <"$dir/want.txt")" = 9 ]
+        for n in 1 3; do
+            rm -rf "$dir/run"
+            ranks "$n" run "$dir/infer.yaml" --set model="$dir/packed/model" --set output="$dir/run"
+            echo "$how on $n: $output"
+            [ "$status" = 0 ]
+            diff "$dir/want.txt" <(jq -S -c '{id, text}' "$dir/run/responses.jsonl" | sort)
+        done
+    done
+}
+
+@test "a pipeline that converts works on what it made, and plan says so" {
+    toy_prompts >"$dir/prompts.jsonl"
+    { toy_pipeline | sed '/kind: eval/,$d'; printf '  - kind: convert\n    precision: {experts: q8}\n  - kind: eval\n    text: {file: tests/cli/common.bash}\n    variants: [dense, router]\n    bootstrap: 0\n    window: 32\n'; } >"$dir/job.yaml"
+    run "$FACTORLLM" plan "$dir/job.yaml" --ranks 2
+    echo "$output"
+    [ "$status" = 0 ]
+    [[ $output == *"convert/model, which will be made by step convert"*"experts q8, attention f32, head f32; used in place"* ]]
+    ranks 2 run "$dir/job.yaml"
+    echo "$output"
+    [ "$status" = 0 ]
+    jq -e '.convert.error.experts > 0 and .eval.perplexity.router > 1' "$dir/run/result.json"
+    # an eval of another format than the one that is there
+    run "$FACTORLLM" plan "$dir/job.yaml" --set eval.precision.experts=q4
+    [ "$status" = 2 ]
+    [[ $output == *"precision: expected stored, or that of step convert"* ]]
+    printf 'kind: eval\nmodel: %s\noutput: %s\ntext: {file: tests/cli/common.bash}\nprecision: {experts: q4}\n' "$dir/run/convert/model" "$dir/other" >"$dir/eval.yaml"
+    for command in plan run; do
+        run "$FACTORLLM" $command "$dir/eval.yaml"
+        [ "$status" = 2 ]
+        [[ $output == *"precision.experts: expected stored or q8, as its packed weights are, found q4"* ]]
+    done
+}
