@@ -49,7 +49,7 @@ struct engine {
     uint64_t *key;                       /* [rows] */
     float *hidden;                       /* [rows, D] */
     float *logits;                       /* [LOGITS_AT_ONCE, V] */
-    struct sample_candidate *candidates; /* [V] */
+    struct sample_candidate *candidates; /* [threads][V] */
 };
 
 static void *take(size_t n, size_t size, bool *failed)
@@ -80,7 +80,8 @@ static status take_memory(struct engine *g, struct err *e)
     g->key = take(rows, sizeof(*g->key), &failed);
     g->hidden = take(rows, (size_t)g->width * sizeof(*g->hidden), &failed);
     g->logits = take(at_once, (size_t)g->vocab * sizeof(*g->logits), &failed);
-    g->candidates = take((size_t)g->vocab, sizeof(*g->candidates), &failed);
+    g->candidates =
+        take((size_t)threads_count(gemm_threads(model_gemm(g->m))) * (size_t)g->vocab, sizeof(*g->candidates), &failed);
     for (size_t i = 0; !failed && i < sessions; i++) {
         g->session[i].tokens = take(positions, sizeof(int32_t), &failed);
         g->done_tokens[i] = take(positions, sizeof(int32_t), &failed);
@@ -319,6 +320,33 @@ static void finish_session(struct engine *g, int place, enum finish why, int at)
     g->unused[g->n_unused++] = place;
 }
 
+struct draw { /* one token for each row of logits */
+    const struct engine *g;
+    const int *place;
+    int32_t *token;
+};
+
+static void draw_task(void *ctx, int i, int worker)
+{
+    const struct draw *d = ctx;
+    const struct engine *g = d->g;
+    const struct session *s = &g->session[d->place[i]];
+    size_t V = (size_t)g->vocab;
+
+    d->token[i] = sample_token(g->logits + (size_t)i * V, g->vocab, &s->how, (uint64_t)(s->n - s->prompt),
+                               g->candidates + (size_t)worker * V);
+}
+
+static void draw_tokens(const struct engine *g, const int *place, int n, int32_t *token)
+{
+    struct draw d = {g, place, token};
+    enum timing_section was = timing_enter(model_timing(g->m), TIME_SAMPLE);
+
+    gemm_parallel(model_gemm(g->m), n, draw_task, &d);
+    timing_step(model_timing(g->m), 0, n);
+    timing_enter(model_timing(g->m), was);
+}
+
 /* Samples for every planned session whose tokens have all passed; returns how many ended. */
 static int sample_rows(struct engine *g, int pieces)
 {
@@ -327,6 +355,7 @@ static int sample_rows(struct engine *g, int pieces)
 
     for (int p = 0; p < pieces;) {
         int place[LOGITS_AT_ONCE], n = 0;
+        int32_t token[LOGITS_AT_ONCE];
 
         /* the rows to sample from move to the front: never behind where they come from */
         for (; p < pieces && n < LOGITS_AT_ONCE; p++) {
@@ -338,11 +367,9 @@ static int sample_rows(struct engine *g, int pieces)
             place[n++] = candidate;
         }
         if (n) forward_logits(g->m, g->hidden, n, g->logits);
+        draw_tokens(g, place, n, token);
         for (int i = 0; i < n; i++) {
-            struct session *s = &g->session[place[i]];
-            const float *logits = g->logits + (size_t)i * (size_t)g->vocab;
-            int32_t token = sample_token(logits, g->vocab, &s->how, (uint64_t)(s->n - s->prompt), g->candidates);
-            enum finish why = accept(g, s, token);
+            enum finish why = accept(g, &g->session[place[i]], token[i]);
 
             if (why) finish_session(g, place[i], why, n_done++);
         }

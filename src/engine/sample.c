@@ -4,15 +4,7 @@
 
 #include "base/err.h"
 #include "base/rng.h"
-
-static int32_t greedy(const float *logits, int vocab)
-{
-    int best = 0;
-
-    for (int i = 1; i < vocab; i++)
-        if (logits[i] > logits[best] || (isnan(logits[best]) && !isnan(logits[i]))) best = i;
-    return best;
-}
+#include "num/ops.h"
 
 /* Relative to the largest, so that nothing overflows. */
 static double weight(float logit, float largest, double temperature)
@@ -79,7 +71,7 @@ static int truncate_candidates(struct sample_candidate *work, int n, const struc
 
 int32_t sample_token(const float *logits, int vocab, const struct sampling *s, uint64_t index, struct sample_candidate *work)
 {
-    int32_t best = greedy(logits, vocab);
+    int32_t best = argmax(logits, vocab);
     float largest = logits[best];
     double sum = 0, at = 0, draw;
     int n = 0;

@@ -438,6 +438,16 @@ const struct model_limits *model_limits_of(const struct model *m)
     return &m->limits;
 }
 
+struct timing *model_timing(const struct model *m)
+{
+    return m->timing;
+}
+
+struct gemm *model_gemm(const struct model *m)
+{
+    return m->gemm;
+}
+
 struct moe *model_moe(struct model *m)
 {
     return m->moe;

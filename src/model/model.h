@@ -48,6 +48,8 @@ void model_time(struct model *m, struct timing *t);
 
 const struct shape *model_shape(const struct model *m);
 const struct model_limits *model_limits_of(const struct model *m);
+struct timing *model_timing(const struct model *m);
+struct gemm *model_gemm(const struct model *m);
 struct moe *model_moe(struct model *m);
 const struct weights_plan *model_weights(const struct model *m);
 size_t model_packed_bytes(const struct model *m); /* packed into memory by this rank */

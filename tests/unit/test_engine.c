@@ -66,7 +66,7 @@ static void run_alone(struct engine *g, const int32_t *prompt, int n, const stru
 
 static void open_toy(struct opened *o)
 {
-    opened_open(o, "tests/golden/toy-llama", (struct model_limits){.rows = 64, .sessions = SESSIONS, .positions = POSITIONS}, 1);
+    opened_open(o, "tests/golden/toy-llama", (struct model_limits){.rows = 64, .sessions = SESSIONS, .positions = POSITIONS}, 3);
 }
 
 static void golden_greedy(const char *directory, const char *golden, bool whole_text)
