@@ -38,15 +38,18 @@ static const struct variant *same_share(const struct side *x, double share)
     return NULL;
 }
 
-/* How much faster than the dense side a factorized one can be: in a prefill by its operations, in a decode of few sequences by the bytes it
- * reads, where experts count that any sequence wants. */
+/* How much faster than the dense side a factorized one can be: by its operations; or, in a decode of few sequences, by the bytes it reads, where
+ * experts count that any sequence wants: the larger of the two, because it depends on the machine which one binds. */
 static double allowed_gain(const struct race *r, const struct side *x, const struct variant *v, int i)
 {
     const struct measure *w = &r->measure[i];
 
     if (!w->sequences) return bench_prefill_flops(&x->shape, 1, w->rows) / bench_prefill_flops(&x->shape, v->share, w->rows);
     double shared = (double)x->shape.shared[0] / x->shape.neurons, wanted = shared + (1 - shared) * v->touched[i];
-    return bench_step_bytes(&x->shape, x->format, 1) / bench_step_bytes(&x->shape, x->format, wanted);
+    double bytes = bench_step_bytes(&x->shape, x->format, 1) / bench_step_bytes(&x->shape, x->format, wanted);
+    double rest = bench_attention_weights(&x->shape) + bench_head_weights(&x->shape), ffn = bench_ffn_weights(&x->shape);
+    double operations = (rest + ffn) / (rest + v->share * ffn);
+    return w->sequences == 1 || bytes > operations ? bytes : operations;
 }
 
 static struct bench_row row_of(const struct race *r, const struct side *x, const struct variant *v, int i, const char *what)
@@ -87,7 +90,7 @@ static struct bench_figure put_speed(struct race *r, const struct side *x, const
 
         row.bound = l->of_allowed = row.ratio / allowed;
         snprintf(row.bound_of, sizeof(row.bound_of), "gain of %.3f that %s allow", allowed,
-                 w->sequences ? "bytes" : "operations");
+                 w->sequences ? "bytes or operations" : "operations");
     }
     bench_put(r->bench, &row, rate);
     free(rate);
@@ -196,9 +199,12 @@ static void print_legend(struct race *r)
 {
     struct log *log = r->bench->job->log;
 
-    log_line(log, "\n  x dense     over the dense side in the same format; of a dense side: over %s", r->side[0].name);
     log_line(log,
-             "  of allowed  that ratio over what operations (prefill) or bytes of weights read (decode) allow; not the routers'");
+             "\n  f           share of the FFNs' neurons that are active for a token\n  x dense     over the dense side in the "
+             "same format; of a dense side: over %s",
+             r->side[0].name);
+    log_line(log, "  of allowed  that ratio over what operations or bytes of weights read allow, the larger of the two; routers "
+                  "not counted");
     log_line(log, "  x coarsest  over the factorized side with the fewest experts at the same f");
     log_line(log, "  of read, of peak   of the bytes/s and f32 multiply-adds that the machine gave just before, with the same "
                   "threads of rank 0");

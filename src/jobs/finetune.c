@@ -473,7 +473,9 @@ status job_finetune(struct job *j, struct err *e)
         r.before = measured(&r, e);
         if (!r.before) s = e->code;
     }
+    enum timing_section was = timing_enter(cluster_timing_here(j->cluster), TIME_TRAIN);
     if (!s) s = train(&r, e);
+    timing_enter(cluster_timing_here(j->cluster), was);
     if (!s) s = finish(&r, e);
 
     stage1_close(r.trainer);

@@ -72,7 +72,7 @@ static status put_timing(struct job *j, struct json_t *to, struct err *e)
 
     BUG_ON(!t);
     status st = cluster_timing(j->cluster, t, false, e);
-    if (!st && t[0].steps && !probe_open(&memory, g, PROBE_BYTES, &ignored)) {
+    if (!st && timing_passes(&t[0]) > 0 && !probe_open(&memory, g, PROBE_BYTES, &ignored)) {
         probe_round(&machine, g, memory, 0.01);
         probe_close(memory);
     }

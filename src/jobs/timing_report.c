@@ -51,16 +51,15 @@ static struct rates rates_of(const struct timing *t)
     return (struct rates){total_of(t->bytes) / seconds, total_of(t->flops) / seconds};
 }
 
-/* Seconds of the coordinator in forward passes and what belongs to them. */
-static double step_seconds(const struct timing *t)
+double timing_passes(const struct timing *t)
 {
-    return busy_seconds(t) + timing_seconds(t, TIME_WAIT);
+    return busy_seconds(t) > 0 ? busy_seconds(t) + timing_seconds(t, TIME_WAIT) : 0;
 }
 
 struct json_t *timing_json(const struct timing *t, int ranks, const struct probe *machine)
 {
     struct json_t *o = json_object_new(), *sections = json_object_new(), *per_rank = json_array_new();
-    double seconds = step_seconds(&t[0]);
+    double seconds = timing_passes(&t[0]);
 
     for (int s = 0; s < TIMING_SECTIONS; s++) {
         struct json_t *one = json_object_new();
@@ -128,15 +127,17 @@ static void print_rates(struct log *l, const struct timing *t, int ranks, const 
 
 void timing_print(struct log *l, const struct timing *t, int ranks, const struct probe *machine)
 {
-    double seconds = step_seconds(&t[0]);
+    double seconds = timing_passes(&t[0]);
 
     struct str speed = {0};
 
-    if (!t[0].steps) return; /* nothing passed through a model */
+    if (seconds <= 0) return; /* nothing passed through a model */
     if (t[0].tokens && seconds > 0) str_addf(&speed, ", %.1f tokens/s sampled", (double)t[0].tokens / seconds);
-    log_line(l, "time of %d rank%s: %.2f s in %llu steps of %.1f rows, %.1f rows/s%s", ranks, ranks > 1 ? "s" : "", seconds,
-             (unsigned long long)t[0].steps, (double)t[0].rows / (double)t[0].steps,
-             seconds > 0 ? (double)t[0].rows / seconds : 0.0, speed.text ? speed.text : "");
+    if (!t[0].steps) log_line(l, "time of %d rank%s: %.2f s in passes through the model", ranks, ranks > 1 ? "s" : "", seconds);
+    else
+        log_line(l, "time of %d rank%s: %.2f s in %llu steps of %.1f rows, %.1f rows/s%s", ranks, ranks > 1 ? "s" : "", seconds,
+                 (unsigned long long)t[0].steps, (double)t[0].rows / (double)t[0].steps,
+                 seconds > 0 ? (double)t[0].rows / seconds : 0.0, speed.text ? speed.text : "");
     str_free(&speed);
     if (ranks > 1) log_line(l, "  %-10s %9s %9s %9s %8s", "section", "min s", "avg s", "max s", "share");
     else log_line(l, "  %-10s %9s %8s", "section", "s", "share");

@@ -12,10 +12,13 @@ struct timing_spread { /* of one section over the ranks; seconds */
 };
 void timing_spread(struct timing_spread *out, const struct timing *t, int ranks, enum timing_section s);
 
+/* Seconds of a coordinator in passes through a model and what belongs to them, waiting included; 0: there was none. */
+double timing_passes(const struct timing *t);
+
 /* {"sections": {NAME: {"min", "avg", "max", "share"}}, "tokens", "tokens_per_second", ..., "memory_bytes": [per rank]} of ranks t[0 .. ranks-1].
  * machine: measured on the coordinator alone; zeros: not measured. */
 struct json_t *timing_json(const struct timing *t, int ranks, const struct probe *machine);
-/* Nothing is said of a run without forward passes. */
+/* Nothing is said of a run without passes. */
 void timing_print(struct log *l, const struct timing *t, int ranks, const struct probe *machine);
 
 #endif
