@@ -75,11 +75,11 @@ static struct rows input(struct model *m, const float *x, int cols, int n, enum 
 {
     struct rows r = {.x = x, .ld = (size_t)cols, .n = n, .cols = cols};
 
-    if (format_has_scales(f)) rows_room(&r, m->quantized);
+    gemm_rows(m->gemm, &r, f, m->quantized);
     return r;
 }
 
-struct norm { /* out = norm(x), quantized too if `in` is to be; with `add`, which is x then, x += out first */
+struct norm { /* out = norm(x), quantized or rounded too if `in` is to be; with `add`, which is x then, x += out first */
     const float *x;
     float *add, *out;
     const float *weight;
@@ -97,7 +97,7 @@ static void norm_task(void *ctx, int i, int worker)
     (void)worker;
     if (n->add) add_to(n->add + at, n->out + at, (size_t)rows * (size_t)n->width);
     rms_norm(n->out + at, n->x + at, n->weight, rows, n->width, n->eps);
-    if (n->in && n->in->q) rows_quantize(n->in, i * ROWS_OF_TASK, rows);
+    if (n->in && rows_wait(n->in)) rows_quantize(n->in, i * ROWS_OF_TASK, rows);
 }
 
 static void count_product(struct model *m, int rows, const struct packed *w)
@@ -230,7 +230,7 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     gemm_parallel(m->gemm, a.tiles * s->kv_heads * a.parts, attend_task, &a);
     moe_progress(m->moe);
     mixed = input(m, m->mixed, Q, rows, y->o.format);
-    if (mixed.q) gemm_quantize(m->gemm, &mixed);
+    if (rows_wait(&mixed)) gemm_quantize(m->gemm, &mixed);
     gemm_product(m->gemm, h, (size_t)D, &mixed, &y->o, NULL);
     moe_progress(m->moe);
     share_rows(m, rows, norm_task, &after);
@@ -270,7 +270,7 @@ void forward_logits(struct model *m, const float *hidden, int n, float *logits)
         some = n - t < m->limits.rows ? n - t : m->limits.rows; /* that many can be quantized */
         struct rows in = input(m, hidden + (size_t)t * D, m->shape.width, some, m->head.format);
 
-        if (in.q) gemm_quantize(m->gemm, &in);
+        if (rows_wait(&in)) gemm_quantize(m->gemm, &in);
         gemm_product(m->gemm, logits + (size_t)t * V, V, &in, &m->head, NULL);
         count_product(m, some, &m->head);
     }

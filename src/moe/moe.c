@@ -112,7 +112,7 @@ static void open_expert(struct moe *m, int l, const struct expert *x)
     BUG_ON(x->up.rows != x->gate.rows || x->up.cols != m->width || x->down.cols != x->gate.rows);
     for (int i = 0; i < 3; i++) BUG_ON(!part[i]->lines);
     m->need[l] += x->gate.rows;
-    m->scales[l] = m->scales[l] || format_has_scales(x->gate.format) || format_has_scales(x->up.format);
+    m->forms[l] = (uint8_t)(m->forms[l] | 1 << x->gate.format | 1 << x->up.format);
 }
 
 /* Notes what this rank holds of a layer. */
@@ -122,7 +122,7 @@ static void open_layer(struct moe *m, int l)
 
     BUG_ON(y->experts < 0 || y->experts > m->p->experts || y->active > y->experts);
     m->need[l] = 0;
-    m->scales[l] = false;
+    m->forms[l] = 0;
     for (int i = 0; i < y->experts; i++) {
         int rank = placement_rank(m->p, l, i);
 
@@ -212,18 +212,20 @@ static void set_all(uint64_t *set, int rows, int experts)
     }
 }
 
-static void quantize(struct moe *m, struct moe_slot *s)
+void moe_prepare(struct moe *m, int layer, struct rows *h, void *memory)
 {
-    if (s->h.q) return;
-    rows_room(&s->h, s->quantized);
-    gemm_quantize(m->gemm, &s->h);
+    bool wait = false;
+
+    for (int f = 0; f < FORMAT_COUNT; f++)
+        if (m->forms[layer] >> f & 1) wait = gemm_rows(m->gemm, h, (enum format)f, memory) || wait;
+    if (wait) gemm_quantize(m->gemm, h);
 }
 
 void moe_slot_rows(struct moe *m, struct moe_slot *s, int layer, const float *h, int rows)
 {
     s->layer = layer;
     s->h = (struct rows){.x = h, .ld = (size_t)m->width, .n = rows, .cols = m->width};
-    if (m->scales[layer]) quantize(m, s);
+    moe_prepare(m, layer, &s->h, s->quantized);
 }
 
 static void route_by_router(struct moe *m, struct moe_slot *s, const struct router *r, int k)
@@ -239,7 +241,7 @@ static void route_by_router(struct moe *m, struct moe_slot *s, const struct rout
 
     if (s->h.n == 0) return;
     if (r->packed) {
-        if (format_has_scales(r->packed[s->layer].format)) quantize(m, s);
+        if (gemm_rows(m->gemm, &s->h, r->packed[s->layer].format, s->quantized)) gemm_quantize(m->gemm, &s->h);
         gemm_product(m->gemm, m->scores, n, &s->h, &r->packed[s->layer], r->bias + at);
     } else gemm_xwt(m->gemm, m->scores, n, s->h.x, s->h.ld, s->h.n, &w, r->bias + at);
     route_select(s->set, m->scores, s->h.n, r->experts, k, r, s->layer);

@@ -13,10 +13,7 @@ static struct rows rows_of(struct moe *m, int layer, const void *rows, int n, en
         moe_widen(m->rows_in, rows, (size_t)n * (size_t)m->width);
         h.x = m->rows_in;
     }
-    if (m->scales[layer]) {
-        rows_room(&h, m->quantized);
-        gemm_quantize(m->gemm, &h);
-    }
+    moe_prepare(m, layer, &h, m->quantized);
     return h;
 }
 

@@ -57,7 +57,7 @@ struct moe {
 
     /* The experts of this rank over a block of rows (moe_work.c). */
     int *need;      /* [layers] neurons of all the experts it holds */
-    bool *scales;   /* [layers] some of them are q8 or q4 */
+    uint8_t *forms; /* [layers] 1 << format of the gates and ups that it holds */
     int most_held;  /* experts, in any layer; the shared one too */
     size_t z_bytes; /* room for what lies between the halves */
     char *z;
@@ -109,7 +109,7 @@ void moe_take_work(struct moe *m, struct arena_taker *t);
 /* What a rank computes for rows h of a layer. */
 struct moe_job {
     int layer;
-    const struct rows *h; /* quantized if m->scales[layer] */
+    const struct rows *h; /* moe_prepare() saw them */
     const uint64_t *set;  /* [rows][words]: the experts it holds that are in a row's set; NULL: all it holds */
     bool shared;          /* the shared expert too */
     bool fixed;           /* with the static control's neurons */
@@ -139,6 +139,8 @@ void moe_dispatch(struct moe *m, int slot);
 status moe_combine(struct moe *m, int slot, float *x, struct err *e);
 
 /* The rows of a slot. */
+/* Quantizes and rounds rows as the weights that this rank holds of the layer want them; memory: rows_bytes(). */
+void moe_prepare(struct moe *m, int layer, struct rows *h, void *memory);
 void moe_slot_rows(struct moe *m, struct moe_slot *s, int layer, const float *h, int rows);
 
 /* The oracles, on a slot that is not in flight; they use its fields and its exchange slot. */

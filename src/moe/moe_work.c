@@ -11,6 +11,7 @@
 #include "base/bits.h"
 #include "moe/labels.h"
 #include "moe/moe_internal.h"
+#include "num/half.h"
 #include "num/ops.h"
 
 enum {
@@ -45,12 +46,12 @@ struct work {
 
 /* ---- memory ---- */
 
-/* For `neurons` in so many experts, over so many rows each: floats, and the same quantized. */
+/* For `neurons` in so many experts, over so many rows each: floats, and the same quantized or rounded. */
 static size_t z_room(size_t rows, size_t neurons, size_t experts)
 {
     size_t floats = rows * neurons + experts * PANEL_LANES, blocks = rows * (neurons / QUANT_BLOCK + experts);
 
-    return floats * sizeof(float) + blocks * (QUANT_BLOCK + sizeof(float) + sizeof(int32_t)) + experts * 3 * LINE_BYTES;
+    return floats * sizeof(float) + blocks * ROWS_BLOCK_BYTES + experts * 3 * LINE_BYTES;
 }
 
 static int block_rows(const struct moe *m)
@@ -74,7 +75,7 @@ void moe_take_work(struct moe *m, struct arena_taker *t)
     m->z_bytes = z_room(rows, neurons, (size_t)m->most_held);
     m->z = arena_take(t, m->z_bytes, 1);
     m->need = arena_take(t, (size_t)m->n_layers, sizeof(*m->need));
-    m->scales = arena_take(t, (size_t)m->n_layers, sizeof(*m->scales));
+    m->forms = arena_take(t, (size_t)m->n_layers, sizeof(*m->forms));
     m->share = arena_take(t, (size_t)m->most_held, sizeof(*m->share));
     m->active.begin = arena_take(t, (size_t)m->experts + 1, sizeof(*m->active.begin));
     m->active.row = arena_take(t, rows * held, sizeof(*m->active.row));
@@ -140,10 +141,7 @@ static void place_shares(struct work *w)
 
         z->x = (const float *)(void *)at;
         at += moe_line((size_t)z->n * z->ld * sizeof(float));
-        if (format_has_scales(w->share[s].x->down.format)) {
-            rows_room(z, at);
-            at += rows_bytes(z->n, z->cols);
-        }
+        if (gemm_rows(w->m->gemm, z, w->share[s].x->down.format, at)) at += rows_bytes(z->n, z->cols);
     }
     BUG_ON(at > end);
 }
@@ -212,7 +210,7 @@ static void keep_z(const struct moe_share *s, bool fixed, const float *tile, siz
         for (int j = 0; fixed && j < columns; j++)
             if (!x->keep[first + j]) z[j] = x->fill ? x->fill[first + j] : 0.0f;
     }
-    if (s->z.q) {
+    if (rows_wait(&s->z)) {
         struct rows z = s->z;
 
         rows_quantize_part(&z, row, rows, first / QUANT_BLOCK, packed_blocks(columns));
@@ -247,6 +245,7 @@ static struct rows rows_part(const struct rows *r, int first, int n)
     size_t blocks = (size_t)packed_blocks(r->cols), f = (size_t)first;
     struct rows part = {.x = r->x + f * r->ld, .ld = r->ld, .n = n, .cols = r->cols};
 
+    if (r->half) part.half = r->half + f * half_ld(r->cols);
     if (r->q) part.q = r->q + f * blocks * QUANT_BLOCK, part.scale = r->scale + f * blocks, part.sum = r->sum + f * blocks;
     return part;
 }

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "num/half.h"
+
 /* Below this many multiplications waking the workers takes longer than the product. */
 enum { SERIAL_BELOW = 1 << 17, ROWS_AT_ONCE = 192, MOST_PRODUCTS = 4 };
 /* Of weights that are packed on the way: panels of a task, and rows and inputs at a time. */
@@ -14,6 +16,8 @@ enum { LOOSE_PANELS = 4, LOOSE_ROWS = 96, LOOSE_COLS = CHAIN };
 struct gemm {
     struct threads *threads;
     const struct kernel *kernel;
+    enum isa most;
+    bool half;     /* activations for bf16 weights are bf16 */
     char *scratch; /* per thread: the kernel's, then a room for whoever runs on it */
     size_t scratch_bytes;
     char about[64];
@@ -25,6 +29,14 @@ struct loose_scratch {
     float x[LOOSE_ROWS * LOOSE_COLS] __attribute__((aligned(64)));
 };
 _Static_assert(sizeof(struct loose_scratch) <= GEMM_ROOM_BYTES, "it lies in the room");
+
+static void describe(struct gemm *g)
+{
+    int threads = threads_count(g->threads);
+
+    snprintf(g->about, sizeof(g->about), "%s%s, %d thread%s", isa_name(g->kernel->isa), g->half ? " (bf16 activations)" : "",
+             threads, threads == 1 ? "" : "s");
+}
 
 status gemm_open(struct gemm **out, int threads, enum isa most, struct err *e)
 {
@@ -43,8 +55,9 @@ status gemm_open(struct gemm **out, int threads, enum isa most, struct err *e)
         gemm_close(g);
         return e->code;
     }
+    g->most = most;
     g->kernel = kernel_for(most);
-    snprintf(g->about, sizeof(g->about), "%s, %d thread%s", isa_name(g->kernel->isa), threads, threads == 1 ? "" : "s");
+    describe(g);
     *out = g;
     return OK;
 }
@@ -85,6 +98,38 @@ static struct loose_scratch *loose_scratch(struct gemm *g, int worker)
 const char *gemm_describe(const struct gemm *g)
 {
     return g->about;
+}
+
+void gemm_use_half(struct gemm *g, struct log *l)
+{
+    const struct kernel *k = kernel_half_for(g->most);
+
+    while (k->isa > ISA_PLAIN && !half_check(k)) {
+        log_warn(l, "kernels: bfloat16 products of level %s are wrong on this processor: the next lower level takes their place",
+                 isa_name(k->isa));
+        k = kernel_half_for((enum isa)(k->isa - 1));
+    }
+    g->kernel = k;
+    g->half = true;
+    describe(g);
+}
+
+bool gemm_half(const struct gemm *g)
+{
+    return g->half;
+}
+
+bool gemm_rows(const struct gemm *g, struct rows *r, enum format f, void *memory)
+{
+    if (format_has_scales(f) && !r->q) {
+        rows_room(r, memory);
+        return true;
+    }
+    if (f == FORMAT_BF16 && g->half && !r->half) {
+        half_room(r, memory);
+        return true;
+    }
+    return false;
 }
 
 void gemm_parallel(struct gemm *g, int n, void (*task)(void *ctx, int i, int worker), void *ctx)

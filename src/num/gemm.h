@@ -5,9 +5,11 @@
 #ifndef NUM_GEMM_H
 #define NUM_GEMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/err.h"
+#include "base/log.h"
 #include "base/mat.h"
 #include "num/kernel.h"
 #include "num/threads.h"
@@ -24,6 +26,14 @@ void *gemm_scratch(struct gemm *g, int worker); /* the worker's kernel scratch *
 enum { GEMM_ROOM_BYTES = 192 * 1024 };
 void *gemm_room(struct gemm *g, int worker);
 const char *gemm_describe(const struct gemm *g); /* "avx2, 2 threads" */
+
+/* Activations become bfloat16 for products with bf16 weights (half.h).  Levels whose products are not right on this processor are left out, with a line in the log (NULL is fine).
+ * Before the first gemm_rows(). */
+void gemm_use_half(struct gemm *g, struct log *l);
+bool gemm_half(const struct gemm *g);
+/* Gives r the places in `memory` (rows_bytes(), aligned to 64) that products with weights of format f need: to be quantized for q8 and q4, rounded for bf16 with gemm_use_half(),
+ * else none.  May be called for several formats.  true: there is a new one, so rows_quantize() or gemm_quantize() has to follow. */
+bool gemm_rows(const struct gemm *g, struct rows *r, enum format f, void *memory);
 
 /* y[t][n] = sum_k x[t][k] * w[n][k] (+ bias[n] if not NULL): y row t at y + t * ldy, [x->n, w->rows].  For q8 and q4 weights x must be quantized. */
 void gemm_product(struct gemm *g, float *y, size_t ldy, const struct rows *x, const struct packed *w, const float *bias);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "num/half.h"
 #include "num/packed.h"
 
 enum { INFINITE = 0x7f800000 }; /* the bits of infinity */
@@ -18,7 +19,7 @@ size_t rows_bytes(int n, int cols)
 {
     size_t blocks = (size_t)n * (size_t)packed_blocks(cols);
 
-    return up(blocks * QUANT_BLOCK) + up(blocks * sizeof(float)) + up(blocks * sizeof(int32_t));
+    return up(blocks * QUANT_BLOCK) + up(blocks * sizeof(float)) + up(blocks * sizeof(int32_t)) + half_bytes(n, cols);
 }
 
 void rows_room(struct rows *r, void *memory)
@@ -141,12 +142,14 @@ static void quantize(struct rows *r, int first, int n, int block, int blocks, bo
 
 void rows_quantize(struct rows *r, int first, int n)
 {
-    quantize(r, first, n, 0, packed_blocks(r->cols), false);
+    rows_quantize_part(r, first, n, 0, packed_blocks(r->cols));
 }
 
 void rows_quantize_part(struct rows *r, int first, int n, int block, int blocks)
 {
-    quantize(r, first, n, block, blocks, false);
+    BUG_ON(!rows_wait(r));
+    if (r->q) quantize(r, first, n, block, blocks, false);
+    if (r->half) half_fill(r, first, n, block, blocks);
 }
 
 void rows_quantize_plain(struct rows *r, int first, int n)

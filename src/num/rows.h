@@ -3,6 +3,7 @@
 #ifndef NUM_ROWS_H
 #define NUM_ROWS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,16 +16,24 @@ struct rows {
     int8_t *q;    /* [n][blocks * 32], zeros behind cols; aligned to 32 */
     float *scale; /* [n][blocks] */
     int32_t *sum; /* [n][blocks] of the q of a block: weights are stored with a bias */
+    /* Place given by half_room() of half.h, else NULL: x as bfloat16, [n][half_ld()], zeros behind cols up to whole blocks; aligned to 64. */
+    uint16_t *half;
 };
 
-/* Bytes that rows_room() needs; aligned to 64. */
+/* Bytes that rows_room() and half_room() (of half.h) together need, aligned to 64; of whole blocks of a row at most ROWS_BLOCK_BYTES each. */
+enum { ROWS_BLOCK_BYTES = 32 + 4 + 4 + 64 + 4 };
 size_t rows_bytes(int n, int cols);
 /* Places q, scale and sum in `memory` (aligned to 64). */
 void rows_room(struct rows *r, void *memory);
-/* Quantizes rows first .. first + n - 1; rows_room() came before.  Any thread. */
+/* Quantizes rows first .. first + n - 1, and rounds them if half_room() gave them a place; one of the two came before.  Any thread. */
 void rows_quantize(struct rows *r, int first, int n);
 /* The same for blocks block .. block + blocks - 1 only: of rows that come block by block. */
 void rows_quantize_part(struct rows *r, int first, int n, int block, int blocks);
+/* Whether rows_quantize() has to be called before products. */
+static inline bool rows_wait(const struct rows *r)
+{
+    return r->q || r->half;
+}
 /* The definition of rows_quantize() in plain loops, for tests. */
 void rows_quantize_plain(struct rows *r, int first, int n);
 
