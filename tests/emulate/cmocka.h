@@ -10,6 +10,7 @@
 struct CMUnitTest {
     const char *name;
     void (*run)(void **state);
+    void *state;
 };
 
 #define fail_msg(...)         (printf("%s:%d: ", __FILE__, __LINE__), printf(__VA_ARGS__), printf("\n"), exit(1))
@@ -24,9 +25,10 @@ struct CMUnitTest {
 #define print_message(...)           printf(__VA_ARGS__)
 #define skip()                       return
 
-#define cmocka_unit_test(function)                                                                                               \
+#define cmocka_unit_test(function) cmocka_unit_test_prestate(function, NULL)
+#define cmocka_unit_test_prestate(function, state)                                                                               \
     {                                                                                                                            \
-#function, function                                                                                                      \
+#function, function, state                                                                                               \
     }
 #define cmocka_run_group_tests(tests, setup, teardown) run_group(tests, sizeof(tests) / sizeof(*(tests)))
 
@@ -34,7 +36,7 @@ static inline int run_group(const struct CMUnitTest *tests, size_t n)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
     for (size_t i = 0; i < n; i++) {
-        void *state = NULL;
+        void *state = tests[i].state;
 
         printf("%s\n", tests[i].name);
         tests[i].run(&state);
