@@ -63,6 +63,7 @@ struct spec {
         bool coordinator_experts; /* the coordinator rank holds experts too (always so with one rank) */
         double deadline_seconds;  /* silence of a rank for longer is its loss */
         int64_t threads;          /* per rank */
+        int64_t kernels;          /* 0: the best there are; else 1 + enum isa of num, in the same order */
         int64_t micro_batches;    /* 1 or 2: attention of one overlaps the experts of the other */
         int64_t shared_memory;    /* enum spec_shared_memory: between ranks of one host */
         /* enum spec_exchange_rows, spec_exchange_answers: what travels; anything but the defaults makes the bits depend on the placement */
@@ -78,7 +79,8 @@ struct spec {
 
     struct { /* enum spec_precision: formats of the weights of a model that is opened, or written */
         int64_t experts, attention, head, router;
-        int64_t kv; /* enum spec_kv: keys and values of what a session has seen */
+        int64_t activations; /* 1: bfloat16 into products with bf16 weights */
+        int64_t kv;          /* enum spec_kv: keys and values of what a session has seen */
     } precision;
 
     struct {

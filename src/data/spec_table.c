@@ -14,6 +14,8 @@ static const char *const exchange_rows_names[] = {"f32", "bf16", NULL};
 static const char *const exchange_answers_names[] = {"exact", "f32", "bf16", NULL};
 static const char *const precision_names[] = {"stored", "f32", "bf16", "q8", "q4", NULL};
 static const char *const kv_names[] = {"f32", "bf16", "q8", NULL};
+static const char *const activation_names[] = {"f32", "bf16", NULL};
+static const char *const kernel_names[] = {"auto", "plain", "avx2", "avx512", "vnni", "bf16", "amx", NULL};
 static const char *const method_names[] = {"default", "factorllm", NULL};
 static const char *const grouping_names[] = {"contiguous", "random", "coactivation", NULL};
 static const char *const scale_names[] = {"one", "paper", NULL};
@@ -56,6 +58,7 @@ static const struct key table[] = {
     {"cluster.coordinator_experts", ALL, KEY_BOOL, AT(cluster.coordinator_experts), "true", NULL, 0, 0, NULL, KEY_TOP, "rank 0 holds experts too"},
     {"cluster.deadline_seconds", ALL, KEY_REAL, AT(cluster.deadline_seconds), "30", NULL, 0.1, 86400, NULL, KEY_TOP, "a rank that is silent for longer is lost"},
     {"cluster.threads", ALL, KEY_INT, AT(cluster.threads), "1", NULL, 1, 1024, NULL, KEY_TOP, "threads per rank"},
+    {"cluster.kernels", ALL, KEY_ENUM, AT(cluster.kernels), "auto", NULL, 0, 0, kernel_names, KEY_TOP, "the highest level of instructions that is used; auto: what the processor has"},
     {"cluster.micro_batches", ALL, KEY_INT, AT(cluster.micro_batches), "2", NULL, 1, 2, NULL, KEY_TOP, "2: attention of one half overlaps the experts of the other"},
     {"cluster.shared_memory", ALL, KEY_ENUM, AT(cluster.shared_memory), "auto", NULL, 0, 0, shared_memory_names, KEY_TOP, "auto: ranks of one host hand rows over through shared memory"},
     {"cluster.exchange_rows", ALL, KEY_ENUM, AT(cluster.exchange_rows), "f32", NULL, 0, 0, exchange_rows_names, KEY_TOP, "rows on their way to experts; bf16: half the bytes, and results depend on the placement"},
@@ -72,6 +75,7 @@ static const struct key table[] = {
     {"precision.head", ALL, KEY_ENUM, AT(precision.head), "stored", NULL, 0, 0, precision_names, 0, "of the matrix behind the last layer"},
     {"precision.router", E | I | B | P, KEY_ENUM, AT(precision.router), "f32", NULL, 0, 0, precision_names, 0, "of the routers"},
     {"precision.kv", E | I | B | P, KEY_ENUM, AT(precision.kv), "f32", NULL, 0, 0, kv_names, 0, "of the cache of keys and values"},
+    {"precision.activations", E | I | B | P, KEY_ENUM, AT(precision.activations), "f32", NULL, 0, 0, activation_names, 0, "what goes into products with bf16 weights; bf16: faster where the processor has AVX-512 BF16 or AMX, results depend on which"},
 
     {"method", F, KEY_ENUM, AT(factorize.method), "default", NULL, 0, 0, method_names, 0, "default: the best we have measured; factorllm: the paper's choices"},
     {"experts", F, KEY_INT, AT(factorize.experts), "32", "4", 1, 4096, NULL, 0, "routed experts of a layer, N"},

@@ -23,6 +23,7 @@ static const double OPEN_SECONDS = 600;
 
 struct open_request {
     struct model_limits limits;
+    int32_t level; /* enum isa: of the coordinator's kernels */
     char directory[4096];
 };
 
@@ -100,15 +101,27 @@ static void close_model(struct cluster *c)
     c->arena = NULL;
 }
 
+static status highest_level(const struct spec *s, enum isa *most, struct err *e)
+{
+    enum isa best = isa_best();
+
+    *most = s->cluster.kernels ? (enum isa)(s->cluster.kernels - 1) : best;
+    if (*most <= best) return OK;
+    return err_set(e, ERR_SPEC, "cluster.kernels: expected auto or a level up to %s, which this processor has, found %s",
+                   isa_name(best), isa_name(*most));
+}
+
 status cluster_open(struct cluster **out, struct comm *comm, const struct spec *s, struct err *e)
 {
     struct cluster *c = calloc(1, sizeof(*c));
+
+    enum isa most;
 
     *out = NULL;
     BUG_ON(!c);
     *c = (struct cluster){.comm = comm, .spec = s};
     timing_start(&c->timing, comm_rank(comm));
-    if (gemm_open(&c->gemm, (int)s->cluster.threads, isa_best(), e) || open_control(c, e)) {
+    if (highest_level(s, &most, e) || gemm_open(&c->gemm, (int)s->cluster.threads, most, e) || open_control(c, e)) {
         cluster_close(c);
         return e->code;
     }
@@ -174,6 +187,20 @@ static void warn_of_ranks_apart(struct cluster *c)
     if (!why || c->warned_apart) return;
     log_warn(c->log, "ranks of one host do not share memory, their rows go through MPI: %s", why);
     c->warned_apart = true;
+}
+
+/* Products with bfloat16 activations have other bits on other levels: then all ranks need the same one. */
+static status choose_kernels(struct cluster *c, struct open_request *q, struct err *e)
+{
+    gemm_use_half(c->gemm, q->limits.half, c->log);
+    enum isa mine = gemm_kernel(c->gemm)->isa;
+
+    if (is_coordinator(c)) q->level = (int32_t)mine;
+    if (!q->limits.half || (int32_t)mine == q->level) return OK;
+    return err_set(
+        e, ERR_SPEC,
+        "kernels of level %s, rank 0 has %s: with precision.activations: bf16 all ranks need one level: cluster.kernels: %s",
+        isa_name(mine), isa_name((enum isa)q->level), isa_name((int32_t)mine < q->level ? mine : (enum isa)q->level));
 }
 
 /* Local on every rank.  The exchange of the model is opened by the caller, after both sides have come this far. */
@@ -259,7 +286,8 @@ status cluster_model(struct cluster *c, const char *directory, struct model_limi
     q->limits = limits;
 
     /* What is wrong with the files shows on the coordinator first, and only then are the others asked. */
-    st = open_part(c, q, &talk, e);
+    st = choose_kernels(c, q, e);
+    if (!st) st = open_part(c, q, &talk, e);
     if (!st) {
         c->asked = !alone(c);
         st = ask_all(c, KIND_OPEN, "open model", q, sizeof(*q), e);
@@ -402,7 +430,8 @@ status cluster_follow(struct cluster *c, struct err *e)
         } else if (r.kind == KIND_OPEN && control) {
             BUG_ON(r.bytes != sizeof(*q));
             memcpy(q, payload, sizeof(*q));
-            st = open_part(c, q, &talk, &mine);
+            st = choose_kernels(c, q, &mine);
+            if (!st) st = open_part(c, q, &talk, &mine);
             answer(c, &r, st, &mine);
             if (st) continue; /* the coordinator closes */
             if ((verdict = switch_exchange(c, talk, e))) break;

@@ -45,9 +45,9 @@ struct json_t *room_precision_json(const struct spec *s)
     static const char *const names[] = {"stored", "f32", "bf16", "q8", "q4"}; /* enum spec_precision */
     char text[128];
 
-    int n = snprintf(text, sizeof(text), "experts %s, attention %s, head %s, router %s, kv %s", names[s->precision.experts],
+    int n = snprintf(text, sizeof(text), "experts %s, attention %s, head %s, router %s, kv %s%s", names[s->precision.experts],
                      names[s->precision.attention], names[s->precision.head], names[s->precision.router],
-                     kv_name((enum kv_format)s->precision.kv));
+                     kv_name((enum kv_format)s->precision.kv), s->precision.activations ? ", activations bf16" : "");
     return json_text_new(text, (size_t)n);
 }
 
@@ -69,6 +69,7 @@ static struct model_limits limits_of(const struct spec *s, int64_t rows, int64_t
         .positions = (int)positions,
         .verify = s->verify_weights,
         .precision = room_opening(s),
+        .half = s->precision.activations != 0,
         .kv = (enum kv_format)s->precision.kv, /* the same order of names */
         .wire = {.rows = s->cluster.exchange_rows == ROWS_BF16 ? MOE_ROWS_BF16 : MOE_ROWS_F32, .answers = answers_of(s)}};
 }

@@ -21,6 +21,7 @@ struct model_limits {
     bool calibration;     /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */
     struct moe_wire wire; /* what travels between ranks */
     struct precision precision;
+    bool half; /* activations are bfloat16 where weights are (num/half.h); whoever has the gemm sees to it */
 };
 
 /* Bytes of one rank.  From the shape and the plan alone, loads nothing. */

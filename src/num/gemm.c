@@ -100,17 +100,18 @@ const char *gemm_describe(const struct gemm *g)
     return g->about;
 }
 
-void gemm_use_half(struct gemm *g, struct log *l)
+void gemm_use_half(struct gemm *g, bool half, struct log *l)
 {
-    const struct kernel *k = kernel_half_for(g->most);
+    const struct kernel *k = half ? kernel_half_for(g->most) : kernel_for(g->most);
 
-    while (k->isa > ISA_PLAIN && !half_check(k)) {
+    if (half == g->half) return;
+    while (half && k->isa > ISA_PLAIN && !half_check(k)) {
         log_warn(l, "kernels: bfloat16 products of level %s are wrong on this processor: the next lower level takes their place",
                  isa_name(k->isa));
         k = kernel_half_for((enum isa)(k->isa - 1));
     }
     g->kernel = k;
-    g->half = true;
+    g->half = half;
     describe(g);
 }
 

@@ -27,9 +27,9 @@ enum { GEMM_ROOM_BYTES = 192 * 1024 };
 void *gemm_room(struct gemm *g, int worker);
 const char *gemm_describe(const struct gemm *g); /* "avx2, 2 threads" */
 
-/* Activations become bfloat16 for products with bf16 weights (half.h).  Levels whose products are not right on this processor are left out, with a line in the log (NULL is fine).
- * Before the first gemm_rows(). */
-void gemm_use_half(struct gemm *g, struct log *l);
+/* Whether activations become bfloat16 for products with bf16 weights (half.h); not so at first.  Levels whose products are not right on this processor are left out, with
+ * a line in the log (NULL is fine).  Between products; rows that gemm_rows() saw are of no use any more. */
+void gemm_use_half(struct gemm *g, bool half, struct log *l);
 bool gemm_half(const struct gemm *g);
 /* Gives r the places in `memory` (rows_bytes(), aligned to 64) that products with weights of format f need: to be quantized for q8 and q4, rounded for bf16 with gemm_use_half(),
  * else none.  May be called for several formats.  true: there is a new one, so rows_quantize() or gemm_quantize() has to follow. */
