@@ -116,7 +116,7 @@ status comm_open(struct comm **out, int *argc, char ***argv, struct err *e)
 
     *out = NULL;
     BUG_ON(!c);
-    *c = (struct comm){.size = 1, .world = MPI_COMM_NULL, .chunk = COMM_CHUNK, .region = {.file = -1}};
+    *c = (struct comm){.size = 1, .world = MPI_COMM_NULL, .chunk = COMM_CHUNK, .channels = 1, .region = {.file = -1}};
     c->yields = variable_is_on("OMPI_MCA_mpi_yield_when_idle") || variable_is_on("OMPI_MCA_mpi_oversubscribe");
     c->recovery = variable_is_on("OMPI_MCA_orte_enable_recovery");
     if (launched(&rank, &several)) {

@@ -31,6 +31,8 @@ struct comm_peer { /* gathered at start: every rank knows of every rank */
 
 /* Collective.  A program that was not started by mpirun or srun is one rank. */
 status comm_open(struct comm **out, int *argc, char ***argv, struct err *e);
+/* Collective, at start-up: as many ranks as this (or all, if there are fewer) will post requests (exchange.h), each in a channel of its own, and one channel is for rank 0 to ask them. */
+status comm_share(struct comm *c, int coordinators, struct err *e);
 /* An orderly end: collective, only after the followers were told to stop.  A rank that does not come within 10 s is not waited for: the coordinator
  * says so, and this process exits with `verdict`, or with ERR_RANK in place of OK. */
 void comm_close(struct comm *c, status verdict);

@@ -10,7 +10,7 @@
 #include "comm/comm.h"
 #include "comm/region.h"
 
-enum { COMM_CHUNK = 1 << 30 };
+enum { COMM_CHUNK = 1 << 30, COMM_CHANNELS = 66 };
 
 struct comm {
     int rank, size;
@@ -19,17 +19,17 @@ struct comm {
     MPI_Comm world;
     struct comm_peer *peers;
     struct process *processes;
-    int *host_cores; /* per rank: processors that the ranks on its host may use together */
-    uint64_t sequence;
-    size_t chunk; /* a longer piece of payload travels as several messages: MPI counts in int */
+    int *host_cores;                  /* per rank: processors that the ranks on its host may use together */
+    uint64_t sequence[COMM_CHANNELS]; /* of requests, per channel: posted, or taken */
+    size_t chunk;                     /* a longer piece of payload travels as several messages: MPI counts in int */
     MPI_Request *ping;
     bool yields, recovery;
     bool *closed; /* see watch_fork(); NULL when nobody watches */
-    /* Ranks that share memory with the coordinator (mailbox.h). */
+    /* Ranks that share memory with rank 0, itself included (mailbox.h). */
     struct region region;
-    struct office *office; /* NULL: not this rank */
-    int *by_mail;          /* [rank] */
-    char apart[160];       /* why some do not though they are on its host, or empty */
+    int channels;    /* that there are mailboxes for */
+    int *by_mail;    /* [rank] */
+    char apart[160]; /* why some do not though they are on its host, or empty */
     /* Tests: as if the memory for payloads could not be had, or the followers could not open it. */
     bool no_region, no_attach;
 };

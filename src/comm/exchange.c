@@ -26,6 +26,7 @@ struct pause pause_begin(const struct exchange *x)
     return (struct pause){.start = now,
                           .now = now,
                           .look = now,
+                          .idle = now,
                           .crowded = x->crowded,
                           .yields = x->comm->yields,
                           .bell = x->bell,
@@ -45,7 +46,7 @@ static void relax(const struct pause *p)
 
 bool pause_step(struct pause *p, bool rings)
 {
-    double waited = p->now - p->start, before = p->now;
+    double waited = p->now - p->idle, before = p->now;
     bool spins = waited < (p->crowded ? CROWDED_SECONDS : SPIN_SECONDS) || p->now < p->quick;
 
     if (!p->crowded && waited < RELAX_SECONDS) relax(p);
@@ -147,8 +148,15 @@ static void take_lane(struct arena_taker *t, struct lane *l, struct exchange_lim
     l->in = take_requests(t, limits.answer_bytes, chunk);
 }
 
+/* How many of the ranks answer. */
+static int answerers(int size, struct exchange_limits limits)
+{
+    return limits.ranks > 0 && limits.ranks < size ? limits.ranks : size;
+}
+
 size_t exchange_cost(bool coordinator, int size, struct exchange_limits limits)
 {
+    int ranks = answerers(size, limits), lanes = ranks - (limits.asker < ranks);
     struct arena_taker t = {0};
     struct exchange x = {.limits = limits};
     struct lane lane;
@@ -158,22 +166,33 @@ size_t exchange_cost(bool coordinator, int size, struct exchange_limits limits)
         take_follower(&t, &x, COMM_CHUNK);
         return t.bytes;
     }
-    arena_take(&t, (size_t)EXCHANGE_SLOTS * (size_t)size, sizeof(lane));
-    arena_take(&t, (size_t)size, sizeof(enum offer_state));
+    arena_take(&t, (size_t)EXCHANGE_SLOTS * (size_t)ranks, sizeof(lane));
+    arena_take(&t, (size_t)ranks, sizeof(enum offer_state));
     size_t rest = t.bytes;
     take_lane(&t, &lane, limits, COMM_CHUNK);
-    return rest + (t.bytes - rest) * EXCHANGE_SLOTS * (size_t)(size - 1);
+    return rest + (t.bytes - rest) * EXCHANGE_SLOTS * (size_t)lanes;
+}
+
+size_t exchange_costs(int rank, int size, struct exchange_limits limits, int coordinators)
+{
+    size_t bytes = exchange_cost(rank == 0, size, limits);
+
+    for (int q = 1; q < coordinators; q++) {
+        limits.asker = q;
+        bytes += exchange_cost(rank == q, size, limits);
+    }
+    limits.asker = 0, limits.ranks = coordinators;
+    if (coordinators > 1 && rank < coordinators) bytes += exchange_cost(rank == 0, size, limits);
+    return bytes;
 }
 
 static void take_coordinator(struct arena_taker *t, struct exchange *x)
 {
-    int size = x->comm->size;
-
-    x->lanes = arena_take(t, (size_t)EXCHANGE_SLOTS * (size_t)size, sizeof(*x->lanes));
-    x->offer = arena_take(t, (size_t)size, sizeof(*x->offer));
-    for (int i = 0; x->lanes && i < EXCHANGE_SLOTS * size; i++) {
+    x->lanes = arena_take(t, (size_t)EXCHANGE_SLOTS * (size_t)x->ranks, sizeof(*x->lanes));
+    x->offer = arena_take(t, (size_t)x->ranks, sizeof(*x->offer));
+    for (int i = 0; x->lanes && i < EXCHANGE_SLOTS * x->ranks; i++) {
         x->lanes[i] = (struct lane){.state = FREE};
-        if (i % size != 0) take_lane(t, &x->lanes[i], x->limits, x->comm->chunk); /* nobody posts to itself */
+        if (i % x->ranks != x->asker) take_lane(t, &x->lanes[i], x->limits, x->comm->chunk); /* nobody posts to itself */
     }
 }
 
@@ -184,21 +203,28 @@ status exchange_open(struct exchange **out, struct comm *c, struct exchange_limi
     struct arena_taker t = {.arena = a, .e = e};
 
     *out = NULL;
-    BUG_ON(c->size < 2 || !(limits.deadline > 0));
+    BUG_ON(c->size < 2 || !(limits.deadline > 0) || limits.asker < 0 || limits.asker >= c->size);
+    BUG_ON(limits.channel < 0 || limits.channel >= c->channels);
     if (asked > most) return err_set(e, ERR_LIMIT, "a message between ranks may have %zu bytes, not %zu", most, asked);
     struct exchange *x = arena_take(&t, 1, sizeof(*x));
     if (!x) return e->code;
-    *x = (struct exchange){.comm = c, .limits = limits, .pinged = clock_now(), .spoke = clock_now(), .region = {.file = -1}};
-    if (c->rank == 0) take_coordinator(&t, x);
+    *x = (struct exchange){.comm = c,
+                           .limits = limits,
+                           .asker = limits.asker,
+                           .ranks = answerers(c->size, limits),
+                           .pinged = clock_now(),
+                           .spoke = clock_now(),
+                           .region = {.file = -1}};
+    if (c->rank == x->asker) take_coordinator(&t, x);
     else take_follower(&t, x, c->chunk);
     if (t.failed) return e->code;
 
     int threads = limits.threads > 1 ? limits.threads : 1;
     x->crowded = (int64_t)c->peers[c->rank].ranks_on_host * threads > c->host_cores[c->rank];
     if (!limits.apart) snprintf(x->note, sizeof(x->note), "%s", c->apart);
-    if (!limits.apart && c->office) x->bell = c->rank == 0 ? &c->office->bell : &c->office->box[c->rank].bell;
-    if (x->bell && c->rank == 0) exchange_open_lanes(x);
-    else if (x->bell) x->box = &c->office->box[c->rank];
+    if (!limits.apart && c->by_mail[c->rank]) x->bell = office_bell(c, c->rank);
+    if (x->bell && x->lanes) exchange_open_lanes(x);
+    else if (x->bell && c->by_mail[x->asker]) x->box = office_box(c, limits.channel, c->rank);
     *out = x;
     return OK;
 }
@@ -207,6 +233,7 @@ void exchange_close(struct exchange *x)
 {
     if (!x) return;
     if (x->lanes) exchange_close_lanes(x);
+    if (x->listening) exchange_settle(x, x->in, 1, true);
     if (!x->comm->dirty) region_close(&x->region);
 }
 

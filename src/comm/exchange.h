@@ -13,6 +13,9 @@
  *     an idle rank does not burn a core.
  * Memory: what payloads need is taken at open, from `limits`; nothing later.  Ranks that share memory with the coordinator read a payload where the
  *     sender wrote it; a sender that asks for the place first (exchange_room(), exchange_answer_room()) copies nothing at all.
+ * Several coordinators: each has an exchange of its own in a channel of its own (comm_share()), which all who answer open, too; for one exchange its asker is
+ *     "the coordinator" of this file.  Who waits for answers serves the others meanwhile (exchange_serve()), so that two that ask each other both
+ *     get their answer.  That rank 0 lives is watched in channel 0.
  * Signals: STOP_NOW ends a wait with STOPPED, unless a peer on this host is gone: then ERR_RANK, because then the signal is mpirun cleaning up.
  */
 #ifndef COMM_EXCHANGE_H
@@ -33,6 +36,8 @@ struct exchange_limits {
     double deadline;      /* seconds */
     int threads;          /* that this rank computes with, 0: one; a rank that has no processor of its own waits otherwise */
     bool apart;           /* no memory is shared, also on one host; the same on all ranks */
+    /* With several coordinators: who posts here, in which channel (0: rank 0), and how many ranks answer, 0: all.  The same on all ranks that open it. */
+    int asker, channel, ranks;
 };
 
 struct request {   /* travels in front of the payload, as it is: ranks are one architecture */
@@ -60,6 +65,8 @@ struct exchange_stats {
 
 /* Bytes exchange_open() takes from the arena on a coordinator / a follower of `size` ranks. */
 size_t exchange_cost(bool coordinator, int size, struct exchange_limits limits);
+/* What a rank takes for the exchanges of so many coordinators (0: one) with these limits, and for the one in which rank 0 asks the others. */
+size_t exchange_costs(int rank, int size, struct exchange_limits limits, int coordinators);
 /* Local.  May be closed and opened again with other limits between jobs: the sequence goes on in `comm`. */
 status exchange_open(struct exchange **out, struct comm *c, struct exchange_limits limits, struct arena *a, struct err *e);
 void exchange_close(struct exchange *x);
@@ -82,10 +89,18 @@ const struct answer *exchange_answer_of(const struct exchange *x, int slot, int 
 /* Lets pending messages move (MPI has no progress thread): call it between pieces of local work.  Cheap. */
 void exchange_progress(struct exchange *x);
 void exchange_ping(struct exchange *x);
+/* While answers are waited for in x, requests that come in the others (which this rank answers) are given to `answering`, which ends in exchange_answer(): it must not
+ * wait itself.  The array belongs to the caller, and lives as long as x is used. */
+typedef void exchange_answering(void *ctx, int which, const struct request *r, const void *payload);
+void exchange_serve(struct exchange *x, struct exchange *const *others, int n, exchange_answering *answering, void *ctx);
+/* Rank 0: while it waits in x, pings go out in channel 0. */
+void exchange_keep_alive(struct exchange *x, struct exchange *first);
 const struct exchange_stats *exchange_stats(const struct exchange *x);
 
 /* Follower.  The request's payload is valid until exchange_answer(). */
 status exchange_next(struct exchange *x, struct request *r, const void **payload, struct err *e);
+/* The same for a rank that answers in several: the next request in any of them, and which it was.  x[0] is the one of rank 0, channel 0. */
+status exchange_next_of(struct exchange *const *x, int n, int *which, struct request *r, const void **payload, struct err *e);
 /* Where the answer to the request taken last has its payload of so many bytes: what is written there and then answered is not copied. */
 void *exchange_answer_room(struct exchange *x, size_t bytes);
 void exchange_answer(struct exchange *x, const struct request *r, status code, int rows, const void *payload, size_t bytes);

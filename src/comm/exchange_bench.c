@@ -8,7 +8,7 @@
 #include "comm/comm_internal.h"
 
 enum { KIND_CHECK = 50, KIND_ECHO, KIND_RAW, KIND_END };
-enum { TAG_RAW = 100, ROUNDS_MAX = 999, IDLE_ROUNDS = 9 };
+enum { TAG_RAW = 30000, ROUNDS_MAX = 999, IDLE_ROUNDS = 9 };
 
 static const double ROUND_SECONDS = 2e-3, IDLE_SECONDS = 0.05;
 
@@ -174,7 +174,7 @@ static double median(double *x, int n)
 
 static status time_size(struct bench *b, int rank, size_t n, struct exchange_bench_row *row, struct err *e)
 {
-    double once;
+    double once = 0;
     status st = check(b, rank, n, e);
 
     for (int i = 0; i < 3 && !st; i++) st = time_ours(b, rank, n, 3, &once, e);

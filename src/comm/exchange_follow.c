@@ -24,8 +24,8 @@ static status lost(struct exchange *x, const struct wait *w, const char *reason)
     const struct request *last = &x->last;
     struct str text = {0};
 
-    str_addf(&text, "rank 0 (%s, the coordinator) was lost: rank %d heard nothing for %.1f s", x->comm->peers[0].host,
-             x->comm->rank, w->pause.now - w->pause.start);
+    str_addf(&text, "rank %d (%s, the coordinator) was lost: rank %d heard nothing for %.1f s", x->asker,
+             x->comm->peers[x->asker].host, x->comm->rank, w->pause.now - w->pause.start);
     if (last->what[0]) str_addf(&text, " after '%.*s'", (int)sizeof(last->what), last->what);
     if (last->what[0] && last->layer >= 0) str_addf(&text, ", layer %d", last->layer);
     str_addf(&text, " (%s)", reason);
@@ -46,7 +46,7 @@ static status look(struct exchange *x, struct wait *w)
 {
     double now = w->pause.now;
 
-    if (w->gone <= 0 && comm_peer_gone(x->comm, 0)) w->gone = now;
+    if (w->gone <= 0 && comm_peer_gone(x->comm, x->asker)) w->gone = now;
     if (w->gone > 0 && w->pause.stop > 0) return err_set(&x->over, STOPPED, "the coordinator ended the job");
     if (w->gone > 0 && now - w->gone > GONE_SECONDS && now - w->gone > GONE_SECONDS + turn_of(x))
         return lost(x, w, "its process is gone");
@@ -68,6 +68,7 @@ static status wait_all(struct exchange *x, MPI_Request *q, int n, bool receives,
 
     if (body) w.pause.quick = w.pause.now + QUICK_SECONDS;
     while (!(code = MPI_Testall(n, q, &done, MPI_STATUSES_IGNORE)) && !done) {
+        if (x->beside) exchange_progress(x->beside); /* it may be what the other side waits for */
         if (!pause_step(&w.pause, false) || !look(x, &w)) continue;
         exchange_settle(x, q, n, receives);
         return x->over.code;
@@ -84,37 +85,40 @@ static status wait_all(struct exchange *x, MPI_Request *q, int n, bool receives,
 
 static status refused(struct exchange *x, const char *what)
 {
-    return err_set(&x->over, ERR_RANK, "rank 0 (%s, the coordinator): MPI refuses to %s", x->comm->peers[0].host, what);
+    return err_set(&x->over, ERR_RANK, "rank %d (%s, the coordinator): MPI refuses to %s", x->asker,
+                   x->comm->peers[x->asker].host, what);
 }
 
-/* The next head that is not a ping. */
-static status next_by_mpi(struct exchange *x)
+/* Is there a head that is not a ping? */
+static bool head_by_mpi(struct exchange *x)
 {
     size_t most = sizeof(*x->request) + INLINE;
+    int done = 1, code = 0;
 
-    do {
-        int code = MPI_Irecv(x->request, (int)most, MPI_BYTE, 0, TAG_REQUEST, x->comm->world, &x->in[0]);
-
-        if (code) return refused(x, "receive");
-        if (wait_all(x, x->in, 1, true, false)) return x->over.code;
-    } while (x->request->r.kind == KIND_PING);
-    return OK;
+    while (!code && done) {
+        if (!x->listening)
+            code = MPI_Irecv(x->request, (int)most, MPI_BYTE, x->asker, exchange_tag(x, TAG_REQUEST), x->comm->world, &x->in[0]);
+        if (code) break;
+        x->listening = true;
+        code = MPI_Test(&x->in[0], &done, MPI_STATUS_IGNORE);
+        if (code || !done) break;
+        x->listening = false;
+        if (x->request->r.kind != KIND_PING) return true;
+        x->heard++;
+    }
+    if (code) refused(x, "receive");
+    return false;
 }
 
-static status next_by_mail(struct exchange *x)
+static bool head_is_there(struct exchange *x)
 {
-    struct wait w = {.pause = pause_begin(x)};
-    uint64_t pings = __atomic_load_n(&x->box->pings, __ATOMIC_RELAXED), now;
+    if (x->over.code || x->asked) return false;
+    return x->box ? mail_next(x->box, x->comm->sequence[x->limits.channel], x->request) : head_by_mpi(x);
+}
 
-    while (!mail_next(x->box, x->comm->sequence, x->request)) {
-        bool look_now = pause_step(&w.pause, true);
-
-        now = __atomic_load_n(&x->box->pings, __ATOMIC_RELAXED);
-        if (now != pings) w.gone = 0, w.pause.start = w.pause.now;
-        pings = now;
-        if (look_now && look(x, &w)) return x->over.code;
-    }
-    return OK;
+static uint64_t pings(const struct exchange *x)
+{
+    return x->box ? __atomic_load_n(&x->box->pings, __ATOMIC_RELAXED) : x->heard;
 }
 
 /* Takes the offer of a region, once. */
@@ -127,7 +131,7 @@ static void take_offer(struct exchange *x)
     x->offered = true;
     if (x->comm->no_attach) return;
     BUG_ON(head->share_at + exchange_share(NULL, NULL, x->limits) > head->region_bytes);
-    if (region_attach(&x->region, x->comm->peers[0].pid, head->region_file, (size_t)head->region_bytes, head->region_id,
+    if (region_attach(&x->region, x->comm->peers[x->asker].pid, head->region_file, (size_t)head->region_bytes, head->region_id,
                       &ignored))
         return; /* the coordinator says so */
     exchange_share(&x->share, x->region.base + head->share_at, x->limits);
@@ -138,36 +142,75 @@ static status payload_of(struct exchange *x, const void **payload)
 {
     const struct request_head *head = x->request;
     size_t bytes0 = (size_t)head->bytes0, bytes1 = (size_t)(head->r.bytes - head->bytes0);
-    int tag = TAG_REQUEST_BODY + head->slot, n = 0, code = 0;
+    int tag = exchange_tag(x, TAG_REQUEST_BODY + head->slot), n = 0, code = 0;
 
     *payload = x->box ? x->box->slot[head->slot].asked : (char *)(x->request + 1);
     if (head->r.bytes <= INLINE) return OK;
     *payload = head->flags & HEAD_IN_REGION ? x->share.request[head->slot] : x->buffer;
     if (head->flags & HEAD_IN_REGION) return OK;
-    n = exchange_move(x, FROM, 0, x->buffer, bytes0, tag, x->in, n, &code);
-    n = exchange_move(x, FROM, 0, x->buffer + bytes0, bytes1, tag, x->in, n, &code);
+    n = exchange_move(x, FROM, x->asker, x->buffer, bytes0, tag, x->in, n, &code);
+    n = exchange_move(x, FROM, x->asker, x->buffer + bytes0, bytes1, tag, x->in, n, &code);
     return code ? refused(x, "receive") : wait_all(x, x->in, n, true, true);
 }
 
-status exchange_next(struct exchange *x, struct request *r, const void **payload, struct err *e)
+/* The head is there. */
+static status take(struct exchange *x, struct request *r, const void **payload)
 {
     const struct request_head *head = x->request;
+    uint64_t *last = &x->comm->sequence[x->limits.channel];
 
-    BUG_ON(x->lanes || x->asked);
-    if (x->over.code || (x->box ? next_by_mail(x) : next_by_mpi(x))) goto over;
-    BUG_ON(head->r.sequence <= x->comm->sequence || head->r.bytes > x->limits.request_bytes || head->bytes0 > head->r.bytes);
-    BUG_ON(head->slot < 0 || head->slot >= EXCHANGE_SLOTS || (head->flags & HEAD_IN_REGION && !x->region.base));
-    x->comm->sequence = head->r.sequence;
+    BUG_ON(head->r.sequence <= *last || head->r.bytes > x->limits.request_bytes || head->bytes0 > head->r.bytes);
+    *last = head->r.sequence;
     take_offer(x);
-    if (payload_of(x, payload)) goto over;
+    BUG_ON(head->slot < 0 || head->slot >= EXCHANGE_SLOTS || (head->flags & HEAD_IN_REGION && !x->region.base));
+    if (payload_of(x, payload)) return x->over.code;
     *r = x->last = head->r;
     x->asked = true;
     x->stats.messages++;
     x->stats.bytes_back += head->r.bytes;
     return OK;
-over:
-    *e = x->over;
-    return e->code;
+}
+
+bool exchange_take(struct exchange *x, struct request *r, const void **payload)
+{
+    return head_is_there(x) && take(x, r, payload) == OK;
+}
+
+status exchange_next_of(struct exchange *const *x, int n, int *which, struct request *r, const void **payload, struct err *e)
+{
+    struct wait w = {.pause = pause_begin(x[0])};
+    uint64_t before = pings(x[0]), now;
+    bool rings = true;
+
+    for (int i = 0; i < n; i++) {
+        BUG_ON(x[i]->lanes || x[i]->asked);
+        rings = rings && x[i]->box;
+    }
+    for (;;) {
+        for (int i = 0; i < n; i++) {
+            if (exchange_take(x[i], r, payload)) {
+                *which = i;
+                return OK;
+            }
+            if (x[i]->over.code) {
+                *e = x[i]->over;
+                return e->code;
+            }
+        }
+        bool look_now = pause_step(&w.pause, rings);
+
+        now = pings(x[0]);
+        if (now != before) w.gone = 0, w.pause.start = w.pause.now;
+        before = now;
+        if (look_now) look(x[0], &w);
+    }
+}
+
+status exchange_next(struct exchange *x, struct request *r, const void **payload, struct err *e)
+{
+    int which;
+
+    return exchange_next_of(&x, 1, &which, r, payload, e);
 }
 
 void *exchange_answer_room(struct exchange *x, size_t bytes)
@@ -186,11 +229,11 @@ static int send_head(struct exchange *x, int slot, int *code)
 
     if (x->box) {
         mail_answer(&x->box->slot[slot], x->answer);
-        bell_ring(&x->comm->office->bell);
+        bell_ring(office_bell(x->comm, x->asker));
         return 0;
     }
     bytes = sizeof(*x->answer) + (bytes <= INLINE ? bytes : 0);
-    *code = MPI_Isend(x->answer, (int)bytes, MPI_BYTE, 0, TAG_ANSWER + slot, x->comm->world, &x->out[0]);
+    *code = MPI_Isend(x->answer, (int)bytes, MPI_BYTE, x->asker, exchange_tag(x, TAG_ANSWER + slot), x->comm->world, &x->out[0]);
     return *code ? 0 : 1;
 }
 
@@ -207,7 +250,8 @@ void exchange_answer(struct exchange *x, const struct request *r, status code, i
     if (x->offered) x->answer->flags = x->region.base ? HEAD_REACHES : HEAD_CANNOT;
     if (stays && bytes > INLINE) x->answer->flags |= HEAD_IN_REGION;
     n = send_head(x, slot, &failed);
-    if (!stays) n = exchange_move(x, TO, 0, (void *)payload, bytes, TAG_ANSWER_BODY + slot, x->out, n, &failed);
+    if (!stays)
+        n = exchange_move(x, TO, x->asker, (void *)payload, bytes, exchange_tag(x, TAG_ANSWER_BODY + slot), x->out, n, &failed);
     x->stats.messages++;
     x->stats.bytes_out += bytes;
     /* The caller may change its payload after this; what goes wrong shows in the next exchange_next(). */

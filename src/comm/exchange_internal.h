@@ -75,13 +75,19 @@ struct exchange {
     struct bell *bell; /* this process's, NULL: nobody rings */
     bool crowded;      /* more threads than processors on this host */
     char note[160];    /* see exchange_note() */
+    int asker, ranks;  /* who posts; the lowest ranks that answer, itself perhaps among them */
 
     /* coordinator */
-    struct lane *lanes;      /* [slot][rank] */
+    struct lane *lanes;      /* [slot][rank]; its own are not used */
     enum offer_state *offer; /* [rank] */
     bool collected[EXCHANGE_SLOTS];
     double pinged;
-    double spoke, silent; /* when something was sent last; when a silence longer than the deadline ended, 0 never */
+    double spoke, silent;           /* when something was sent last; when a silence longer than the deadline ended, 0 never */
+    struct exchange *const *others; /* see exchange_serve() */
+    int n_others;
+    struct exchange *first; /* see exchange_keep_alive(), or NULL */
+    exchange_answering *answering;
+    void *answering_ctx;
 
     /* follower */
     struct mailbox *box;          /* NULL: heads come through MPI */
@@ -92,13 +98,17 @@ struct exchange {
     bool offered;        /* and tried */
     char *buffer, *room; /* of request and answer if they are larger and there is no region */
     MPI_Request *out, *in;
-    bool asked; /* a request was taken and not answered yet */
+    bool asked;              /* a request was taken and not answered yet */
+    bool listening;          /* MPI receives the next head */
+    uint64_t heard;          /* pings that came through MPI */
+    struct exchange *beside; /* this process's own, which must move while this one sends; or NULL */
 };
 
 /* How a wait passes its time: it looks all the time for a moment, which is long if each thread has a processor of its own, then it sleeps: until the
  * bell rings where everything it waits for rings it, else an eighth of what was waited already, up to 1 ms. */
 struct pause {
     double start, now, look;
+    double idle;          /* since when there was nothing to do */
     double stop;          /* since when STOP_NOW is seen, 0 never */
     double quick;         /* until then a body is on its way: only yield, because MPI moves it a piece at each call */
     bool crowded, yields; /* MPI yields by itself */
@@ -113,6 +123,12 @@ struct pause pause_begin(const struct exchange *x);
 bool pause_step(struct pause *p, bool rings);
 
 /* Sends or receives `bytes` in pieces and adds the requests to q; `code` keeps the first error of MPI. */
+/* Tags of a channel are apart from those of all others. */
+static inline int exchange_tag(const struct exchange *x, int tag)
+{
+    return x->limits.channel * 16 + tag;
+}
+
 enum direction { TO, FROM };
 int exchange_move(struct exchange *x, enum direction where, int rank, void *bytes, size_t n_bytes, int tag, MPI_Request *q, int n,
                   int *code);
@@ -127,7 +143,10 @@ void exchange_place(char *to, const void *from, size_t bytes);
  * the requests are left alone, the memory must stay until the process ends, and comm->dirty keeps us out of MPI from then on. */
 void exchange_settle(struct exchange *x, MPI_Request *q, int n, bool receives);
 
-/* The coordinator's and a follower's part of opening and closing. */
+/* Takes a request that is there, without waiting. */
+bool exchange_take(struct exchange *x, struct request *r, const void **payload);
+
+/* The coordinator's part of opening and closing. */
 void exchange_open_lanes(struct exchange *x);
 void exchange_close_lanes(struct exchange *x);
 

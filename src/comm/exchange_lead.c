@@ -15,8 +15,13 @@ static const struct request_head PING = {.r = {.kind = KIND_PING, .layer = -1, .
 
 static struct lane *lane_of(const struct exchange *x, int slot, int rank)
 {
-    BUG_ON(!x->lanes || slot < 0 || slot >= EXCHANGE_SLOTS || rank < 1 || rank >= x->comm->size);
-    return &x->lanes[slot * x->comm->size + rank];
+    BUG_ON(!x->lanes || slot < 0 || slot >= EXCHANGE_SLOTS || rank < 0 || rank >= x->ranks);
+    return &x->lanes[slot * x->ranks + rank];
+}
+
+static bool shares_memory(const struct exchange *x, int rank)
+{
+    return rank != x->asker && x->comm->by_mail[rank];
 }
 
 /* The region of the followers on this host, for payloads that do not fit behind a head. */
@@ -27,7 +32,7 @@ static void make_region(struct exchange *x)
     struct err why = {0};
 
     if (x->limits.request_bytes <= INLINE && x->limits.answer_bytes <= INLINE) return;
-    for (int rank = 1; rank < c->size; rank++) shares += c->by_mail[rank] != 0;
+    for (int rank = 0; rank < x->ranks; rank++) shares += shares_memory(x, rank);
     if (shares == 0) return;
     if (c->no_region) err_set(&why, ERR_LIMIT, "no shared memory, as a test would have it");
     else region_create(&x->region, REGION_HEAD + shares * share, &why);
@@ -40,11 +45,12 @@ void exchange_open_lanes(struct exchange *x)
     size_t at = REGION_HEAD;
 
     make_region(x);
-    for (int rank = 1; rank < c->size; rank++) {
+    for (int rank = 0; rank < x->ranks; rank++) {
         struct share share;
 
-        if (!c->by_mail[rank]) continue;
-        for (int slot = 0; slot < EXCHANGE_SLOTS; slot++) lane_of(x, slot, rank)->mail = &c->office->box[rank].slot[slot];
+        if (!shares_memory(x, rank)) continue;
+        for (int slot = 0; slot < EXCHANGE_SLOTS; slot++)
+            lane_of(x, slot, rank)->mail = &office_box(c, x->limits.channel, rank)->slot[slot];
         if (!x->region.base) continue;
         x->offer[rank] = OFFER_OPEN;
         at += exchange_share(&share, x->region.base + at, x->limits);
@@ -73,7 +79,7 @@ static void give_up(struct exchange *x, status code, const char *why)
 {
     err_set(&x->over, code, "%s", why);
     for (int slot = 0; slot < EXCHANGE_SLOTS; slot++) {
-        for (int rank = 1; rank < x->comm->size; rank++) {
+        for (int rank = 0; rank < x->ranks; rank++) {
             struct lane *l = lane_of(x, slot, rank);
 
             if (!busy(l)) continue;
@@ -108,7 +114,8 @@ static void say_broken(struct exchange *x, const struct lane *l, int rank, int c
 
 static int receive_head(struct exchange *x, struct lane *l, int slot, int rank)
 {
-    int code = MPI_Irecv(l->answer, sizeof(*l->answer) + INLINE, MPI_BYTE, rank, TAG_ANSWER + slot, x->comm->world, &l->in[0]);
+    int code = MPI_Irecv(l->answer, sizeof(*l->answer) + INLINE, MPI_BYTE, rank, exchange_tag(x, TAG_ANSWER + slot),
+                         x->comm->world, &l->in[0]);
 
     l->n_in = code ? 0 : 1;
     l->state = HEAD;
@@ -127,7 +134,8 @@ static int receive_stale(struct exchange *x, struct lane *l, int slot, int rank)
         size_t room = piece < x->limits.answer_bytes ? piece : x->limits.answer_bytes;
 
         if ((size_t)l->n_in == most) return MPI_ERR_TRUNCATE;
-        code = MPI_Irecv(l->buffer, (int)room, MPI_BYTE, rank, TAG_ANSWER_BODY + slot, x->comm->world, &l->in[l->n_in]);
+        code = MPI_Irecv(l->buffer, (int)room, MPI_BYTE, rank, exchange_tag(x, TAG_ANSWER_BODY + slot), x->comm->world,
+                         &l->in[l->n_in]);
         if (!code) l->n_in++;
         left -= piece;
     }
@@ -159,7 +167,7 @@ static int take_head(struct exchange *x, struct lane *l, int slot, int rank)
     if (a->bytes <= INLINE) return 0;
     l->payload = l->buffer;
     if (l->answer->flags & HEAD_IN_REGION) return 0;
-    l->n_in = exchange_move(x, FROM, rank, l->buffer, (size_t)a->bytes, TAG_ANSWER_BODY + slot, l->in, 0, &code);
+    l->n_in = exchange_move(x, FROM, rank, l->buffer, (size_t)a->bytes, exchange_tag(x, TAG_ANSWER_BODY + slot), l->in, 0, &code);
     return code;
 }
 
@@ -206,7 +214,7 @@ static void advance(struct exchange *x, int slot, int rank)
 static void advance_all(struct exchange *x)
 {
     for (int slot = 0; slot < EXCHANGE_SLOTS; slot++)
-        for (int rank = 1; rank < x->comm->size && !x->over.code; rank++)
+        for (int rank = 0; rank < x->ranks && !x->over.code; rank++)
             if (busy(lane_of(x, slot, rank))) advance(x, slot, rank);
 }
 
@@ -226,7 +234,7 @@ void *exchange_room(struct exchange *x, int slot, int rank, size_t bytes)
 {
     struct lane *l = lane_of(x, slot, rank);
 
-    BUG_ON(busy(l) || bytes > x->limits.request_bytes);
+    BUG_ON(rank == x->asker || busy(l) || bytes > x->limits.request_bytes);
     return room_of(l, bytes);
 }
 
@@ -238,11 +246,11 @@ static int send_head(struct exchange *x, struct lane *l, int rank)
 
     if (l->mail) {
         mail_request(l->mail, l->request);
-        bell_ring(&x->comm->office->box[rank].bell);
+        bell_ring(office_bell(x->comm, rank));
         return 0;
     }
     bytes = sizeof(*l->request) + (bytes <= INLINE ? bytes : 0);
-    code = MPI_Isend(l->request, (int)bytes, MPI_BYTE, rank, TAG_REQUEST, x->comm->world, &l->out[0]);
+    code = MPI_Isend(l->request, (int)bytes, MPI_BYTE, rank, exchange_tag(x, TAG_REQUEST), x->comm->world, &l->out[0]);
     l->n_out = code ? 0 : 1;
     return code;
 }
@@ -251,7 +259,7 @@ static void fill_head(struct exchange *x, struct lane *l, int slot, int rank, co
                       size_t bytes)
 {
     *l->request = (struct request_head){.r = *r, .bytes0 = bytes0, .slot = slot, .region_file = -1};
-    l->request->r.sequence = ++x->comm->sequence;
+    l->request->r.sequence = ++x->comm->sequence[x->limits.channel];
     l->request->r.bytes = bytes;
     if (by_region(x, l, rank, bytes)) l->request->flags = HEAD_IN_REGION;
     if (x->offer[rank] != OFFER_OPEN) return;
@@ -264,7 +272,7 @@ static void fill_head(struct exchange *x, struct lane *l, int slot, int rank, co
 /* The answers of the last round are not answers to this one. */
 static void new_round(struct exchange *x, int slot)
 {
-    for (int rank = 1; x->collected[slot] && rank < x->comm->size; rank++) lane_of(x, slot, rank)->state = FREE;
+    for (int rank = 0; x->collected[slot] && rank < x->ranks; rank++) lane_of(x, slot, rank)->state = FREE;
     x->collected[slot] = false;
 }
 
@@ -273,9 +281,9 @@ void exchange_post(struct exchange *x, int slot, int rank, const struct request 
 {
     struct lane *l = lane_of(x, slot, rank);
     size_t bytes = bytes0 + bytes1;
-    int code = 0, body = TAG_REQUEST_BODY + slot;
+    int code = 0, body = exchange_tag(x, TAG_REQUEST_BODY + slot);
 
-    BUG_ON(busy(l) || r->kind < 0 || bytes > x->limits.request_bytes);
+    BUG_ON(rank == x->asker || busy(l) || r->kind < 0 || bytes > x->limits.request_bytes);
     if (x->over.code) return;
     new_round(x, slot);
     fill_head(x, l, slot, rank, r, bytes0, bytes);
@@ -307,7 +315,8 @@ static void look_at(struct exchange *x, int slot, const struct pause *p)
     char reason[64];
 
     if (p->now - x->spoke > x->limits.deadline) x->silent = p->now;
-    for (int rank = 1; rank < x->comm->size && !x->over.code; rank++) {
+    for (int rank = 0; rank < x->ranks && !x->over.code; rank++) {
+        if (rank == x->asker) continue;
         struct lane *l = lane_of(x, slot, rank);
         bool gone = (busy(l) || p->stop > 0) && comm_peer_gone(x->comm, rank);
         double deadline = l->request->r.deadline > 0 ? l->request->r.deadline : x->limits.deadline;
@@ -329,7 +338,7 @@ static void look_at(struct exchange *x, int slot, const struct pause *p)
 
 static bool any_busy(const struct exchange *x, int slot)
 {
-    for (int rank = 1; rank < x->comm->size; rank++)
+    for (int rank = 0; rank < x->ranks; rank++)
         if (busy(lane_of(x, slot, rank))) return true;
     return false;
 }
@@ -339,7 +348,7 @@ static double quick_until(const struct exchange *x, int slot)
 {
     double until = 0;
 
-    for (int rank = 1; rank < x->comm->size; rank++) {
+    for (int rank = 0; rank < x->ranks; rank++) {
         const struct lane *l = lane_of(x, slot, rank);
 
         if (busy(l) && (l->state != HEAD || !l->sent) && l->heard + QUICK_SECONDS > until) until = l->heard + QUICK_SECONDS;
@@ -350,12 +359,44 @@ static double quick_until(const struct exchange *x, int slot)
 /* Does the bell ring for everything that is under way?  MPI rings none, and moves only while it is called. */
 static bool all_ring(const struct exchange *x)
 {
-    for (int i = 0; i < EXCHANGE_SLOTS * x->comm->size; i++) {
+    for (int i = 0; i < x->n_others; i++)
+        if (!x->others[i]->box) return false;
+    for (int i = 0; i < EXCHANGE_SLOTS * x->ranks; i++) {
         const struct lane *l = &x->lanes[i];
 
         if (busy(l) && (!l->mail || l->n_in > 0 || l->n_out > 0)) return false;
     }
     return true;
+}
+
+void exchange_keep_alive(struct exchange *x, struct exchange *first)
+{
+    x->first = first;
+}
+
+void exchange_serve(struct exchange *x, struct exchange *const *others, int n, exchange_answering *answering, void *ctx)
+{
+    x->others = others;
+    x->n_others = n;
+    x->answering = answering;
+    x->answering_ctx = ctx;
+    for (int i = 0; i < n; i++) others[i]->beside = x;
+}
+
+/* Answers what others ask; true if there was something. */
+static bool serve(struct exchange *x)
+{
+    bool any = false;
+
+    for (int i = 0; i < x->n_others; i++) {
+        const void *payload;
+        struct request r;
+
+        if (!exchange_take(x->others[i], &r, &payload)) continue;
+        x->answering(x->answering_ctx, i, &r, payload);
+        any = true;
+    }
+    return any;
 }
 
 static void collect(struct exchange *x, int slot)
@@ -364,6 +405,10 @@ static void collect(struct exchange *x, int slot)
 
     for (advance_all(x); any_busy(x, slot); advance_all(x)) {
         p.quick = quick_until(x, slot);
+        if (serve(x)) {
+            p.now = p.idle = clock_now();
+            continue;
+        }
         if (!pause_step(&p, all_ring(x))) continue;
         look_at(x, slot, &p);
         exchange_ping(x); /* to the others */
@@ -375,11 +420,11 @@ static void collect(struct exchange *x, int slot)
 /* The status of the answers to a slot that was collected. */
 static status answers(const struct exchange *x, int slot, struct err *e)
 {
-    for (int rank = 1; rank < x->comm->size; rank++) {
+    for (int rank = 0; rank < x->ranks; rank++) {
         const struct lane *l = lane_of(x, slot, rank);
-        const struct answer *a = &l->answer->a;
+        const struct answer *a = l->state == DONE ? &l->answer->a : NULL;
 
-        if (l->state == DONE && a->code != OK)
+        if (a && a->code != OK)
             return err_set(e, (status)a->code, "rank %d (%s): %.*s", rank, x->comm->peers[rank].host, (int)a->bytes,
                            (const char *)l->payload);
     }
@@ -434,21 +479,22 @@ void exchange_ping(struct exchange *x)
     struct comm *c = x->comm;
     double now = clock_now();
 
-    if (!x->lanes || x->over.code || now - x->pinged < x->limits.deadline / 8) return;
+    if (x->first) exchange_ping(x->first);
+    if (!x->lanes || x->limits.channel || x->over.code || now - x->pinged < x->limits.deadline / 8) return;
     x->pinged = now;
     speak(x, now);
     advance_all(x); /* a follower that cannot get rid of its answer hears no ping */
-    for (int rank = 1; rank < c->size; rank++) {
+    for (int rank = 1; rank < x->ranks; rank++) {
         int done = 0;
 
         if (lane_of(x, 0, rank)->mail) {
-            __atomic_fetch_add(&c->office->box[rank].pings, 1, __ATOMIC_RELAXED);
-            bell_ring(&c->office->box[rank].bell);
+            __atomic_fetch_add(&office_box(c, 0, rank)->pings, 1, __ATOMIC_RELAXED);
+            bell_ring(office_bell(c, rank));
             continue;
         }
         /* An error of MPI shows at the next request to this rank. */
         if (MPI_Test(&c->ping[rank], &done, MPI_STATUS_IGNORE) || !done) continue;
-        MPI_Isend(&PING, sizeof(PING), MPI_BYTE, rank, TAG_REQUEST, c->world, &c->ping[rank]);
+        MPI_Isend(&PING, sizeof(PING), MPI_BYTE, rank, exchange_tag(x, TAG_REQUEST), c->world, &c->ping[rank]);
     }
 }
 

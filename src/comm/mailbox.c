@@ -14,7 +14,7 @@ static bool within_reach(const struct comm *c, int rank)
 {
     const struct process *a = &c->processes[rank], *b = &c->processes[0];
 
-    return rank > 0 && process_same_host(a, b) && a->pid_namespace && a->pid_namespace == b->pid_namespace;
+    return process_same_host(a, b) && a->pid_namespace && a->pid_namespace == b->pid_namespace;
 }
 
 struct offer {
@@ -24,7 +24,7 @@ struct offer {
 
 static struct offer make_office(struct comm *c)
 {
-    size_t bytes = REGION_HEAD + sizeof(struct office) + (size_t)c->size * sizeof(struct mailbox);
+    size_t bytes = REGION_HEAD + (size_t)c->size * (sizeof(struct bell) + (size_t)c->channels * sizeof(struct mailbox));
     struct err e = {0};
     bool any = false;
 
@@ -43,25 +43,48 @@ status office_open(struct comm *c, struct err *e)
     struct err why = {0};
     int mine = 0, code;
 
-    c->region = (struct region){.file = -1};
     if (c->size == 1) return OK;
+    c->apart[0] = 0;
     if (c->rank == 0) offer = make_office(c);
     code = MPI_Bcast(&offer, sizeof(offer), MPI_BYTE, 0, c->world);
-    if (!code && offer.bytes && within_reach(c, c->rank))
+    if (c->rank == 0) mine = offer.bytes > 0;
+    else if (!code && offer.bytes && within_reach(c, c->rank))
         mine = region_attach(&c->region, c->peers[0].pid, (int)offer.file, offer.bytes, offer.id, &why) == OK;
     if (!code) code = MPI_Allgather(&mine, 1, MPI_INT, c->by_mail, 1, MPI_INT, c->world);
     if (code) return err_set(e, ERR_RANK, "MPI: the ranks do not come together");
     for (int rank = 1; rank < c->size && offer.bytes && !c->apart[0]; rank++)
         if (within_reach(c, rank) && !c->by_mail[rank])
             snprintf(c->apart, sizeof(c->apart), "rank %d does not reach the coordinator's", rank);
-    if (c->region.base) c->office = (struct office *)(c->region.base + REGION_HEAD);
     return OK;
 }
 
 void office_close(struct comm *c)
 {
     region_close(&c->region);
-    c->office = NULL;
+}
+
+status comm_share(struct comm *c, int coordinators, struct err *e)
+{
+    if (coordinators > c->size) coordinators = c->size;
+    int channels = coordinators > 1 ? coordinators + 1 : 1;
+
+    BUG_ON(channels > COMM_CHANNELS);
+    if (channels == c->channels) return OK;
+    office_close(c);
+    c->channels = channels;
+    /* Who asked in a channel may be another from now on, and begins anew. */
+    memset(c->sequence + 1, 0, sizeof(c->sequence) - sizeof(c->sequence[0]));
+    return office_open(c, e);
+}
+
+struct bell *office_bell(const struct comm *c, int rank)
+{
+    return (struct bell *)(c->region.base + REGION_HEAD) + rank;
+}
+
+struct mailbox *office_box(const struct comm *c, int channel, int rank)
+{
+    return (struct mailbox *)office_bell(c, c->size) + channel * c->size + rank;
 }
 
 /* ---- heads ---- */

@@ -1,7 +1,7 @@
-/* Heads between the coordinator and the followers on its host, through memory that they share: a head is there when its sequence number
- * is.  Made once, when the ranks come together, and used by one exchange after the other.
+/* Heads between ranks of one host, through memory that they share: a head is there when its sequence number is.  Made when the ranks come together, and
+ * used by one exchange after the other.  Only ranks on the host of rank 0 have it; others go through MPI.
  *
- * A mailbox belongs to one follower.  Per slot it has one request and one answer, with room for INLINE bytes of payload behind each: the
+ * A mailbox belongs to one channel and one follower in it.  Per slot it has one request and one answer, with room for INLINE bytes of payload behind each: the
  * coordinator posts the next request only after it has the answer, and reads that until then.  Sequence numbers grow, so nothing is ever cleared.
  * Nobody waits for a head in the kernel for long: the bell is a hint that there is something to look at, and a ring that is lost costs time, no more.
  */
@@ -23,20 +23,17 @@ struct mail {
 };
 
 struct mailbox {
-    struct bell bell;
     uint64_t pings;
     char pad[56];
     struct mail slot[EXCHANGE_SLOTS];
 };
 
-struct office {
-    struct bell bell; /* of the coordinator */
-    struct mailbox box[];
-};
-
 /* Collective, of comm_open().  Finds out which followers share memory with the coordinator; that none does is no error. */
 status office_open(struct comm *c, struct err *e);
 void office_close(struct comm *c);
+/* Of ranks that have by_mail. */
+struct bell *office_bell(const struct comm *c, int rank);
+struct mailbox *office_box(const struct comm *c, int channel, int rank);
 
 /* The head becomes visible as a whole.  Rings no bell. */
 void mail_request(struct mail *m, const struct request_head *head);

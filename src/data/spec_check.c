@@ -221,6 +221,9 @@ static status check_infer(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
 
+    if (s->cluster.coordinators > 1 && s->infer.variant == VARIANT_ORACLE)
+        return draft_fail(d, "cluster.coordinators", e, "expected 1 with variant: oracle, found %lld",
+                          (long long)s->cluster.coordinators);
     if (!strcmp(s->infer.input, s->infer.result))
         return draft_fail(d, "result", e, "expected another file than input, found '%s' for both", s->infer.result);
     if (s->limits.positions > 0 && s->infer.max_tokens >= s->limits.positions)

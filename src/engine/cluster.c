@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/place.h"
+#include "engine/spread.h"
 
 /* Requests that are not the moe's.  While no model is open the ranks talk through a small exchange; an open model brings one of its own,
  * sized for its rows.  Both sides change over at the same message: OPEN is answered in the small one, CLOSE in the model's. */
@@ -35,6 +36,7 @@ struct cluster {
     struct arena *control, *arena;
     struct placement placement;
     struct model *model;
+    struct spread spread;                /* of a model with several coordinators, else closed */
     bool asked;                          /* the followers were asked to open this model */
     struct exchange_stats before, total; /* of exchanges closed; and with the open one, as last asked for */
     struct timing timing, said;          /* of this rank; what it answered last, which must stay while it travels */
@@ -94,6 +96,8 @@ static void close_model(struct cluster *c)
 {
     model_close(c->model);
     c->model = NULL;
+    spread_traffic(&c->spread, &c->before);
+    spread_close(&c->spread);
     if (!c->control) close_exchange(c);
     placement_free(&c->placement);
     c->placement = (struct placement){0};
@@ -222,14 +226,15 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
     }
     if (!st) {
         struct moe_limits rows = {.rows = q->limits.rows, .oracle = q->limits.oracle, .wire = q->limits.wire};
-
         struct exchange_limits moe = {0};
 
         moe_exchange_limits(&moe, s->layers, s->experts, s->width, rows);
         if (moe.request_bytes > limits->request_bytes) limits->request_bytes = moe.request_bytes;
         if (moe.answer_bytes > limits->answer_bytes) limits->answer_bytes = moe.answer_bytes;
+        if (q->limits.coordinators > 1) spread_limits(limits, q->limits.rows, s->width);
         model_cost(&cost, s, &c->placement, comm_rank(c->comm), comm_size(c->comm), &weights, q->limits);
-        size_t talk = alone(c) ? 0 : exchange_cost(is_coordinator(c), comm_size(c->comm), *limits);
+        size_t talk = alone(c) ? 0 : exchange_costs(comm_rank(c->comm), comm_size(c->comm), *limits, q->limits.coordinators);
+        if (q->limits.coordinators > 1) talk += spread_cost(comm_rank(c->comm), q->limits.rows, s->width);
         st = arena_open(&c->arena, "model", cost.kv + cost.work + talk + ((size_t)1 << 20), e);
     }
     free(s);
@@ -242,17 +247,24 @@ static status open_model(struct cluster *c, const struct open_request *q, struct
     struct shape s;
 
     if (shape_read(&s, q->directory, e)) return e->code;
-
+    if (c->spread.coordinators) x = spread_own(&c->spread);
     status st = model_open(&c->model, q->directory, &s, &c->placement, comm_rank(c->comm), q->limits, c->gemm, x, c->arena, e);
     if (st == OK) model_time(c->model, &c->timing);
+    if (st == OK && c->spread.coordinators) spread_begin(&c->spread, c->model);
     return st;
 }
 
-static status switch_exchange(struct cluster *c, struct exchange_limits limits, struct err *e)
+static status switch_exchange(struct cluster *c, const struct open_request *q, struct exchange_limits limits, struct err *e)
 {
+    int coordinators = q->limits.coordinators;
+    struct shape s;
+
     if (alone(c)) return OK;
     close_exchange(c);
-    return exchange_open(&c->exchange, c->comm, limits, c->arena, e);
+    if (exchange_open(&c->exchange, c->comm, limits, c->arena, e)) return e->code;
+    if (coordinators < 2) return OK;
+    if (shape_read(&s, q->directory, e)) return e->code;
+    return spread_open(&c->spread, c->comm, coordinators, limits, c->exchange, q->limits.rows, s.width, c->gemm, c->arena, e);
 }
 
 /* The same small request to every follower; first failed answer, or ERR_RANK. */
@@ -284,6 +296,11 @@ status cluster_model(struct cluster *c, const char *directory, struct model_limi
     }
     strcpy(q->directory, directory);
     q->limits = limits;
+    if (limits.coordinators > comm_size(c->comm)) {
+        log_warn(c->log, "cluster.coordinators: %d, but there %s %d rank%s", limits.coordinators, alone(c) ? "is" : "are",
+                 comm_size(c->comm), alone(c) ? "" : "s");
+        q->limits.coordinators = comm_size(c->comm);
+    }
 
     /* What is wrong with the files shows on the coordinator first, and only then are the others asked. */
     st = choose_kernels(c, q, e);
@@ -292,7 +309,7 @@ status cluster_model(struct cluster *c, const char *directory, struct model_limi
         c->asked = !alone(c);
         st = ask_all(c, KIND_OPEN, "open model", q, sizeof(*q), e);
     }
-    if (!st) st = switch_exchange(c, talk, e);
+    if (!st) st = switch_exchange(c, q, talk, e);
     if (!st) st = open_model(c, q, c->exchange, e);
     if (!st) st = ask_all(c, KIND_OPEN, "load experts", NULL, 0, e);
     warn_of_ranks_apart(c);
@@ -301,6 +318,18 @@ status cluster_model(struct cluster *c, const char *directory, struct model_limi
     timing_enter(&c->timing, was);
     free(q);
     return st;
+}
+
+status cluster_router(struct cluster *c, const struct router *r, struct err *e)
+{
+    return c->spread.coordinators ? spread_router(&c->spread, r, e) : OK;
+}
+
+status cluster_forward(struct cluster *c, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
+                       struct err *e)
+{
+    if (c->spread.coordinators) return spread_forward(&c->spread, b, how, micro_batches, hidden, e);
+    return forward(c->model, b, how, micro_batches, hidden, e);
 }
 
 void cluster_release(struct cluster *c)
@@ -405,12 +434,15 @@ status cluster_follow(struct cluster *c, struct err *e)
     struct request r = {0};
     status verdict = OK;
     bool control = true; /* which exchange is in use */
+    int which;
 
     BUG_ON(!q);
     for (;;) {
         struct err mine = {0};
         timing_enter(&c->timing, TIME_WAIT);
-        status st = exchange_next(c->exchange, &r, &payload, e);
+        bool several = c->spread.coordinators > 0;
+        struct exchange *const *from = several ? c->spread.all : &c->exchange;
+        status st = exchange_next_of(from, several ? c->spread.n_all : 1, &which, &r, &payload, e);
         timing_enter(&c->timing, r.kind == KIND_OPEN ? TIME_OPEN : TIME_OTHER);
 
         if (st) {
@@ -434,7 +466,7 @@ status cluster_follow(struct cluster *c, struct err *e)
             if (!st) st = open_part(c, q, &talk, &mine);
             answer(c, &r, st, &mine);
             if (st) continue; /* the coordinator closes */
-            if ((verdict = switch_exchange(c, talk, e))) break;
+            if ((verdict = switch_exchange(c, q, talk, e))) break;
             control = false;
         } else if (r.kind == KIND_OPEN) {
             st = open_model(c, q, c->exchange, &mine);
@@ -446,9 +478,11 @@ status cluster_follow(struct cluster *c, struct err *e)
             close_model(c);
             if ((verdict = open_control(c, e))) break;
             control = true;
+        } else if (r.kind >= SPREAD_KIND_FIRST && r.kind <= SPREAD_KIND_LAST && several) {
+            if ((verdict = spread_answer(&c->spread, &r, payload, e))) break;
         } else {
             BUG_ON(r.kind < MOE_KIND_FIRST || r.kind > MOE_KIND_LAST || !c->model);
-            moe_answer(model_moe(c->model), &r, payload);
+            moe_answer(model_moe(c->model), from[which], &r, payload);
         }
     }
     free(q);
@@ -469,6 +503,7 @@ const struct exchange_stats *cluster_exchange(struct cluster *c)
 {
     c->total = c->before;
     if (c->exchange) add_traffic(&c->total, exchange_stats(c->exchange));
+    spread_traffic(&c->spread, &c->total);
     return &c->total;
 }
 

@@ -10,7 +10,7 @@
 #include "comm/comm.h"
 #include "comm/exchange_bench.h"
 #include "data/spec.h"
-#include "model/model.h"
+#include "model/forward.h"
 
 struct cluster;
 
@@ -21,6 +21,11 @@ void cluster_close(struct cluster *c);
 /* Coordinator.  Opens the model on every rank with the placement of the spec, in place of the one that was open; an error of any rank comes back as
  * "rank R (HOST): ...".  The model belongs to the cluster. */
 status cluster_model(struct cluster *c, const char *directory, struct model_limits limits, struct model **out, struct err *e);
+/* Coordinator.  forward() on the open model, by all its coordinators (model_limits.coordinators) if there are several: those have to be told the router of ROUTE_ROUTER
+ * first, once. */
+status cluster_forward(struct cluster *c, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
+                       struct err *e);
+status cluster_router(struct cluster *c, const struct router *r, struct err *e);
 void cluster_release(struct cluster *c); /* closes the model on every rank */
 /* Now and then during long local work, so that the followers know that the coordinator lives. */
 void cluster_alive(struct cluster *c);

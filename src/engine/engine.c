@@ -29,6 +29,7 @@ struct session {
 
 struct engine {
     struct model *m;
+    struct cluster *cluster; /* NULL: this rank alone has attention */
     const struct tokenizer *t;
     struct routing how;
     int micro_batches, width, vocab;
@@ -151,6 +152,12 @@ void engine_close(struct engine *g)
     free(g->logits);
     free(g->candidates);
     free(g);
+}
+
+status engine_spread(struct engine *g, struct cluster *c, struct err *e)
+{
+    g->cluster = c;
+    return cluster_router(c, g->how.router, e);
 }
 
 bool engine_has_room(const struct engine *g)
@@ -377,6 +384,12 @@ static int sample_rows(struct engine *g, int pieces)
     return n_done;
 }
 
+static status pass(struct engine *g, const struct batch *b, struct err *e)
+{
+    if (g->cluster) return cluster_forward(g->cluster, b, &g->how, g->micro_batches, g->hidden, e);
+    return forward(g->m, b, &g->how, g->micro_batches, g->hidden, e);
+}
+
 status engine_step(struct engine *g, const struct sequence **done, int *n_done, struct err *e)
 {
     int kept = 0;
@@ -395,7 +408,7 @@ status engine_step(struct engine *g, const struct sequence **done, int *n_done, 
     struct batch b = {
         .rows = fill_batch(g, pieces), .token = g->token, .position = g->position, .session = g->place, .key = g->key};
 
-    if (forward(g->m, &b, &g->how, g->micro_batches, g->hidden, e)) return e->code;
+    if (pass(g, &b, e)) return e->code;
     *n_done = sample_rows(g, pieces);
     for (int i = 0; i < g->n_order; i++)
         if (g->session[g->order[i]].prompt >= 0) g->order[kept++] = g->order[i];

@@ -11,6 +11,7 @@
 #define ENGINE_ENGINE_H
 
 #include "data/tokenizer.h"
+#include "engine/cluster.h"
 #include "engine/sample.h"
 #include "model/forward.h"
 
@@ -47,6 +48,8 @@ status engine_open(struct engine **out, struct model *m, const struct tokenizer 
                    struct engine_limits limits, struct err *e);
 void engine_close(struct engine *g);
 
+/* Steps go through all coordinators of the cluster's model, which is m.  Borrowed. */
+status engine_spread(struct engine *g, struct cluster *c, struct err *e);
 bool engine_has_room(const struct engine *g); /* fewer than `sessions` are queued or running */
 /* prompt: ids with BOS, copied.  ERR_LIMIT if it is empty or does not leave room for one token; ERR_FORMAT for ids the model does
  * not have; ERR_SPEC for stop strings that are empty or without a tokenizer. */

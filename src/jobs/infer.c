@@ -196,12 +196,14 @@ static status open_engine(struct infer *f, struct err *e)
 
     if (limits->sessions > waiting) limits->sessions = (int)waiting; /* memory for more would never be used */
     if (room_open(f->j->cluster, f->j->spec->model, &f->room, &m, e)) return e->code;
-    return engine_open(&f->engine, m, f->t, &f->how, (int)f->j->spec->cluster.micro_batches,
-                       (struct engine_limits){.rows = limits->rows,
-                                              .sessions = limits->sessions,
-                                              .positions = limits->positions,
-                                              .chunk = (int)f->j->spec->limits.prefill_chunk},
-                       e);
+    if (engine_open(&f->engine, m, f->t, &f->how, (int)f->j->spec->cluster.micro_batches,
+                    (struct engine_limits){.rows = limits->rows,
+                                           .sessions = limits->sessions,
+                                           .positions = limits->positions,
+                                           .chunk = (int)f->j->spec->limits.prefill_chunk},
+                    e))
+        return e->code;
+    return engine_spread(f->engine, f->j->cluster, e);
 }
 
 /* --- the run --------------------------------------------------------------------------------------------------------- */

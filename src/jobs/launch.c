@@ -83,6 +83,7 @@ status launch_run(const struct launch *l, int *argc, char ***argv)
         return e.code;
     }
     st = share_spec(l, c, &s, &e);
+    if (st == OK && (st = comm_share(c, (int)s->cluster.coordinators, &e)) && comm_rank(c) == 0) l->report(&e);
     if (st == OK) {
         st = comm_agree(c, cluster_open(&ranks, c, s, &e), &e);
         if (st && comm_rank(c) == 0) l->report(&e);

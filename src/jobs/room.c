@@ -144,6 +144,7 @@ status room_infer(struct room *r, const struct spec *s, const struct shape *shap
         return err_set(e, ERR_LIMIT, "%s: limits.positions: expected 2 to the model's %d, found %lld", s->source,
                        shape->positions, (long long)cap);
     *r = (struct room){limits_of(s, s->limits.batch_rows, least(s->limits.sessions, requests), least(cap, most(longest, 2))), 0};
+    r->limits.coordinators = (int)s->cluster.coordinators;
     r->limits.oracle = shape->experts && s->infer.variant == VARIANT_ORACLE;
     r->limits.calibration = shape->experts && s->infer.variant == VARIANT_STATIC;
     return OK;

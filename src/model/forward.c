@@ -26,10 +26,10 @@ void forward_take_cache(struct model *m, struct arena_taker *t)
 {
     const struct shape *s = &m->shape;
 
-    if (m->rank) return;
+    if (!m->coordinator) return;
     m->kv = (struct kvcache){.format = m->limits.kv,
                              .layers = s->layers,
-                             .sessions = m->limits.sessions,
+                             .sessions = model_share(m->limits.sessions, m->limits.coordinators),
                              .positions = m->limits.positions,
                              .heads = s->kv_heads,
                              .head_dim = s->head_dim};
@@ -41,7 +41,7 @@ void forward_take_work(struct model *m, struct arena_taker *t)
     const struct shape *s = &m->shape;
     size_t rows = (size_t)m->limits.rows, width = (size_t)s->width, q = query_width(s), kv = kv_width(s);
 
-    if (m->rank) return;
+    if (!m->coordinator) return;
     m->rope = arena_take(t, (size_t)m->limits.positions * (size_t)s->head_dim, sizeof(float));
     m->x = arena_take(t, rows * width, sizeof(float));
     m->h = arena_take(t, rows * width, sizeof(float));
@@ -219,7 +219,7 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
 
     enum timing_section was = timing_enter(m->timing, TIME_ATTENTION);
 
-    BUG_ON(m->rank || first < 0 || rows < 0 || rows > m->limits.rows || first + rows > b->rows);
+    BUG_ON(!m->coordinator || first < 0 || rows < 0 || rows > m->limits.rows || first + rows > b->rows);
     /* The rows of the other micro-batch move only while MPI is called. */
     share_rows(m, rows, norm_task, &before);
     gemm_products(m->gemm, 3, (float *[]){m->q, m->k, m->v}, (size_t[]){(size_t)Q, (size_t)KV, (size_t)KV}, &normed,
@@ -291,7 +291,7 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
     size_t D = (size_t)m->shape.width;
     status s = OK;
 
-    BUG_ON(m->rank || T > m->limits.rows);
+    BUG_ON(!m->coordinator || T > m->limits.rows);
     if (T < 1) return OK;
     forward_embed(m, b, m->x);
     for (int l = 0; l <= L; l++)

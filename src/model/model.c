@@ -26,6 +26,11 @@ static void take_block(struct block *b, const struct shape *s, struct arena_take
     if (b) *b = taken;
 }
 
+static bool is_coordinator(int rank, struct model_limits limits)
+{
+    return rank == 0 || rank < limits.coordinators;
+}
+
 static void take_ffn(struct moe_layer *y, const struct model *m, struct arena_taker *t)
 {
     const struct shape *s = &m->shape;
@@ -35,7 +40,7 @@ static void take_ffn(struct moe_layer *y, const struct model *m, struct arena_ta
     uint8_t *keep = NULL;
 
     if (s->compensate) mu = arena_take(t, (size_t)s->experts * width, sizeof(float));
-    if (s->compensate && !m->rank) total = arena_take(t, width, sizeof(double));
+    if (s->compensate && m->coordinator) total = arena_take(t, width, sizeof(double));
     if (m->limits.calibration) {
         keep = arena_take(t, neurons, 1);
         fill = arena_take(t, neurons, sizeof(float));
@@ -54,7 +59,7 @@ static void take_work(struct model *m, struct arena_taker *t)
     m->moe_layers = arena_take(t, (size_t)s->layers, sizeof(*m->moe_layers));
     m->experts = arena_take(t, (size_t)s->layers * (size_t)s->experts, sizeof(*m->experts));
     for (int l = 0; l < s->layers; l++) take_ffn(m->moe_layers ? &m->moe_layers[l] : NULL, m, t);
-    if (m->rank) return;
+    if (!m->coordinator) return;
     m->blocks = arena_take(t, (size_t)s->layers, sizeof(*m->blocks));
     for (int l = 0; l < s->layers; l++) take_block(m->blocks ? &m->blocks[l] : NULL, s, t);
     m->final_norm = arena_take(t, (size_t)s->width, sizeof(float));
@@ -62,7 +67,8 @@ static void take_work(struct model *m, struct arena_taker *t)
 
 static struct moe_limits moe_limits_of(struct model_limits limits)
 {
-    return (struct moe_limits){.rows = limits.rows, .oracle = limits.oracle, .wire = limits.wire};
+    return (struct moe_limits){
+        .rows = limits.rows, .oracle = limits.oracle, .wire = limits.wire, .coordinators = limits.coordinators};
 }
 
 /* ---- the matrices of a rank: one walk for what is planned and what is bound ---- */
@@ -129,8 +135,8 @@ static status walk_ffn(const struct walk *k, struct model *m, const struct place
     struct expert *experts = m->experts ? m->experts + (size_t)l * (size_t)s->experts : NULL;
     status code = OK;
 
-    if (!s->experts) return m->rank ? OK : walk_expert(k, shared, s, l, "", s->neurons);
-    if (!m->rank && s->shared[l] > 0) code = walk_expert(k, shared, s, l, "shared_expert.", s->shared[l]);
+    if (!s->experts) return !m->coordinator ? OK : walk_expert(k, shared, s, l, "", s->neurons);
+    if (m->coordinator && s->shared[l] > 0) code = walk_expert(k, shared, s, l, "shared_expert.", s->shared[l]);
     for (int i = 0; !code && i < s->experts; i++) {
         char which[32];
 
@@ -151,10 +157,10 @@ static status walk_matrices(const struct walk *k, struct model *m, const struct 
     /* a packed file has a tied head under its own name */
     if (s->tied && !plan->packed) strcpy(head.name, "model.embed_tokens.weight");
     for (int l = 0; !code && l < s->layers; l++) {
-        if (!m->rank) code = walk_attention(k, m->blocks ? &m->blocks[l] : NULL, s, l);
+        if (m->coordinator) code = walk_attention(k, m->blocks ? &m->blocks[l] : NULL, s, l);
         if (!code) code = walk_ffn(k, m, p, l);
     }
-    if (!code && !m->rank) code = k->each(k->ctx, &head);
+    if (!code && m->coordinator) code = k->each(k->ctx, &head);
     return code;
 }
 
@@ -174,7 +180,8 @@ static status count_matrix(void *ctx, const struct matrix *w)
 void model_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks,
                 const struct weights_plan *plan, struct model_limits limits)
 {
-    struct model m = {.shape = *s, .limits = limits, .rank = rank};
+    if (limits.coordinators > ranks) limits.coordinators = ranks;
+    struct model m = {.shape = *s, .limits = limits, .rank = rank, .coordinator = is_coordinator(rank, limits)};
     struct arena_taker kv = {0}, work = {0};
     struct exchange_limits x = {0};
     struct counting matrices = {.plan = plan};
@@ -190,10 +197,10 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
         .kv = kv.bytes,
         .work = work.bytes + moe_cost(p, rank, s->layers, s->experts, s->width, s->neurons, moe_limits_of(limits)),
     };
-    if (!rank) c->mapped += (size_t)s->vocab * (size_t)s->width * dtype_bytes(plan->embedding);
+    if (m.coordinator) c->mapped += (size_t)s->vocab * (size_t)s->width * dtype_bytes(plan->embedding);
     if (ranks > 1) {
         moe_exchange_limits(&x, s->layers, s->experts, s->width, moe_limits_of(limits));
-        c->exchange = exchange_cost(rank == 0, ranks, x);
+        c->exchange = exchange_costs(rank, ranks, x, limits.coordinators);
     }
 }
 
@@ -256,7 +263,7 @@ static status bind_compensation(struct binder *b, int l, const struct placement 
 
     snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.compensation", l);
     for (int i = 0; i < s->experts; i++) {
-        if (b->m->rank && !held(b->m, p, l, i)) continue;
+        if (!b->m->coordinator && !held(b->m, p, l, i)) continue;
         if ((code = safetensors_rows(&view, b->w->file, b->name, s->experts, s->width, i, 1, b->e))) return code;
         if (b->m->limits.verify && (code = mat_check_finite(&view, b->name, &b->w->alive, b->e))) return code;
         mat_widen(mu + (size_t)i * (size_t)s->width, &view, 0, 1);
@@ -289,7 +296,7 @@ static status bind_all(struct binder *b, const struct placement *p)
     safetensors_trim(b->w->file, b->w->plan.packed ? SIZE_MAX : 0);
     for (int l = 0; s->compensate && l < s->layers; l++)
         if ((code = bind_compensation(b, l, p))) return code;
-    if (m->rank) return OK;
+    if (!m->coordinator) return OK;
     for (int l = 0; l < s->layers; l++)
         if ((code = bind_block(b, l))) return code;
     if ((code = bind_vector(b, m->final_norm, s->width, "model.norm.weight"))) return code;
@@ -383,7 +390,7 @@ status model_open(struct model **out, const char *directory, const struct shape 
     if (check_limits(directory, s, limits, e)) return e->code;
     m = arena_take(&t, 1, sizeof(*m));
     if (!m) return e->code;
-    *m = (struct model){.shape = *s, .limits = limits, .gemm = g, .rank = rank};
+    *m = (struct model){.shape = *s, .limits = limits, .gemm = g, .rank = rank, .coordinator = is_coordinator(rank, limits)};
     forward_take_cache(m, &t);
     take_work(m, &t);
     forward_take_work(m, &t);
@@ -465,6 +472,6 @@ size_t model_packed_bytes(const struct model *m)
 
 const struct expert *model_dense_ffn(const struct model *m, int layer)
 {
-    BUG_ON(m->rank || m->shape.experts || layer < 0 || layer >= m->shape.layers);
+    BUG_ON(!m->coordinator || m->shape.experts || layer < 0 || layer >= m->shape.layers);
     return &m->moe_layers[layer].shared;
 }

@@ -20,9 +20,16 @@ struct model_limits {
     bool verify;          /* look for NaN and infinity in the weights this rank maps */
     bool calibration;     /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */
     struct moe_wire wire; /* what travels between ranks */
+    int coordinators;     /* the lowest ranks, which have attention, and `sessions` in equal shares; 0: one */
     struct precision precision;
     bool half; /* activations are bfloat16 where weights are (num/half.h); whoever has the gemm sees to it */
 };
+
+/* What one coordinator has of all sessions. */
+static inline int model_share(int sessions, int coordinators)
+{
+    return coordinators > 1 ? (sessions + coordinators - 1) / coordinators : sessions;
+}
 
 /* Bytes of one rank.  From the shape and the plan alone, loads nothing. */
 struct model_cost {

@@ -27,6 +27,7 @@ struct model {
     struct arena *packed;  /* weights.memory */
     struct timing *timing; /* NULL: nobody counts */
     int rank;
+    bool coordinator;
 
     /* coordinator only */
     struct mat embed; /* mapped: rows are looked up */

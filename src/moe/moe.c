@@ -61,6 +61,7 @@ static void take_follower(struct moe *m, struct arena_taker *t)
 static void take_all(struct moe *m, struct arena_taker *t, const struct placement *p, int rank, int layers, int experts,
                      int width, int neurons, struct moe_limits limits)
 {
+    BUG_ON(limits.coordinators > 1 && limits.oracle);
     BUG_ON(limits.rows < 1 || width < 1 || neurons < 1 || rank < 0 || rank >= p->ranks);
     *m = (struct moe){.n_layers = layers,
                       .width = width,
@@ -68,14 +69,15 @@ static void take_all(struct moe *m, struct arena_taker *t, const struct placemen
                       .experts = experts,
                       .words = bits_words(experts),
                       .rank = rank,
+                      .coordinator = rank == 0 || rank < limits.coordinators,
                       .ranks = p->ranks,
                       .p = p,
                       .limits = limits,
                       .piece_bytes = piece_bytes(experts, width, limits)};
     moe_take_work(m, t);
     m->held = arena_take(t, (size_t)layers * (size_t)p->ranks * (size_t)m->words, sizeof(*m->held));
-    if (rank == 0) take_coordinator(m, t);
-    else take_follower(m, t);
+    if (m->coordinator) take_coordinator(m, t);
+    if (!m->coordinator || limits.coordinators > 1) take_follower(m, t);
 }
 
 size_t moe_cost(const struct placement *p, int rank, int layers, int experts, int width, int neurons, struct moe_limits limits)
@@ -129,7 +131,7 @@ static void open_layer(struct moe *m, int l)
         bits_set(m->held + ((size_t)l * (size_t)m->ranks + (size_t)rank) * (size_t)m->words, i);
         if (rank == m->rank) open_expert(m, l, &y->expert[i]);
     }
-    if (m->rank == 0 && y->shared.down.lines) open_expert(m, l, &y->shared);
+    if (m->coordinator && y->shared.down.lines) open_expert(m, l, &y->shared);
     for (int r = 0; r < m->ranks; r++) BUG_ON(!m->exchange && r != m->rank && moe_holds(m, l, r));
 }
 
@@ -165,7 +167,7 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
     memset(m->held, 0, (size_t)n_layers * (size_t)m->ranks * (size_t)m->words * sizeof(*m->held));
     for (int l = 0; l < n_layers; l++) open_layer(m, l);
     for (int i = 0; i < limits.rows; i++) m->all[i] = i;
-    if (rank == 0) {
+    if (m->coordinator) {
         for (int i = 0; i < limits.rows; i++) m->keys[i] = (uint64_t)i;
         moe_stats_clear(m);
     }
@@ -317,7 +319,7 @@ status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint6
     struct moe_slot *s = &m->slot[slot];
     bool plain = how->route == ROUTE_ALL || how->route == ROUTE_STATIC;
 
-    BUG_ON(m->rank != 0 || slot < 0 || slot >= EXCHANGE_SLOTS || s->busy);
+    BUG_ON(!m->coordinator || slot < 0 || slot >= EXCHANGE_SLOTS || s->busy);
     BUG_ON(layer < 0 || layer >= m->n_layers || rows < 0 || rows > m->limits.rows);
     enum timing_section was = timing_enter(m->timing, TIME_ROUTE);
 

@@ -71,6 +71,7 @@ struct moe_limits {
     int rows;    /* most rows of one slot */
     bool oracle; /* room for scores and expert rows too (finetune, eval) */
     struct moe_wire wire;
+    int coordinators; /* the lowest ranks, which route and hold the shared experts; 0: one.  Several answer each other, and have no oracle */
 };
 
 struct moe_stats {
@@ -116,8 +117,8 @@ status moe_gram_sets(struct moe *m, int layer, const float *h, int rows, int k, 
 const struct moe_stats *moe_stats(const struct moe *m);
 void moe_stats_clear(struct moe *m);
 
-/* Follower: answers one request of this moe's kinds (exchange_next() gave it).  Kinds are MOE_KIND_FIRST .. MOE_KIND_LAST. */
+/* Follower, or a coordinator that waits: answers one request of this moe's kinds, which came in x.  Kinds are MOE_KIND_FIRST .. MOE_KIND_LAST. */
 enum { MOE_KIND_FIRST = 100, MOE_KIND_SUM = 100, MOE_KIND_STATIC, MOE_KIND_SCORES, MOE_KIND_ROWS, MOE_KIND_LAST = MOE_KIND_ROWS };
-void moe_answer(struct moe *m, const struct request *r, const void *payload);
+void moe_answer(struct moe *m, struct exchange *x, const struct request *r, const void *payload);
 
 #endif

@@ -17,7 +17,7 @@ static struct rows rows_of(struct moe *m, int layer, const void *rows, int n, en
     return h;
 }
 
-static void answer_sum(struct moe *m, const struct request *r, const char *payload)
+static void answer_sum(struct moe *m, struct exchange *x, const struct request *r, const char *payload)
 {
     bool all = r->kind == MOE_KIND_STATIC;
     int words = bits_words(m->layers[r->layer].experts);
@@ -32,15 +32,15 @@ static void answer_sum(struct moe *m, const struct request *r, const char *paylo
                           .fixed = all,
                           .compensate = r->flags & MOE_FLAG_COMPENSATE,
                           .scale = (float)r->number[0]};
-    void *room = exchange_answer_room(m->exchange, bytes);
+    void *room = exchange_answer_room(x, bytes);
     struct err mine = {0};
 
     moe_work_sum(m, &job, m->limits.wire.answers, room);
-    if (moe_check_sums(m, r->layer, &mine)) exchange_answer(m->exchange, r, mine.code, 0, mine.text, strlen(mine.text) + 1);
-    else exchange_answer(m->exchange, r, OK, r->rows, room, bytes);
+    if (moe_check_sums(m, r->layer, &mine)) exchange_answer(x, r, mine.code, 0, mine.text, strlen(mine.text) + 1);
+    else exchange_answer(x, r, OK, r->rows, room, bytes);
 }
 
-static void answer_oracle(struct moe *m, const struct request *r, const float *payload)
+static void answer_oracle(struct moe *m, struct exchange *x, const struct request *r, const float *payload)
 {
     int held = bits_count(moe_held(m, r->layer, m->rank), m->layers[r->layer].experts);
     size_t values = (size_t)r->rows * (size_t)m->width, row_bytes = values * sizeof(float);
@@ -49,26 +49,31 @@ static void answer_oracle(struct moe *m, const struct request *r, const float *p
 
     BUG_ON(!m->limits.oracle || r->bytes != (scores ? 2 : 1) * row_bytes || (!scores && bytes > m->piece_bytes));
     struct rows h = rows_of(m, r->layer, payload, r->rows, MOE_ROWS_F32);
-    float *room = exchange_answer_room(m->exchange, bytes);
+    float *room = exchange_answer_room(x, bytes);
 
     if (scores) moe_work_scores(m, r->layer, &h, payload + values, (float)r->number[0], room, held, true);
     else moe_work_rows(m, r->layer, &h, r->flags & MOE_FLAG_COMPENSATE, room, held, true);
-    exchange_answer(m->exchange, r, OK, r->rows, room, bytes);
+    exchange_answer(x, r, OK, r->rows, room, bytes);
 }
 
-void moe_answer(struct moe *m, const struct request *r, const void *payload)
+void moe_answer(struct moe *m, struct exchange *x, const struct request *r, const void *payload)
 {
-    BUG_ON(m->rank == 0 || r->layer < 0 || r->layer >= m->n_layers || r->rows < 0 || r->rows > m->limits.rows);
+    double excess = m->excess; /* of a pass of our own that waits meanwhile */
+
+    m->excess = 0;
+    BUG_ON((m->coordinator && m->limits.coordinators < 2) || r->layer < 0 || r->layer >= m->n_layers || r->rows < 0 ||
+           r->rows > m->limits.rows);
     switch (r->kind) {
     case MOE_KIND_SUM:
     case MOE_KIND_STATIC:
-        answer_sum(m, r, payload);
+        answer_sum(m, x, r, payload);
         break;
     case MOE_KIND_SCORES:
     case MOE_KIND_ROWS:
-        answer_oracle(m, r, payload);
+        answer_oracle(m, x, r, payload);
         break;
     default:
         BUG_ON(true); /* not a request for the experts: our caller sorts them */
     }
+    m->excess = excess;
 }

@@ -47,6 +47,7 @@ struct moe_share {
 struct moe {
     struct moe_layer *layers;
     int n_layers, width, neurons, experts, words, rank, ranks;
+    bool coordinator;
     const struct placement *p;
     struct moe_limits limits;
     struct gemm *gemm;

@@ -70,8 +70,8 @@ void moe_take_work(struct moe *m, struct arena_taker *t)
         held = here > held ? here : held;
     }
     /* A coordinator may hold shared neurons and experts that together are the whole FFN; a follower has routed experts only. */
-    if (m->rank && held * routed < neurons) neurons = held * routed;
-    m->most_held = (int)held + (m->rank == 0);
+    if (!m->coordinator && held * routed < neurons) neurons = held * routed;
+    m->most_held = (int)held + m->coordinator;
     m->z_bytes = z_room(rows, neurons, (size_t)m->most_held);
     m->z = arena_take(t, m->z_bytes, 1);
     m->need = arena_take(t, (size_t)m->n_layers, sizeof(*m->need));

@@ -72,6 +72,24 @@ complete() { # goes on where the job was, and has the rows that an undisturbed r
     complete
 }
 
+@test "under two coordinators a killed or silent rank is named once, whichever it is" {
+    make_infer_job
+    sed -i 's/deadline_seconds: 3/deadline_seconds: 3, coordinators: 2/' "$dir/infer.yaml"
+    for how in "1 KILL" "2 KILL" "1 STOP" "2 STOP" "0 KILL"; do
+        set -- $how
+        rm -rf "$dir/infer"
+        start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+        kill -"$2" "$(pid_of_rank "$1")"
+        finish
+        echo "$how"
+        [ "$status" = 6 ]
+        [ "$(grep -c 'was lost' "$dir/out")" = 1 ]
+        grep -q "rank $1 ($(hostname)" "$dir/out"
+        whole_rows "$dir/infer/responses.jsonl"
+    done
+    complete
+}
+
 @test "a silent rank is named when the deadline has passed" {
     make_infer_job
     start "$dir/infer.yaml" "$dir/infer/responses.jsonl"

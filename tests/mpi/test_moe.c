@@ -119,7 +119,7 @@ static void follow(struct part *u)
         assert_int_equal(s, OK);
         if (r.kind == KIND_STOP) break;
         assert_in_range(r.kind, MOE_KIND_FIRST, MOE_KIND_LAST);
-        moe_answer(u->m, &r, payload);
+        moe_answer(u->m, u->x, &r, payload);
     }
     exchange_answer(u->x, &r, OK, 0, NULL, 0);
 }

@@ -1,0 +1,338 @@
+#include "engine/spread.h"
+
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/stop.h"
+#include "model/router_file.h"
+
+/* Rank 0 hears of a rank that was lost from every coordinator, and speaks for all; who has told it leaves it so long. */
+static const double TURN_SECONDS = 2.5;
+
+/* In front of the rows of FORWARD: keys u64, then tokens, positions and slots i32. */
+struct forward_head {
+    int32_t route, active, compensate, routed, micro_batches, keyed;
+    float scale;
+    int32_t pad;
+    uint64_t seed, unused[3];
+};
+
+/* In front of a piece of a router. */
+struct router_head {
+    int32_t layers, experts, by_threshold, format; /* format: of the packed matrices, -1 none */
+    uint64_t at, n, all; /* floats: of the piece, of weights, biases and thresholds one behind the other */
+    int32_t pad[6];
+};
+
+_Static_assert(sizeof(struct forward_head) == 64 && sizeof(struct router_head) == 64, "what is behind them is aligned");
+
+enum { BYTES_OF_ROW = sizeof(uint64_t) + 3 * sizeof(int32_t), ROUTER_PIECE = 1 << 18 };
+
+/* ---- open and close ---- */
+
+void spread_limits(struct exchange_limits *x, int rows, int width)
+{
+    size_t request = sizeof(struct forward_head) + (size_t)rows * BYTES_OF_ROW,
+           answer = (size_t)rows * (size_t)width * sizeof(float);
+
+    if (request < sizeof(struct router_head) + ROUTER_PIECE) request = sizeof(struct router_head) + ROUTER_PIECE;
+    if (x->request_bytes < request) x->request_bytes = request;
+    if (x->answer_bytes < answer) x->answer_bytes = answer;
+}
+
+static void take(struct spread *s, struct arena_taker *t, int rows, int width)
+{
+    size_t n = (size_t)rows;
+
+    s->token = arena_take(t, n, sizeof(*s->token));
+    s->position = arena_take(t, n, sizeof(*s->position));
+    s->session = arena_take(t, n, sizeof(*s->session));
+    s->key = arena_take(t, n, sizeof(*s->key));
+    s->at = arena_take(t, n, sizeof(*s->at));
+    s->hidden = arena_take(t, n * (size_t)width, sizeof(*s->hidden));
+}
+
+size_t spread_cost(int rank, int rows, int width)
+{
+    struct arena_taker t = {0};
+    struct spread s;
+
+    if (rank == 0) take(&s, &t, rows, width);
+    return t.bytes;
+}
+
+status spread_open(struct spread *s, struct comm *c, int coordinators, struct exchange_limits limits, struct exchange *first,
+                   int rows, int width, struct gemm *g, struct arena *a, struct err *e)
+{
+    struct arena_taker t = {.arena = a, .e = e};
+    int rank = comm_rank(c);
+
+    BUG_ON(coordinators < 2 || coordinators > SPREAD_MAX || coordinators > comm_size(c));
+    *s = (struct spread){.coordinators = coordinators, .rank = rank, .gemm = g, .deadline = limits.deadline, .channel = {first}};
+    if (rank == 0) take(s, &t, rows, width);
+    if (t.failed) return e->code;
+    for (int q = 1; q < coordinators; q++) {
+        limits.asker = limits.channel = q;
+        if (exchange_open(&s->channel[q], c, limits, a, e)) return e->code;
+    }
+    limits.asker = 0, limits.channel = limits.ranks = coordinators;
+    if (rank < coordinators && exchange_open(&s->work, c, limits, a, e)) return e->code;
+    for (int q = 0; q < coordinators; q++)
+        if (q != rank) s->others[s->n_others++] = s->all[s->n_all++] = s->channel[q];
+    if (rank > 0 && s->work) s->all[s->n_all++] = s->work;
+    return OK;
+}
+
+void spread_close(struct spread *s)
+{
+    for (int q = 1; q < s->coordinators; q++) exchange_close(s->channel[q]);
+    exchange_close(s->work);
+    router_free(&s->router);
+    *s = (struct spread){0};
+}
+
+struct exchange *spread_own(const struct spread *s)
+{
+    return s->channel[s->rank < s->coordinators ? s->rank : 0];
+}
+
+/* Somebody asks for experts while this rank waits. */
+static void serve(void *ctx, int which, const struct request *r, const void *payload)
+{
+    struct spread *s = ctx;
+
+    moe_answer(model_moe(s->model), s->others[which], r, payload);
+}
+
+void spread_begin(struct spread *s, struct model *m)
+{
+    s->model = m;
+    if (s->rank >= s->coordinators) return;
+    if (s->rank == 0) {
+        exchange_serve(s->work, s->others, s->n_others, serve, s);
+        exchange_keep_alive(s->work, s->channel[0]);
+    }
+    exchange_serve(spread_own(s), s->others, s->n_others, serve, s);
+}
+
+void spread_traffic(const struct spread *s, struct exchange_stats *to)
+{
+    const struct exchange *own = s->rank > 0 && s->rank < s->coordinators ? spread_own(s) : NULL;
+
+    for (int i = 0; i < 2; i++) {
+        const struct exchange *x = i ? s->work : own;
+        const struct exchange_stats *more = x ? exchange_stats(x) : NULL;
+
+        if (!more) continue;
+        to->messages += more->messages;
+        to->bytes_out += more->bytes_out;
+        to->bytes_back += more->bytes_back;
+        to->wait_seconds += more->wait_seconds;
+    }
+}
+
+/* ---- rank 0 ---- */
+
+static void post(struct spread *s, int rank, int kind, int rows, const char *what, void *room, size_t bytes)
+{
+    struct request r = {.kind = kind, .layer = -1, .rows = rows};
+
+    strncpy(r.what, what, sizeof(r.what) - 1);
+    /* Inside it every layer has a deadline of its own. */
+    r.deadline = s->deadline * (model_shape(s->model)->layers + 1);
+    exchange_post(s->work, 0, rank, &r, room, bytes, NULL, 0);
+}
+
+/* The floats of a router one behind the other: copies n of them from `at`, or into it. */
+static void move_floats(const struct router *r, uint64_t at, uint64_t n, float *out, const float *in)
+{
+    uint64_t sets = (uint64_t)r->layers * (uint64_t)r->experts;
+    uint64_t size[] = {sets * (uint64_t)r->width, sets, (uint64_t)r->layers};
+    float *part[] = {r->weight, r->bias, r->threshold};
+
+    for (int i = 0; i < 3; i++) {
+        uint64_t begin = at < size[i] ? at : size[i], end = at + n < size[i] ? at + n : size[i];
+
+        if (end > begin) {
+            size_t bytes = (size_t)(end - begin) * sizeof(float);
+
+            if (out) memcpy(out, part[i] + begin, bytes), out += end - begin;
+            else memcpy(part[i] + begin, in, bytes), in += end - begin;
+        }
+        at = at > size[i] ? at - size[i] : 0;
+        n -= end - begin;
+    }
+}
+
+status spread_router(struct spread *s, const struct router *r, struct err *e)
+{
+    uint64_t most = ROUTER_PIECE / sizeof(float), all;
+    status st = OK;
+
+    if (!r) return OK;
+    all = (uint64_t)r->layers * (uint64_t)r->experts * (uint64_t)(r->width + 1) + (uint64_t)r->layers;
+    for (uint64_t at = 0; at < all && !st; at += most) {
+        uint64_t n = all - at < most ? all - at : most;
+        size_t bytes = sizeof(struct router_head) + (size_t)n * sizeof(float);
+
+        for (int rank = 1; rank < s->coordinators; rank++) {
+            struct router_head *head = exchange_room(s->work, 0, rank, bytes);
+
+            *head = (struct router_head){.layers = r->layers,
+                                         .experts = r->experts,
+                                         .by_threshold = r->by_threshold,
+                                         .format = r->packed ? (int32_t)r->packed[0].format : -1,
+                                         .at = at,
+                                         .n = n,
+                                         .all = all};
+            move_floats(r, at, n, (float *)(head + 1), NULL);
+            post(s, rank, SPREAD_KIND_ROUTER, 0, "router", head, bytes);
+        }
+        st = exchange_wait(s->work, 0, e);
+    }
+    return st;
+}
+
+/* Lists the rows of every coordinator in s->at, and where they begin. */
+static void deal(struct spread *s, const struct batch *b, int begin[SPREAD_MAX + 1])
+{
+    int n = 0;
+
+    for (int q = 0; q < s->coordinators; q++) {
+        begin[q] = n;
+        for (int t = 0; t < b->rows; t++)
+            if (b->session[t] % s->coordinators == q) s->at[n++] = t;
+    }
+    begin[s->coordinators] = n;
+}
+
+static void copy_rows(const struct spread *s, const struct batch *b, const int *at, int n, int32_t *token, int32_t *position,
+                      int32_t *session, uint64_t *key)
+{
+    for (int i = 0; i < n; i++) {
+        token[i] = b->token[at[i]];
+        position[i] = b->position[at[i]];
+        session[i] = b->session[at[i]] / s->coordinators;
+        if (b->key) key[i] = b->key[at[i]];
+    }
+}
+
+static void post_rows(struct spread *s, int rank, const struct batch *b, const int *at, int n, const struct routing *how,
+                      int micro_batches)
+{
+    size_t bytes = sizeof(struct forward_head) + (size_t)n * BYTES_OF_ROW;
+    struct forward_head *head = exchange_room(s->work, 0, rank, bytes);
+    uint64_t *key = (uint64_t *)(head + 1);
+    int32_t *token = (int32_t *)(key + n);
+
+    *head = (struct forward_head){.route = how->route,
+                                  .active = how->active,
+                                  .compensate = how->compensate,
+                                  .routed = how->router != NULL,
+                                  .micro_batches = micro_batches,
+                                  .keyed = b->key != NULL,
+                                  .scale = how->scale,
+                                  .seed = how->seed};
+    copy_rows(s, b, at, n, token, token + n, token + 2 * n, key);
+    post(s, rank, SPREAD_KIND_FORWARD, n, "forward", head, bytes);
+}
+
+static void put_back(const struct spread *s, float *hidden, const float *from, const int *at, int n)
+{
+    size_t width = (size_t)model_shape(s->model)->width;
+
+    for (int i = 0; i < n; i++) memcpy(hidden + (size_t)at[i] * width, from + (size_t)i * width, width * sizeof(float));
+}
+
+status spread_forward(struct spread *s, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
+                      struct err *e)
+{
+    int begin[SPREAD_MAX + 1];
+    struct err theirs = {0};
+    status st = OK;
+
+    BUG_ON(b->rows > model_limits_of(s->model)->rows);
+    deal(s, b, begin);
+    for (int rank = 1; rank < s->coordinators; rank++) {
+        int n = begin[rank + 1] - begin[rank];
+
+        if (n > 0) post_rows(s, rank, b, s->at + begin[rank], n, how, micro_batches);
+    }
+    struct batch own = {
+        .rows = begin[1], .token = s->token, .position = s->position, .session = s->session, .key = b->key ? s->key : NULL};
+    copy_rows(s, b, s->at, own.rows, s->token, s->position, s->session, s->key);
+    if (own.rows > 0) st = forward(s->model, &own, how, micro_batches, s->hidden, e);
+    if (st == ERR_RANK) return st;
+    /* The others may still need experts of this rank, also after an error here. */
+    if (exchange_wait(s->work, 0, &theirs) && (!st || theirs.code == ERR_RANK)) *e = theirs, st = theirs.code;
+    if (st) return st;
+    put_back(s, hidden, s->hidden, s->at, own.rows);
+    for (int rank = 1; rank < s->coordinators; rank++) {
+        const void *rows = NULL;
+
+        if (exchange_answer_of(s->work, 0, rank, &rows))
+            put_back(s, hidden, rows, s->at + begin[rank], begin[rank + 1] - begin[rank]);
+    }
+    return OK;
+}
+
+/* ---- the other coordinators ---- */
+
+static status take_router(struct spread *s, const struct router_head *head, struct err *e)
+{
+    struct router *r = &s->router;
+    status st = OK;
+
+    if (head->at == 0) {
+        router_free(r);
+        st = router_alloc(r, model_shape(s->model), e);
+    }
+    if (st) return st;
+    BUG_ON(head->layers != r->layers || head->experts != r->experts);
+    r->by_threshold = head->by_threshold;
+    move_floats(r, head->at, head->n, NULL, (const float *)(head + 1));
+    if (head->at + head->n == head->all && head->format >= 0) st = router_pack(r, (enum format)head->format, s->gemm, e);
+    return st;
+}
+
+static status run(struct spread *s, const struct request *r, const struct forward_head *head, float *hidden, struct err *e)
+{
+    const uint64_t *key = (const uint64_t *)(head + 1);
+    const int32_t *token = (const int32_t *)(key + r->rows);
+    struct routing how = {.route = (enum route)head->route,
+                          .router = head->routed ? &s->router : NULL,
+                          .active = head->active,
+                          .scale = head->scale,
+                          .compensate = head->compensate,
+                          .seed = head->seed};
+    struct batch b = {.rows = r->rows,
+                      .token = token,
+                      .position = token + r->rows,
+                      .session = token + 2 * r->rows,
+                      .key = head->keyed ? key : NULL};
+
+    return forward(s->model, &b, &how, head->micro_batches, hidden, e);
+}
+
+status spread_answer(struct spread *s, const struct request *r, const void *payload, struct err *e)
+{
+    size_t bytes = (size_t)r->rows * (size_t)model_shape(s->model)->width * sizeof(float);
+    float *room = NULL;
+    struct err mine = {0};
+    status st;
+
+    if (r->kind == SPREAD_KIND_ROUTER) {
+        st = take_router(s, payload, &mine);
+        bytes = 0;
+    } else {
+        room = exchange_answer_room(s->work, bytes);
+        st = run(s, r, payload, room, &mine);
+    }
+    exchange_answer(s->work, r, st, r->rows, st ? (const void *)mine.text : room, st ? strlen(mine.text) + 1 : bytes);
+    if (st != ERR_RANK) return OK; /* rank 0 says it */
+    for (double start = clock_now(); strncmp(mine.text, "rank 0 ", 7) != 0 && clock_now() - start < TURN_SECONDS;
+         clock_sleep(0.05))
+        if (stop_asked() == STOP_NOW) return err_set(e, STOPPED, "rank 0 ended the job");
+    *e = mine;
+    return ERR_RANK;
+}
