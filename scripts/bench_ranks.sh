@@ -49,3 +49,11 @@ jq -r -s --arg side "$side" '
       else
         "\(.[0].what) \(.[0].rows) rows: 2 ranks x 1 thread over 1 rank x 2 threads: \(($two | median) / ($one | median) * 1000 | round / 1000)  (\($two | median | . * 100 | round / 100) and \($one | median | . * 100 | round / 100) tokens/s, medians of \($two | length) and \($one | length))"
       end' "$out/all.jsonl" | tee "$out/ranks.txt"
+# One sequence: the coordinator's attention and head are serial, only the experts are shared.  With A weights of the former read and F of the latter, two threads
+# take (A + F) / 2 and two ranks at best A + F / 2.
+jq -r --argjson share "$(jq -s --arg side "$side" 'map(select(.side == $side and .share))[0].share' "$out/all.jsonl")" '
+    (.head_dim // (.hidden_size / .num_attention_heads)) as $head | .hidden_size as $d
+    | (.num_hidden_layers * 2 * $d * $head * (.num_attention_heads + .num_key_value_heads) + .vocab_size * $d) as $a
+    | ($share * .num_hidden_layers * 3 * $d * .intermediate_size) as $f
+    | "decode 1 rows: at most \((($a + $f) / 2) / ($a + $f / 2) * 1000 | round / 1000) because attention and head are serial on the coordinator"' \
+    "$model/config.json" | tee -a "$out/ranks.txt"

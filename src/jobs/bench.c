@@ -42,7 +42,8 @@ static void describe_place(struct bench_place *p, struct job *j)
     clock_date(p->date);
     snprintf(p->commit, sizeof(p->commit), "%s", j->version);
     machine_processor_name(p->cpu, sizeof(p->cpu));
-    snprintf(p->isa, sizeof(p->isa), "%s", isa_name(gemm_kernel(cluster_gemm(j->cluster))->isa));
+    snprintf(p->isa, sizeof(p->isa), "%s%s", isa_name(gemm_kernel(cluster_gemm(j->cluster))->isa),
+             j->spec->precision.activations ? ", bf16 activations" : "");
     CPU_ZERO_S(bytes, mask);
     if (sched_getaffinity(0, bytes, mask) == 0) bench_binding(p->binding, mask, PROCESSORS);
     CPU_FREE(mask);

@@ -199,6 +199,7 @@ status bench_kernels(struct bench *b, struct err *e)
 
     log_line(b->job->log, "\nkernels: products of rows with a weight matrix that no cache holds, on %d thread%s of one rank",
              b->place.threads, b->place.threads > 1 ? "s" : "");
+    gemm_use_half(cluster_gemm(b->job->cluster), s->precision.activations != 0, b->job->log);
     st = measure_machine(b, e);
     if (!st)
         log_line(b->job->log, "  %-9s %-5s %12s %5s %9s %7s %8s %s", "matrix", "", "out x in", "rows", "GFLOP/s", "GB/s",

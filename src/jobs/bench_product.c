@@ -28,7 +28,7 @@ struct bench_product {
     char *memory;
     size_t memory_bytes, copy_bytes;
     struct rows x;
-    void *room; /* of the quantized x, or NULL */
+    void *room; /* of the quantized or rounded x */
 
     /* a library's */
     struct rival *rival;
@@ -152,12 +152,9 @@ status bench_product_ours(struct bench_product **out, struct gemm *g, const stru
     gemm_parallel(g, packed_panels(o->n), pack_task, &k);
     gemm_parallel(g, p->copies - 1, copy_task, &k);
     p->x = (struct rows){.x = o->x, .ld = (size_t)o->k, .n = o->rows, .cols = o->k};
-    if (format_has_scales(format)) {
-        p->room = aligned_alloc(64, whole_lines(rows_bytes(o->rows, o->k)));
-        BUG_ON(!p->room);
-        rows_room(&p->x, p->room);
-        gemm_quantize(g, &p->x);
-    }
+    p->room = aligned_alloc(64, whole_lines(rows_bytes(o->rows, o->k)));
+    BUG_ON(!p->room);
+    if (gemm_rows(g, &p->x, format, p->room)) gemm_quantize(g, &p->x);
     *out = p;
     return OK;
 }
@@ -230,9 +227,11 @@ static double tolerance_of(const struct bench_product *p)
 /* The input as the kernel sees it. */
 static double input_at(const struct bench_product *p, int row, int k)
 {
+    float x = p->operands->x[(size_t)row * (size_t)p->operands->k + (size_t)k];
     int blocks = packed_blocks(p->x.cols);
 
-    if (p->rival || !p->x.q) return (double)p->operands->x[(size_t)row * (size_t)p->operands->k + (size_t)k];
+    if (p->x.half) return (double)widen_bf16(narrow_bf16(x));
+    if (!p->x.q) return (double)x;
     return (double)p->x.scale[row * blocks + k / QUANT_BLOCK] * p->x.q[(size_t)row * (size_t)blocks * QUANT_BLOCK + (size_t)k];
 }
 

@@ -23,7 +23,7 @@ void bench_operands_close(struct bench_operands *o);
 
 struct bench_product;
 
-/* Ours, in `format`.  The operands are borrowed. */
+/* Ours, in `format`; its input is quantized, or rounded after gemm_use_half(), before anything is timed.  The operands are borrowed. */
 status bench_product_ours(struct bench_product **out, struct gemm *g, const struct bench_operands *o, enum format format,
                           struct err *e);
 /* A library's; ERR_IO: it is not there. */
