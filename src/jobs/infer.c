@@ -114,6 +114,12 @@ static status describe_run(const struct infer *f, struct json_t *meta, struct er
     json_put_int(meta, "exchange_rows", s->cluster.exchange_rows);
     json_put_int(meta, "exchange_answers", s->cluster.exchange_answers);
     json_put(meta, "precision", room_precision_json(s));
+    if (s->precision.activations) { /* then answers depend on the level, too */
+        struct gemm *g = cluster_gemm(f->j->cluster);
+
+        gemm_use_half(g, true, f->j->log);
+        json_put_text(meta, "kernels", isa_name(gemm_kernel(g)->isa));
+    }
     return OK;
 }
 
