@@ -13,13 +13,15 @@
 
 enum {
     RUN = 16,
-    FLOAT_AHEAD = 2048,       /* bytes of a panel that are asked for ahead of their use */
-    FLOAT_COPIED = 192,       /* rows whose chain is laid side by side in scratch */
-    FLOAT_CACHED = 64 * 1024, /* elements of x that stay in the second cache while panels stream through it */
+    FLOAT_AHEAD = 2048,        /* bytes of a panel that are asked for ahead of their use */
+    FLOAT_BRIEF = 128,         /* inputs of a panel that is short */
+    FLOAT_STREAM = 128 * 1024, /* bytes of short panels for all rows in turn */
+    FLOAT_COPIED = 192,        /* rows whose chain is laid side by side in scratch */
+    FLOAT_CACHED = 64 * 1024,  /* elements of x that stay in the second cache while panels stream through it */
 };
 _Static_assert(FLOAT_COPIED *CHAIN * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch holds the rows");
 
-/* One chain: y[r][c] = or += sum over k < inputs of x[r][k] w[k][c], for `wide` panels whose lines begin at w, w + panel, ...
+/* One chain: y[r][c] = or += sum over k < inputs of x[r][k] w[k][c], for `groups` times `wide` panels whose lines begin at w, w + panel, ...
  * Row r of x comes in runs of RUN inputs at x[r], x[r] + step, ... */
 struct float_tile {
     float *y;
@@ -28,7 +30,7 @@ struct float_tile {
     size_t step;
     const char *w;
     size_t panel, ahead; /* bytes: from panel to panel, and from a line to the one to ask for */
-    int inputs;
+    int inputs, groups;
     bool add;
 };
 
@@ -86,17 +88,17 @@ VECTOR void float_run(int rows, int wide, bool half, vf (*sum)[MOST_WIDE * V_PER
     if (inputs % each) float_step(rows, wide, half, false, sum, x, steps * each, w, panel);
 }
 
-VECTOR void float_tile_body(int rows, int wide, bool half, const struct float_tile *t)
+/* One group: the `wide` panels whose lines begin at w, into y. */
+VECTOR void float_group_body(int rows, int wide, bool half, const struct float_tile *t, const char *w, float *y)
 {
     vf sum[TILE][MOST_WIDE * V_PER_LINE];
     const float *row[TILE];
-    const char *w = t->w;
     int left = t->inputs;
 
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
         row[r] = t->x[r];
-        if (rows > 3) __builtin_prefetch(t->y + (size_t)r * t->ldy, 1);
+        if (rows > 3) __builtin_prefetch(y + (size_t)r * t->ldy, 1);
 #pragma GCC unroll 16
         for (int i = 0; i < wide * V_PER_LINE; i++) sum[r][i] = vf_zero();
     }
@@ -110,10 +112,16 @@ VECTOR void float_tile_body(int rows, int wide, bool half, const struct float_ti
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
         for (int i = 0; i < wide * V_PER_LINE; i++) {
-            float *out = t->y + (size_t)r * t->ldy + i * V_FLOATS;
+            float *out = y + (size_t)r * t->ldy + i * V_FLOATS;
 
             vf_storeu(out, t->add ? vf_add(vf_loadu(out), sum[r][i]) : sum[r][i]);
         }
+}
+
+VECTOR void float_tile_body(int rows, int wide, bool half, const struct float_tile *t)
+{
+    for (int g = 0; g < t->groups; g++)
+        float_group_body(rows, wide, half, t, t->w + (size_t)(g * wide) * t->panel, t->y + g * wide * PANEL_LANES);
 }
 
 typedef void float_product(const struct float_tile *t);
@@ -144,11 +152,13 @@ struct float_job {
     bool half, copied; /* copied: x is what copy_chain() made */
 };
 
-/* Panels p .. p + wide - 1, the chain that begins at input k: all rows, in tiles of nearly equal height.  x[0] is input k; or it is copied, see there. */
-static void float_group(const struct float_job *j, int p, int wide, int k)
+/* `groups` times `wide` panels from p on, the chain that begins at input k: all rows, in tiles of nearly equal height.
+ * j->x[0] is input k; or it is copied, see there. */
+static void float_tiles(const struct float_job *j, int p, int wide, int groups, int k)
 {
     int inputs = j->w->cols - k < CHAIN ? j->w->cols - k : CHAIN, tiles = (j->n + TILE - 1) / TILE;
-    struct float_tile tile = {.ldy = j->ldy, .panel = j->panel, .inputs = inputs, .add = k > 0};
+    size_t group = (size_t)wide * j->panel, next = (FLOAT_AHEAD + group - 1) / group * group;
+    struct float_tile tile = {.ldy = j->ldy, .panel = j->panel, .inputs = inputs, .groups = groups, .add = k > 0};
 
     tile.w = j->lines + (size_t)p * j->panel + (size_t)(j->half ? k / 2 : k) * LINE_BYTES;
     for (int t = 0; t < tiles; t++) {
@@ -159,8 +169,8 @@ static void float_group(const struct float_job *j, int p, int wide, int k)
                 j->copied ? j->x + from * CHAIN + r * RUN : j->x + (size_t)(j->index ? j->index[from + r] : from + r) * j->ld;
         tile.y = j->y + (size_t)from * j->ldy + (size_t)p * PANEL_LANES;
         tile.step = j->copied ? (size_t)rows * RUN : RUN;
-        /* what comes next: the same panel's next lines, or the next panel's while the last rows pass */
-        tile.ahead = !j->copied ? FLOAT_AHEAD : t == tiles - 1 ? (size_t)wide * j->panel : 0;
+        /* what comes next: the same panels' next lines, or, of short panels and while the last rows of a copy pass, the next panels' */
+        tile.ahead = !j->copied ? (group < 4 * FLOAT_AHEAD ? next : FLOAT_AHEAD) : t == tiles - 1 ? group : 0;
         float_products[j->half][rows][wide](&tile);
     }
 }
@@ -174,14 +184,22 @@ static int float_wide(int n, int panels)
     return wide;
 }
 
-/* Rows stay where they are, a panel is read from one end to the other. */
+/* Rows stay where they are, a panel is read from one end to the other.  Short panels pass many at a time, as setting up a tile would take as long as its sums. */
 static void float_direct(const struct float_job *j, int panels)
 {
-    for (int p = 0, wide; p < panels; p += wide) {
+    bool brief = j->w->cols <= FLOAT_BRIEF;
+
+    for (int p = 0, wide, groups = 1; p < panels; p += wide * groups) {
         struct float_job part = *j;
 
-        wide = float_wide(j->n, panels - p);
-        for (int k = 0; k < j->w->cols; k += CHAIN, part.x += CHAIN) float_group(&part, p, wide, k);
+        wide = brief && j->n < 4
+                   ? 1
+                   : float_wide(j->n, panels - p); /* memory is read faster in one long run than in several short ones */
+        if (brief) {
+            groups = FLOAT_STREAM / (int)j->panel / wide;
+            if (groups > (panels - p) / wide) groups = (panels - p) / wide;
+        }
+        for (int k = 0; k < j->w->cols; k += CHAIN, part.x += CHAIN) float_tiles(&part, p, wide, groups, k);
     }
 }
 
@@ -217,7 +235,7 @@ static void float_copied(const struct float_job *j, int panels, float *scratch)
             copy_chain(scratch, j, from, part.n, k, j->w->cols - k < CHAIN ? j->w->cols - k : CHAIN);
             for (int p = 0, wide; p < panels; p += wide) {
                 wide = float_wide(part.n, panels - p);
-                float_group(&part, p, wide, k);
+                float_tiles(&part, p, wide, 1, k);
             }
         }
     }

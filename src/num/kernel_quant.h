@@ -33,9 +33,14 @@ typedef struct quant_words q8_block;
 #endif
 typedef struct quant_bytes q4_block;
 
-enum { QUANT_ROWS = 192, QUANT_AHEAD = 2048 }; /* rows prepared at once; bytes of a panel that are asked for ahead */
+enum {
+    QUANT_ROWS = 192,          /* rows prepared at once */
+    QUANT_AHEAD = 2048,        /* bytes of a panel that are asked for ahead */
+    QUANT_BRIEF = 256,         /* inputs of a panel that is short */
+    QUANT_STREAM = 128 * 1024, /* bytes of short panels for all rows in turn */
+};
 
-/* y[r][c] = or += sum over the blocks, for `wide` panels whose lines begin at w, w + panel, ... */
+/* y[r][c] = or += sum over the blocks, for `groups` times `wide` panels whose lines begin at w, w + panel, ... */
 struct quant_tile {
     float *y;
     size_t ldy;
@@ -43,7 +48,7 @@ struct quant_tile {
     const char *w;
     const uint16_t *scale;            /* [blocks][PANEL_LANES], of the next panel at scale + panel_scale */
     size_t panel, panel_scale, ahead; /* ahead: bytes from a line to the one to ask for */
-    int lines;                        /* of all blocks; the last may have fewer than the others */
+    int groups, lines;                /* lines: of all blocks; the last may have fewer than the others */
     bool add;
 };
 
@@ -154,27 +159,35 @@ VECTOR void quant_block(int rows, int wide, bool q4, vf (*total)[QUANT_WIDE * V_
     }
 }
 
-VECTOR void quant_tile_body(int rows, int wide, bool q4, const struct quant_tile *t)
+/* One group: the `wide` panels whose lines begin at w, into y. */
+VECTOR void quant_group_body(int rows, int wide, bool q4, const struct quant_tile *t, const char *w, const uint16_t *scale,
+                             float *y)
 {
     const int each = QUANT_BLOCK / (q4 ? 8 : 4);
     const size_t row = (size_t)rows * (q4 ? sizeof(q4_block) : sizeof(q8_block));
     vf total[QUANT_TILE][QUANT_WIDE * V_PER_LINE];
-    const char *x = t->x, *w = t->w;
-    const uint16_t *scale = t->scale;
+    const char *x = t->x;
     int left = t->lines;
 
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
         for (int i = 0; i < wide * V_PER_LINE; i++)
-            total[r][i] = t->add ? vf_loadu(t->y + (size_t)r * t->ldy + i * V_FLOATS) : vf_zero();
+            total[r][i] = t->add ? vf_loadu(y + (size_t)r * t->ldy + i * V_FLOATS) : vf_zero();
     for (; left >= each; left -= each, x += row, w += (size_t)each * LINE_BYTES, scale += PANEL_LANES)
         quant_block(rows, wide, q4, total, x, w, scale, t, each);
     if (left) quant_block(rows, wide, q4, total, x, w, scale, t, left);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
-        for (int i = 0; i < wide * V_PER_LINE; i++) vf_storeu(t->y + (size_t)r * t->ldy + i * V_FLOATS, total[r][i]);
+        for (int i = 0; i < wide * V_PER_LINE; i++) vf_storeu(y + (size_t)r * t->ldy + i * V_FLOATS, total[r][i]);
+}
+
+VECTOR void quant_tile_body(int rows, int wide, bool q4, const struct quant_tile *t)
+{
+    for (int g = 0; g < t->groups; g++)
+        quant_group_body(rows, wide, q4, t, t->w + (size_t)(g * wide) * t->panel, t->scale + (size_t)(g * wide) * t->panel_scale,
+                         t->y + g * wide * PANEL_LANES);
 }
 
 typedef void quant_product(const struct quant_tile *t);
@@ -249,12 +262,13 @@ static void quant_prepare(const struct quant_job *j, int from, int n, int block,
     }
 }
 
-/* Prepared rows against panels p .. p + wide - 1. */
-static void quant_group(const struct quant_job *j, int from, int n, int block, int blocks, int p, int wide)
+/* Prepared rows against `groups` times `wide` panels from p on. */
+static void quant_rows(const struct quant_job *j, int from, int n, int block, int blocks, int p, int wide, int groups)
 {
     int tiles = quant_tiles(n), each = QUANT_BLOCK / (j->q4 ? 8 : 4), lines = packed_steps(j->w->format, j->w->cols);
     size_t panel = (size_t)lines * LINE_BYTES, panel_scale = (size_t)packed_blocks(j->w->cols) * PANEL_LANES;
-    struct quant_tile tile = {.ldy = j->ldy, .panel = panel, .panel_scale = panel_scale, .add = block > 0};
+    struct quant_tile tile = {.ldy = j->ldy, .panel = panel, .panel_scale = panel_scale, .groups = groups, .add = block > 0};
+    size_t group = (size_t)wide * panel, next = (QUANT_AHEAD + group - 1) / group * group;
     const char *x = j->scratch;
 
     tile.w = (const char *)j->w->lines + (size_t)(j->first + p) * panel + (size_t)block * (size_t)each * LINE_BYTES;
@@ -265,8 +279,8 @@ static void quant_group(const struct quant_job *j, int from, int n, int block, i
 
         tile.x = x;
         tile.y = j->y + (size_t)(from + begin) * j->ldy + (size_t)p * PANEL_LANES;
-        /* what comes next: these panels' next lines, or the next panels' while the last rows pass */
-        tile.ahead = t < tiles - 1 ? 0 : tiles == 1 ? QUANT_AHEAD : (size_t)wide * panel;
+        /* what comes next: these panels' next lines, or, of short panels and while the last of many rows pass, the next panels' */
+        tile.ahead = t < tiles - 1 ? 0 : group < 4 * QUANT_AHEAD ? next : tiles == 1 ? QUANT_AHEAD : group;
         quant_products[j->q4][rows][wide](&tile);
         x += (size_t)rows * (size_t)blocks * quant_block_bytes(j->q4);
     }
@@ -296,9 +310,13 @@ static void product_quant(float *y, size_t ldy, const struct rows *x, const int 
         for (int block = 0, blocks; block < all; block += blocks) {
             blocks = all - block < most ? all - block : most;
             quant_prepare(&j, from, some, block, blocks);
-            for (int p = 0, wide; p < panels; p += wide) {
+            for (int p = 0, wide, groups = 1; p < panels; p += wide * groups) {
                 wide = quant_wide(some, panels - p);
-                quant_group(&j, from, some, block, blocks, p, wide);
+                if (w->cols <= QUANT_BRIEF) { /* setting up a tile would take as long as its sums */
+                    groups = QUANT_STREAM / (packed_steps(w->format, w->cols) * LINE_BYTES) / wide;
+                    if (groups > (panels - p) / wide) groups = (panels - p) / wide;
+                }
+                quant_rows(&j, from, some, block, blocks, p, wide, groups);
             }
         }
     }
