@@ -26,6 +26,9 @@ struct part {
     struct file_writer file;
     char *name; /* beside the index */
     size_t data;
+    /* In files for kernels: what comes is gathered to whole huge pages of the file, because a page cache that takes them in pieces keeps them in pieces. */
+    char *page;
+    size_t at, filled; /* page[0] belongs at byte `at` of the file */
 };
 
 struct safetensors_writer {
@@ -196,6 +199,7 @@ static status begin_parts(struct safetensors_writer *w, struct err *e)
 
         free(path);
         if (s) return s;
+        if (w->align == HUGE_PAGE) setvbuf(part->file.f, NULL, _IONBF, 0); /* what is gathered here is written in one go */
         header(&text, w, p);
         for (int i = 0; i < 8; i++) prefix[i] = (unsigned char)(text.length >> (8 * i) & 0xff);
         size_t done = fwrite(prefix, 1, 8, part->file.f) + fwrite(text.text, 1, text.length, part->file.f);
@@ -203,6 +207,42 @@ static status begin_parts(struct safetensors_writer *w, struct err *e)
         str_free(&text);
         if (done != part->data) return err_set(e, ERR_IO, "%s: cannot be written: %s", part->file.path, strerror(errno));
     }
+    return OK;
+}
+
+static status flush_page(struct safetensors_writer *w, struct part *p, struct err *e)
+{
+    size_t n = p->filled;
+
+    p->at += n;
+    p->filled = 0;
+    return n ? file_append(&p->file, p->page, n, w->alive.tick ? &w->alive : NULL, e) : OK;
+}
+
+static status part_append(struct safetensors_writer *w, struct part *p, const char *data, size_t bytes, struct err *e)
+{
+    if (w->align != HUGE_PAGE) return file_append(&p->file, data, bytes, w->alive.tick ? &w->alive : NULL, e);
+    while (bytes) {
+        size_t room = HUGE_PAGE - (p->at + p->filled) % HUGE_PAGE, n = bytes < room ? bytes : room;
+
+        memcpy(p->page + p->filled, data, n);
+        p->filled += n;
+        data += n;
+        bytes -= n;
+        if (n == room && flush_page(w, p, e)) return e->code;
+    }
+    return OK;
+}
+
+static status part_seek(struct safetensors_writer *w, struct part *p, size_t at, struct err *e)
+{
+    if (p->page && p->at + p->filled == at) return OK;
+    if (p->page && flush_page(w, p, e)) return e->code;
+    if (w->align == HUGE_PAGE && !p->page && !(p->page = malloc(HUGE_PAGE)))
+        return err_set(e, ERR_LIMIT, "%s: no memory to write", p->file.path);
+    p->at = at;
+    if (fseeko(p->file.f, (off_t)at, SEEK_SET))
+        return err_set(e, ERR_IO, "%s: cannot be written: %s", p->file.path, strerror(errno));
     return OK;
 }
 
@@ -215,9 +255,7 @@ static status seek_tensor(struct safetensors_writer *w, struct err *e)
     }
     if (w->at == w->n || w->given) return OK;
     struct part *p = &w->parts[w->tensors[w->at].shard];
-    if (fseeko(p->file.f, (off_t)(p->data + w->tensors[w->at].offset), SEEK_SET))
-        return err_set(e, ERR_IO, "%s: cannot be written: %s", p->file.path, strerror(errno));
-    return OK;
+    return part_seek(w, p, p->data + w->tensors[w->at].offset, e);
 }
 
 void safetensors_alive(struct safetensors_writer *w, struct alive alive)
@@ -235,7 +273,7 @@ status safetensors_write(struct safetensors_writer *w, const void *data, size_t 
         struct part *p = &w->parts[t->shard];
         size_t n = bytes < t->bytes - w->given ? bytes : t->bytes - w->given;
 
-        if (file_append(&p->file, data, n, w->alive.tick ? &w->alive : NULL, e)) return e->code;
+        if (part_append(w, p, data, n, e)) return e->code;
         data = (const char *)data + n;
         bytes -= n;
         w->given += n;
@@ -281,6 +319,7 @@ status safetensors_commit(struct safetensors_writer *w, struct err *e)
     BUG_ON(!s && w->at != w->n); /* less than was declared */
     for (int p = 0; !s && p < w->n_parts; p++) {
         if (w->alive.tick) alive_tick(&w->alive);
+        if ((s = flush_page(w, &w->parts[p], e))) break;
         s = file_commit(&w->parts[p].file, e);
     }
     if (!s && w->directory) {
@@ -300,6 +339,7 @@ void safetensors_abandon(struct safetensors_writer *w)
     for (int p = 0; w->parts && p < w->n_parts; p++) {
         file_abandon(&w->parts[p].file);
         free(w->parts[p].name);
+        free(w->parts[p].page);
     }
     for (size_t i = 0; i < w->n; i++) free(w->tensors[i].name);
     json_free(w->metadata);
