@@ -14,6 +14,7 @@
 
 struct moe_world {
     int layers, experts, active, width, neurons, shared;
+    enum format format; /* of the experts' weights; bf16 keeps what they are */
     struct moe_layer *layer;
     uint16_t **gate, **up, **down; /* per layer: bf16 [F, D], [F, D], [D, F] in the new neuron order */
     float **mu, **fill;
@@ -38,20 +39,26 @@ static inline uint16_t *world_random(struct rng *r, size_t n, double spread)
 }
 
 /* A copy in the layout of the kernels; world_free_expert(). */
-static inline struct packed world_packed(const struct mat *m)
+static inline struct packed world_packed_as(enum format f, const struct mat *m)
 {
-    enum format f = format_of(m->dtype);
     size_t bytes = packed_line_bytes(f, m->rows, m->cols);
     void *lines = aligned_alloc(64, bytes ? bytes : 64);
+    uint16_t *scale = format_has_scales(f) ? world_alloc(packed_scale_bytes(f, m->rows, m->cols), 1) : NULL;
 
     if (!lines) abort();
-    pack_panels(lines, NULL, f, m, 0, packed_panels(m->rows));
-    return (struct packed){.lines = lines, .format = f, .rows = m->rows, .cols = m->cols};
+    pack_panels(lines, scale, f, m, 0, packed_panels(m->rows));
+    return (struct packed){.lines = lines, .scale = scale, .format = f, .rows = m->rows, .cols = m->cols};
+}
+
+static inline struct packed world_packed(const struct mat *m)
+{
+    return world_packed_as(format_of(m->dtype), m);
 }
 
 static inline void world_free_expert(struct expert *x)
 {
     free((void *)x->gate.lines), free((void *)x->up.lines), free((void *)x->down.lines);
+    free((void *)x->gate.scale), free((void *)x->up.scale), free((void *)x->down.scale);
     *x = (struct expert){0};
 }
 
@@ -62,9 +69,9 @@ static inline struct expert world_expert(const struct moe_world *w, int l, int b
     struct mat gate = {w->gate[l] + at, DT_BF16, n, w->width, width}, up = {w->up[l] + at, DT_BF16, n, w->width, width};
     struct mat down = {w->down[l] + begin, DT_BF16, w->width, n, (size_t)w->neurons};
 
-    return (struct expert){.gate = world_packed(&gate),
-                           .up = world_packed(&up),
-                           .down = world_packed(&down),
+    return (struct expert){.gate = world_packed_as(w->format, &gate),
+                           .up = world_packed_as(w->format, &up),
+                           .down = world_packed_as(w->format, &down),
                            .keep = w->keep[l] + begin,
                            .fill = w->fill[l] + begin};
 }
@@ -89,7 +96,8 @@ static inline struct moe_world *moe_world_new(int layers, int experts, int activ
     struct moe_world *w = world_alloc(1, sizeof(*w));
     size_t n = (size_t)layers, cells = (size_t)neurons * (size_t)width;
 
-    *w = (struct moe_world){layers, experts, active, width, neurons, shared, .layer = world_alloc(n, sizeof(*w->layer))};
+    *w = (struct moe_world){
+        layers, experts, active, width, neurons, shared, .format = FORMAT_BF16, .layer = world_alloc(n, sizeof(*w->layer))};
     w->gate = world_alloc(n, sizeof(*w->gate)), w->up = world_alloc(n, sizeof(*w->up)),
     w->down = world_alloc(n, sizeof(*w->down));
     w->mu = world_alloc(n, sizeof(*w->mu)), w->fill = world_alloc(n, sizeof(*w->fill)),

@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "moe/exact.h"
+#include "num/exact.h"
 #include "num/gemm.h"
 
 struct expert {

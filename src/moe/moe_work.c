@@ -11,8 +11,10 @@
 #include "base/bits.h"
 #include "moe/labels.h"
 #include "moe/moe_internal.h"
+#include "num/exact_product.h"
 #include "num/half.h"
 #include "num/ops.h"
+#include "num/pair_product.h"
 
 enum {
     SERIAL_BELOW = 1 << 17, /* multiplications: waking the threads would take longer */
@@ -22,6 +24,9 @@ enum {
     FEW_PANELS = 4, /* of few rows */
     OUT_ROWS = 64,  /* of a task of the second loop */
     OUT_PANELS = 8,
+    FINE = 32,         /* neurons: the sums of such experts stay in the first cache, and products go into them directly */
+    FINE_ROWS = 128,   /* of a task of the second loop */
+    FINE_CELLS = 4096, /* sums of such a task */
 };
 
 /* A block of rows of a job. */
@@ -33,6 +38,7 @@ struct work {
     struct moe_share *share; /* [shares] */
     int shares, in_tasks;
     double multiplications; /* of both loops */
+    bool fine;
     /* The second loop. */
     int out_rows, out_blocks, out_panels, out_columns; /* rows and panels of a task, and how many there are of each */
     enum moe_answers as;
@@ -231,8 +237,16 @@ static void in_task(void *ctx, int item, int worker)
     int columns = s->z.cols - first * PANEL_LANES < (int)ld ? s->z.cols - first * PANEL_LANES : (int)ld;
     void *scratch = gemm_scratch(w->m->gemm, worker);
 
-    w->kernel->product(gate, ld, w->job->h, s->row + row, rows, &s->x->gate, first, panels, scratch);
-    w->kernel->product(up, ld, w->job->h, s->row + row, rows, &s->x->up, first, panels, scratch);
+    int pairs = 0;
+
+    while (panels < FEW_PANELS && pairs < panels &&
+           pair_product(w->kernel, gate + pairs * PANEL_LANES, up + pairs * PANEL_LANES, ld, w->job->h, s->row + row, rows,
+                        &s->x->gate, &s->x->up, first + pairs))
+        pairs++;
+    if (pairs < panels) {
+        w->kernel->product(gate, ld, w->job->h, s->row + row, rows, &s->x->gate, first, panels, scratch);
+        w->kernel->product(up, ld, w->job->h, s->row + row, rows, &s->x->up, first, panels, scratch);
+    }
     silu_mul(gate, up, cells);
     keep_z(s, w->job->fixed, gate, ld, row, rows, first * PANEL_LANES, columns);
     task_progress(w, worker);
@@ -252,17 +266,20 @@ static struct rows rows_part(const struct rows *r, int first, int n)
 
 /* ---- the second loop: sums ---- */
 
-/* How it is cut: rows that few, that a task reads all of an expert's weights or a large part; else pieces of the sums that stay in the first caches. */
+/* How it is cut: if rows are few, so that a task reads a large part of every expert's weights; else so that sums stay in the first caches. */
 static void cut_out(struct work *w)
 {
-    int panels = packed_panels(w->m->width), threads = threads_count(gemm_threads(w->m->gemm));
-    int cells = (GEMM_ROOM_BYTES - LINE_BYTES - OUT_ROWS * (int)sizeof(int)) / 12 / PANEL_LANES;
+    int panels = packed_panels(w->m->width), threads = threads_count(gemm_threads(w->m->gemm)), pairs = 0;
+    int cells = (GEMM_ROOM_BYTES - LINE_BYTES - FINE_ROWS * (int)sizeof(int)) / 12;
 
-    w->out_rows = w->rows < OUT_ROWS ? w->rows : OUT_ROWS;
+    for (int s = 0; s < w->shares; s++) pairs += w->share[s].z.n;
+    w->fine = w->multiplications <= 3.0 * FINE * pairs * w->m->width;
+    w->out_rows = w->fine ? FINE_ROWS : OUT_ROWS;
+    w->out_rows = w->rows < w->out_rows ? w->rows : w->out_rows;
     w->out_blocks = (w->rows + w->out_rows - 1) / w->out_rows;
-    w->out_panels = OUT_PANELS;
+    w->out_panels = w->fine ? FINE_CELLS / PANEL_LANES / w->out_rows : OUT_PANELS;
     if (w->rows <= FEW_ROWS) {
-        int most = cells / w->out_rows, each = (panels + 2 * threads - 1) / (2 * threads);
+        int most = cells / PANEL_LANES / w->out_rows, each = (panels + 2 * threads - 1) / (2 * threads);
 
         w->out_panels = threads == 1 ? panels : each < OUT_PANELS ? OUT_PANELS : each;
         if (w->out_panels > most) w->out_panels = most;
@@ -270,8 +287,8 @@ static void cut_out(struct work *w)
     if (w->out_panels > panels) w->out_panels = panels;
     w->out_columns = (panels + w->out_panels - 1) / w->out_panels;
 }
-_Static_assert(OUT_ROWS *OUT_PANELS *PANEL_LANES * 12 + OUT_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES,
-               "sums, terms and a product");
+_Static_assert(OUT_ROWS *OUT_PANELS *PANEL_LANES * 12 + OUT_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES, "sums, product and terms");
+_Static_assert(FINE_CELLS * 12 + FINE_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES, "sums, product and terms");
 
 /* Where each expert's rows of each block of rows begin. */
 static void cut_shares(struct work *w)
@@ -312,6 +329,15 @@ static void put_sums(const struct work *w, const struct exact *e, int row, size_
     }
 }
 
+/* Where the weights of the share behind s begin that the task reads. */
+static const char *next_weights(const struct work *w, int s, int panel)
+{
+    if (s == w->shares) return NULL;
+    const struct packed *down = &w->share[s].x->down;
+
+    return (const char *)down->lines + (size_t)panel * (size_t)packed_steps(down->format, down->cols) * LINE_BYTES;
+}
+
 static void out_task(void *ctx, int item, int worker)
 {
     const struct work *w = ctx;
@@ -337,8 +363,13 @@ static void out_task(void *ctx, int item, int worker)
         if (n == 0) continue;
         struct rows z = rows_part(&x->z, cut[0], n);
 
-        w->kernel->product(y, cols, &z, NULL, n, &x->x->down, first, panels, gemm_scratch(m->gemm, worker));
-        exact_add(&e, x->row + cut[0], row, n, y, cols, x->scale);
+        bool direct = n <= FEW_ROWS || z.cols <= FINE;
+
+        if (!direct || !exact_product(&e, w->kernel, x->row + cut[0], row, &z, &x->x->down, first, panels, x->scale,
+                                      next_weights(w, s + 1, first))) {
+            w->kernel->product(y, cols, &z, NULL, n, &x->x->down, first, panels, gemm_scratch(m->gemm, worker));
+            exact_add(&e, x->row + cut[0], row, n, y, cols, x->scale);
+        }
         if (x->mu) exact_take(&e, x->row + cut[0], row, n, x->mu + column, columns);
     }
     if (!exact_settle(&e, &found)) moe_note_excess(w->m, found);

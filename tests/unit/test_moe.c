@@ -4,6 +4,7 @@
 #include "../moe_world.h"
 #include "moe/labels.h"
 #include "moe/route.h"
+#include "num/ops.h"
 
 enum { ROWS = 37, WIDTH_MAX = 33, WORDS_MAX = 2 };
 
@@ -27,6 +28,8 @@ struct bench {
     struct gemm *g;
     struct moe *m;
     struct router router;
+    struct moe_limits limits;
+    size_t cost;
 };
 
 static void bench_open(struct bench *b, const struct shape *s, int rows, bool oracle, int threads)
@@ -44,6 +47,7 @@ static void bench_open(struct bench *b, const struct shape *s, int rows, bool or
     assert_int_equal(moe_open(&b->m, b->w->layer, LAYERS, s->width, s->neurons, &b->p, 0, limits, b->g, NULL, b->arena, &e), OK);
     assert_int_equal(arena_used(b->arena), cost);
     arena_freeze(b->arena);
+    b->limits = limits, b->cost = cost;
 
     size_t n = (size_t)(LAYERS * s->experts);
     b->router = (struct router){LAYERS, s->experts, s->width, .weight = world_alloc(n * (size_t)s->width, sizeof(float))};
@@ -51,6 +55,19 @@ static void bench_open(struct bench *b, const struct shape *s, int rows, bool or
     rng_seed(&r, 3, 3);
     for (size_t i = 0; i < n * (size_t)s->width; i++) b->router.weight[i] = (float)rng_normal(&r);
     for (size_t i = 0; i < n; i++) b->router.bias[i] = (float)rng_normal(&r);
+}
+
+/* After a change of the world's weights: a moe looks at them when it is opened. */
+static void bench_repack(struct bench *b)
+{
+    struct moe_limits limits = b->limits;
+    struct err e = {0};
+
+    for (int l = 0; l < LAYERS; l++) moe_world_pack(b->w, l);
+    arena_close(b->arena);
+    assert_int_equal(arena_open(&b->arena, "moe", b->cost, &e), OK);
+    assert_int_equal(moe_open(&b->m, b->w->layer, LAYERS, b->w->width, b->w->neurons, &b->p, 0, limits, b->g, NULL, b->arena, &e),
+                     OK);
 }
 
 static void bench_close(struct bench *b)
@@ -345,6 +362,103 @@ static void test_grid_is_exact(void **state)
     assert_true(isnan(grid(0x1p15f)) && isnan(grid(-0x1p15f)) && isnan(grid(NAN)) && isnan(grid(INFINITY)));
 }
 
+/* ---- fine experts ---- */
+
+/* sum[D] += exact(scale * e(h)), with the definition of products. */
+static void defined_expert(int64_t *sum, const struct expert *x, const struct rows *h, int t, float scale)
+{
+    const struct kernel *plain = kernel_for(ISA_PLAIN);
+    int neurons = x->gate.rows, wide = packed_panels(neurons) * PANEL_LANES, out = packed_panels(x->down.rows) * PANEL_LANES;
+    float *gate = world_alloc((size_t)wide, sizeof(float)), *up = world_alloc((size_t)wide, sizeof(float));
+    float *y = world_alloc((size_t)out, sizeof(float));
+    void *room = aligned_alloc(64, rows_bytes(1, neurons) + 64), *scratch = aligned_alloc(64, kernel_scratch_bytes());
+    struct rows z = {.x = gate, .ld = (size_t)wide, .n = 1, .cols = neurons};
+
+    plain->product(gate, (size_t)wide, h, &t, 1, &x->gate, 0, packed_panels(neurons), scratch);
+    plain->product(up, (size_t)wide, h, &t, 1, &x->up, 0, packed_panels(neurons), scratch);
+    silu_mul(gate, up, (size_t)neurons);
+    if (format_has_scales(x->down.format)) {
+        rows_room(&z, room);
+        rows_quantize(&z, 0, 1);
+    }
+    plain->product(y, (size_t)out, &z, NULL, 1, &x->down, 0, packed_panels(x->down.rows), scratch);
+    for (int d = 0; d < x->down.rows; d++) sum[d] += exact_of(scale * y[d]);
+    free(gate), free(up), free(y), free(room), free(scratch);
+}
+
+/* x += the layer, in bits, for any format. */
+static void defined_layer(float *x, const struct bench *b, const float *h, int rows, const uint64_t *set, float scale,
+                          bool compensate)
+{
+    const struct moe_layer *y = &b->w->layer[0];
+    int width = b->w->width, n = b->w->experts, words = bits_words(n);
+    struct rows in = {.x = h, .ld = (size_t)width, .n = rows, .cols = width};
+    void *room = aligned_alloc(64, rows_bytes(rows, width));
+    int64_t *sum = world_alloc((size_t)width, sizeof(*sum));
+
+    rows_room(&in, room);
+    rows_quantize(&in, 0, rows);
+    for (int t = 0; t < rows; t++) {
+        for (int d = 0; d < width; d++) sum[d] = compensate ? (int64_t)(y->mu_total[d] / EXACT_UNIT) : 0;
+        if (b->w->shared) defined_expert(sum, &y->shared, &in, t, 1);
+        for (int i = 0; i < n; i++) {
+            if (!bits_has(set + t * words, i)) continue;
+            defined_expert(sum, &y->expert[i], &in, t, scale);
+            for (int d = 0; compensate && d < width; d++) sum[d] -= exact_of(y->mu[i * width + d]);
+        }
+        for (int d = 0; d < width; d++) x[t * width + d] += (float)exact_value(sum[d]);
+    }
+    free(room), free(sum);
+}
+
+/* Experts of 16, 11 and 1 neurons and of uneven sizes, of every format, for one row, few and many, on one thread and three, top-k and thresholds
+ * that leave tokens with no expert and with all: the bits of the definition. */
+static void test_fine_experts(void **state)
+{
+    static const struct shape fine[] = {
+        {40, 17, 300, 640, 0}, {30, 13, 65, 330, 0}, {66, 20, 33, 66, 0}, {9, 4, 80, 250, 37}, {3, 2, 48, 180, 0}};
+    static const int row_counts[] = {1, 3, 9, 70, 130};
+    enum { MOST = 130, WIDTH = 300 };
+    float *h = world_alloc(MOST * WIDTH, sizeof(float)), *x = world_alloc(MOST * WIDTH, sizeof(float)),
+          *want = world_alloc(MOST * WIDTH, sizeof(float));
+    uint64_t set[MOST * WORDS_MAX];
+
+    (void)state;
+    for (size_t c = 0; c < sizeof(fine) / sizeof(*fine); c++) {
+        for (int f = 0; f < FORMAT_COUNT; f++) {
+            const struct shape *s = &fine[c];
+            struct bench b;
+
+            bench_open(&b, s, MOST, false, f % 2 ? 3 : 1);
+            b.w->format = (enum format)f;
+            bench_repack(&b);
+            world_rows(h, MOST, s->width, 31 + c);
+            for (int i = 0; i < MOST * s->width; i++) h[i] *= 0.2f;
+            b.router.threshold[0] = 0.5f;
+            for (int i = 0; i < s->experts; i++) b.router.bias[i] = 0;
+            for (size_t v = 0; v < sizeof(row_counts) / sizeof(*row_counts); v++) {
+                struct routing how = {
+                    .route = ROUTE_ROUTER, .router = &b.router, .scale = v % 2 ? 1.0f : 1.5f, .compensate = v % 2};
+                int rows = row_counts[v];
+
+                b.router.by_threshold = v > 1;
+                memset(h + s->width, 0, (size_t)s->width * sizeof(float)); /* scores 0: no expert */
+                if (v == 4) b.router.threshold[0] = -1e30f;                /* all */
+                fill(x, rows * s->width, 0.25f);
+                fill(want, rows * s->width, 0.25f);
+                step(&b, 0, 0, h, rows, &how, x, set);
+                if (v == 2) assert_int_equal(bits_count(set + bits_words(s->experts), s->experts), 0);
+                if (v == 4) assert_int_equal(bits_count(set, s->experts), s->experts);
+                if (v == 4 && c != 1) continue; /* the definition is slow */
+                defined_layer(want, &b, h, rows, set, how.scale, how.compensate);
+                assert_memory_equal(x, want, (size_t)(rows * s->width) * sizeof(float));
+            }
+            bench_close(&b);
+        }
+    }
+    free(h), free(x), free(want);
+}
+
 /* Rows that are not numbers stay alone with it; empty batches are nothing. */
 static void test_not_finite_and_empty(void **state)
 {
@@ -452,6 +566,7 @@ int main(void)
         cmocka_unit_test(test_against_plain),        cmocka_unit_test(test_router),  cmocka_unit_test(test_row_invariance),
         cmocka_unit_test(test_all_active_is_dense),  cmocka_unit_test(test_oracles), cmocka_unit_test(test_grid_is_exact),
         cmocka_unit_test(test_not_finite_and_empty), cmocka_unit_test(test_memory),  cmocka_unit_test(test_limit_of_sums),
+        cmocka_unit_test(test_fine_experts),
     };
 
     return cmocka_run_group_tests_name("moe", tests, NULL, NULL);

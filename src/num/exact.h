@@ -11,8 +11,8 @@
  *
  * Accuracy.  An f32 number of magnitude 0.001 has an ulp of 2^-33, so the grid costs nothing that f32 has.
  */
-#ifndef MOE_EXACT_H
-#define MOE_EXACT_H
+#ifndef NUM_EXACT_H
+#define NUM_EXACT_H
 
 #include <math.h>
 #include <stdbool.h>

@@ -1,4 +1,4 @@
-#include "moe/exact.h"
+#include "num/exact.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

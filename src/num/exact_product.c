@@ -1,0 +1,182 @@
+#include "num/exact_product.h"
+
+#include "base/err.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define VECTORS __attribute__((target("avx2,fma")))
+#define INLINE  VECTORS static inline __attribute__((always_inline))
+
+enum { TILE = 6, WIDE = 4, FEW = 3, AHEAD = 4096 /* bytes that one row asks for ahead of their use */ };
+
+/* Some rows by some panels. */
+struct tile {
+    const float *const *x;
+    uint64_t *const *sum;
+    size_t column; /* of the sums */
+    const char *w;
+    size_t panel;    /* bytes */
+    ptrdiff_t ahead; /* bytes from a line to the one to ask for */
+    int inputs;
+    float scale;
+    __m256i most;
+};
+
+INLINE __m256 line_of(const char *w, bool half, bool high)
+{
+    __m256i bits = _mm256_load_si256((const __m256i *)(const void *)w);
+
+    if (!half) return _mm256_castsi256_ps(bits);
+    return _mm256_castsi256_ps(high ? _mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000u)) : _mm256_slli_epi32(bits, 16));
+}
+
+/* Input k of all rows, whose line begins at w. */
+INLINE void step(int rows, int wide, bool half, bool high, __m256 (*sum)[2 * WIDE], const float *const *x, int k, const char *w,
+                 size_t panel)
+{
+    __m256 line[2 * WIDE];
+
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * wide; i++) line[i] = line_of(w + (size_t)(i / 2) * panel + (i % 2) * 32, half, high);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        __m256 a = _mm256_broadcast_ss(x[r] + k);
+#pragma GCC unroll 16
+        for (int i = 0; i < 2 * wide; i++) sum[r][i] = _mm256_fmadd_ps(a, line[i], sum[r][i]);
+    }
+}
+
+/* Eight outputs into their sums: exact.h says how. */
+INLINE __m256i lift(uint64_t *sum, __m256 y, __m256 scale, __m256i most)
+{
+    const __m256d magic = _mm256_set1_pd(EXACT_MAGIC);
+    __m256i *to = (__m256i *)(void *)sum;
+    __m256 x = _mm256_mul_ps(scale, y);
+    __m256d low = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), magic);
+    __m256d high = _mm256_add_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)), magic);
+
+    _mm256_store_si256(to, _mm256_add_epi64(_mm256_load_si256(to), _mm256_castpd_si256(low)));
+    _mm256_store_si256(to + 1, _mm256_add_epi64(_mm256_load_si256(to + 1), _mm256_castpd_si256(high)));
+    return _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)));
+}
+
+INLINE void tile_body(int rows, int wide, bool half, struct tile *t)
+{
+    __m256 sum[TILE][2 * WIDE], scale = _mm256_set1_ps(t->scale);
+    __m256i most = t->most;
+    const float *x[TILE];
+    const char *w = t->w;
+    int k = 0, inputs = t->inputs;
+    size_t panel = t->panel;
+    ptrdiff_t ahead = t->ahead;
+
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        x[r] = t->x[r];
+#pragma GCC unroll 16
+        for (int i = 0; i < 2 * wide; i++) sum[r][i] = _mm256_setzero_ps();
+    }
+    for (; k + 1 < inputs; k += 2, w += (half ? 1 : 2) * LINE_BYTES) {
+        if (rows <= FEW)
+#pragma GCC unroll 16
+            for (int p = 0; p < wide; p++) {
+                _mm_prefetch(w + (size_t)p * panel + ahead, _MM_HINT_T0);
+                if (!half) _mm_prefetch(w + (size_t)p * panel + ahead + LINE_BYTES, _MM_HINT_T0);
+            }
+        step(rows, wide, half, false, sum, x, k, w, panel);
+        step(rows, wide, half, true, sum, x, k + 1, half ? w : w + LINE_BYTES, panel);
+    }
+    if (k < inputs) step(rows, wide, half, false, sum, x, k, w, panel);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        uint64_t *to = t->sum[r] + t->column;
+#pragma GCC unroll 16
+        for (int i = 0; i < 2 * wide; i++) most = lift(to + 8 * i, sum[r][i], scale, most);
+    }
+    t->most = most;
+}
+
+typedef void tile_function(struct tile *t);
+
+#define TILES(X) X(1, 1) X(1, 4) X(2, 1) X(2, 2) X(3, 1) X(3, 2) X(4, 1) X(5, 1) X(6, 1)
+#define TILE_OF(rows, wide)                                                                                                      \
+    VECTORS static void f32_##rows##x##wide(struct tile *t)                                                                      \
+    {                                                                                                                            \
+        tile_body(rows, wide, false, t);                                                                                         \
+    }                                                                                                                            \
+    VECTORS static void bf16_##rows##x##wide(struct tile *t)                                                                     \
+    {                                                                                                                            \
+        tile_body(rows, wide, true, t);                                                                                          \
+    }
+TILES(TILE_OF)
+#define ENTRY_OF(rows, wide) [0][rows][wide] = f32_##rows##x##wide, [1][rows][wide] = bf16_##rows##x##wide,
+static tile_function *const tiles_of[2][TILE + 1][WIDE + 1] = {TILES(ENTRY_OF)};
+
+VECTORS static uint32_t largest(__m256i most)
+{
+    uint32_t lane[8], all = 0;
+
+    _mm256_storeu_si256((__m256i *)(void *)lane, most);
+    for (int l = 0; l < 8; l++) all = lane[l] > all ? lane[l] : all;
+    return all;
+}
+
+VECTORS static uint32_t product(const float *const *x, uint64_t *const *sum, int n, const struct packed *w, int from, int panels,
+                                float scale, const char *next)
+{
+    static const int wides[FEW + 1] = {0, 4, 2, 2};
+    bool half = w->format == FORMAT_BF16;
+    size_t panel = (size_t)packed_steps(w->format, w->cols) * LINE_BYTES;
+    struct tile t = {.panel = panel, .inputs = w->cols, .scale = scale, .most = _mm256_setzero_si256()};
+    int tiles = (n + TILE - 1) / TILE;
+    const char *end = (const char *)w->lines + (size_t)(from + panels) * panel;
+
+    for (int p = 0, wide; p < panels; p += wide) {
+        wide = n <= FEW && panels - p >= wides[n] ? wides[n] : 1;
+        t.w = (const char *)w->lines + (size_t)(from + p) * panel;
+        t.column = (size_t)p * PANEL_LANES;
+        t.ahead = AHEAD;
+        if (next && end - t.w <= AHEAD) t.ahead = next - end + AHEAD;
+        for (int i = 0; i < tiles; i++) {
+            int begin = n * i / tiles, rows = n * (i + 1) / tiles - begin;
+
+            t.x = x + begin, t.sum = sum + begin;
+            tiles_of[half][rows][wide](&t);
+        }
+    }
+    return largest(t.most);
+}
+
+bool exact_product(struct exact *e, const struct kernel *k, const int *at, int first, const struct rows *x,
+                   const struct packed *w, int from, int panels, float scale, const void *next)
+{
+    const float *row[EXACT_PRODUCT_ROWS];
+    uint64_t *sum[EXACT_PRODUCT_ROWS], *sums = (uint64_t *)e->sum;
+    uint32_t most;
+
+    BUG_ON(x->cols != w->cols || e->cols < panels * PANEL_LANES);
+    if (k->isa < ISA_AVX2 || format_has_scales(w->format) || x->half || w->cols < 1 || w->cols > CHAIN ||
+        x->n > EXACT_PRODUCT_ROWS)
+        return false;
+    for (int i = 0; i < x->n; i++) {
+        row[i] = x->x + (size_t)i * x->ld;
+        sum[i] = sums + (size_t)(at[i] - first) * (size_t)e->cols;
+        e->terms[at[i] - first]++;
+    }
+    most = product(row, sum, x->n, w, from, panels, scale, next);
+    e->most = most > e->most ? most : e->most;
+    return true;
+}
+
+#else
+
+bool exact_product(struct exact *e, const struct kernel *k, const int *at, int first, const struct rows *x,
+                   const struct packed *w, int from, int panels, float scale, const void *next)
+{
+    (void)e, (void)k, (void)at, (void)first, (void)x, (void)w, (void)from, (void)panels, (void)scale, (void)next;
+    return false;
+}
+
+#endif
