@@ -160,19 +160,28 @@ BODY void widen16_body(float *out, const uint16_t *in, size_t n)
 }
 TWICE(static, widen16, (float *out, const uint16_t *in, size_t n), (out, in, n))
 
-/* Words of 16 lanes with the bytes of 4 lines become `lines` lines.  Keys: every lane has its scale; values: every line has. */
+/* Line j of words of 16 lanes, which have the bytes of 4 lines.  Keys: every lane has its scale; values: every line has. */
+BODY void widen8_line(float *out, const int8_t *words, int j, const float *scale, bool keys)
+{
+    for (int l = 0; l < PANEL_LANES; l += LANES) {
+        bits8 q = *(const bits8 *)(const void *)(words + l * Q8_LINES) << (24 - 8 * j) >> 24;
+        lanes8 x = __builtin_convertvector(q, lanes8);
+
+        *(lanes8 *)(out + l) = keys ? x * *(const lanes8 *)(scale + l) : x * *scale;
+    }
+}
+
 BODY void widen8_body(float *out, const int8_t *in, int lines, const float *scale, bool keys)
 {
-    for (int i = 0; i < lines; i++, out += PANEL_LANES) {
-        const bits8 *word = (const bits8 *)(const void *)(in + (size_t)(i / Q8_LINES) * Q8_LINES * PANEL_LANES);
-
-        for (int l = 0; l < PANEL_LANES; l += LANES) {
-            bits8 q = word[l / LANES] << (24 - 8 * (i % Q8_LINES)) >> 24;
-            lanes8 x = __builtin_convertvector(q, lanes8);
-
-            *(lanes8 *)(out + l) = keys ? x * *(const lanes8 *)(scale + l) : x * scale[i];
+    for (int i = 0; i < lines; i += Q8_LINES, in += Q8_LINES * PANEL_LANES)
+        if (lines - i >= Q8_LINES) {
+#pragma GCC unroll 4
+            for (int j = 0; j < Q8_LINES; j++)
+                widen8_line(out + (i + j) * PANEL_LANES, in, j, keys ? scale : scale + i + j, keys);
+        } else {
+            for (int j = 0; j < lines - i; j++)
+                widen8_line(out + (i + j) * PANEL_LANES, in, j, keys ? scale : scale + i + j, keys);
         }
-    }
 }
 BODY void widen8_keys_body(float *out, const int8_t *in, int lines, const float *scale)
 {
