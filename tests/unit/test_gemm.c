@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -215,6 +216,78 @@ static void every_task_runs_once(void **state)
     gemm_close(g);
 }
 
+/* Loops one behind the other, of few tasks, some after the workers have gone to sleep. */
+static void loops_follow_each_other(void **state)
+{
+    struct gemm *g = open_gemm(3);
+
+    (void)state;
+    for (int loop = 0; loop < 3000; loop++) {
+        struct marks m = {.bad = 0};
+        int n = loop % 9;
+
+        if (loop % 600 == 300) usleep(20000);
+        gemm_parallel(g, n, mark, &m);
+        assert_int_equal(m.worker[0] + m.worker[1] + m.worker[2], n);
+        for (int i = 0; i < 9; i++) assert_int_equal(m.count[i], i < n);
+    }
+    gemm_close(g);
+}
+
+/* Three matrices over the same rows, as Q, K and V: whatever the level and the threads, the bits of the plain level on one thread. */
+static void check_packed(enum format f, int rows, int cols)
+{
+    static const int out[] = {40, 16, 333};
+    struct gemm *g[] = {NULL, open_gemm(1), open_gemm(3)};
+    float *x = normals((size_t)rows * cols, 41), *bias = normals(333, 42), *y[3][3];
+    struct packed w[3];
+    const struct packed *each[] = {&w[0], &w[1], &w[2]};
+    const float *some_bias[] = {bias, NULL, bias};
+    size_t ldy[3];
+    struct rows r = {.x = x, .ld = (size_t)cols, .n = rows, .cols = cols};
+    struct err e;
+
+    assert_int_equal(gemm_open(&g[0], 1, ISA_PLAIN, &e), OK);
+    rows_room(&r, aligned_alloc(64, rows_bytes(rows, cols)));
+    for (int i = 0; i < 3; i++) {
+        struct mat m = random_mat(out[i], cols, DT_F32, 43 + (uint64_t)i);
+        void *lines = aligned_alloc(64, packed_line_bytes(f, out[i], cols));
+        uint16_t *scale = format_has_scales(f) ? malloc(packed_scale_bytes(f, out[i], cols)) : NULL;
+
+        pack_panels(lines, scale, f, &m, 0, packed_panels(out[i]));
+        w[i] = (struct packed){lines, scale, f, out[i], cols};
+        ldy[i] = (size_t)out[i] + 3;
+        for (int k = 0; k < 3; k++) y[k][i] = normals((size_t)rows * ldy[i], 47); /* what lies between rows must stay */
+        free((void *)m.data);
+    }
+    for (int k = 0; k < 3; k++) {
+        gemm_quantize(g[k], &r);
+        gemm_products(g[k], 3, y[k], ldy, &r, each, some_bias);
+        for (int i = 0; i < 3; i++)
+            if (memcmp(y[k][i], y[0][i], (size_t)rows * ldy[i] * sizeof(float)))
+                fail_msg("%s, %d rows of %d: %s differs from plain in matrix %d", format_name(f), rows, cols, gemm_describe(g[k]),
+                         i);
+    }
+    for (int i = 0; i < 3; i++) {
+        free((void *)w[i].lines);
+        free((void *)w[i].scale);
+        for (int k = 0; k < 3; k++) free(y[k][i]);
+        gemm_close(g[i]);
+    }
+    free(x);
+    free(bias);
+    free(r.q);
+}
+
+static void levels_and_threads_agree(void **state)
+{
+    static const int rows[] = {1, 2, 5, 17, 200}, cols[] = {130, 33, 520, 40, 16};
+
+    (void)state;
+    for (int f = 0; f < FORMAT_COUNT; f++)
+        for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) check_packed((enum format)f, rows[i], cols[i]);
+}
+
 static void widening_has_the_bits_of_the_slow_way(void **state)
 {
     enum { COLS = 257, ROWS = 256 };
@@ -243,6 +316,7 @@ int main(void)
         cmocka_unit_test(products_match_the_definition), cmocka_unit_test(rows_are_invariant),
         cmocka_unit_test(bad_rows_stay_alone),           cmocka_unit_test(gradients_match_and_do_not_depend_on_threads),
         cmocka_unit_test(every_task_runs_once),          cmocka_unit_test(widening_has_the_bits_of_the_slow_way),
+        cmocka_unit_test(loops_follow_each_other),       cmocka_unit_test(levels_and_threads_agree),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
