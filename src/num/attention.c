@@ -7,7 +7,7 @@
 #include "base/mat.h"
 #include "num/lanes.h"
 
-enum { Q8_LINES = 4 };
+enum { BF16_LINES = 2, Q8_LINES = 4 }; /* of a panel, in one word of 32 bits */
 
 /* ---- the cache ---- */
 
@@ -39,9 +39,14 @@ static int up_to(int n, int multiple)
     return (n + multiple - 1) / multiple * multiple;
 }
 
+static int lines_of_word(enum kv_format f)
+{
+    return f == KV_Q8 ? Q8_LINES : f == KV_BF16 ? BF16_LINES : 1;
+}
+
 static size_t keys_bytes(enum kv_format f, int head_dim)
 {
-    return KV_BLOCK * (size_t)(f == KV_Q8 ? up_to(head_dim, Q8_LINES) : head_dim) * element_bytes[f];
+    return KV_BLOCK * (size_t)up_to(head_dim, lines_of_word(f)) * element_bytes[f];
 }
 
 static size_t values_bytes(enum kv_format f, int head_dim)
@@ -72,10 +77,10 @@ static struct block block_of(const struct kv_head *h, int position)
 /* Line and lane of a panel of `lines` lines to element. */
 static size_t element_at(enum kv_format f, int panel, int lines, int line, int lane)
 {
-    if (f != KV_Q8) return ((size_t)panel * (size_t)lines + (size_t)line) * PANEL_LANES + (size_t)lane;
-    size_t words = (size_t)panel * (size_t)up_to(lines, Q8_LINES) / Q8_LINES + (size_t)(line / Q8_LINES);
+    int each = lines_of_word(f);
+    size_t word = ((size_t)panel * (size_t)up_to(lines, each) + (size_t)line) / (size_t)each;
 
-    return (words * PANEL_LANES + (size_t)lane) * Q8_LINES + (size_t)(line % Q8_LINES);
+    return (word * PANEL_LANES + (size_t)lane) * (size_t)each + (size_t)(line % each);
 }
 
 static size_t key_at(const struct kv_head *h, int j, int i)
@@ -150,15 +155,18 @@ void kv_read(const struct kv_head *h, int position, float *k, float *v)
 
 /* ---- a block as f32 ---- */
 
-BODY void widen16_body(float *out, const uint16_t *in, size_t n)
+/* Words of 16 lanes, which have the numbers of 2 lines. */
+BODY void widen16_body(float *out, const uint16_t *in, int lines)
 {
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits = (uint32_t)in[i] << 16;
+    for (int i = 0; i < lines; i++, out += PANEL_LANES)
+        for (int l = 0; l < PANEL_LANES; l += LANES) {
+            bits8 word = *(const bits8 *)(const void *)(in + (i / BF16_LINES * PANEL_LANES + l) * BF16_LINES);
 
-        memcpy(out + i, &bits, sizeof(bits));
-    }
+            word = word >> (16 * (i % BF16_LINES)) << 16;
+            *(lanes8 *)(out + l) = (lanes8)word;
+        }
 }
-TWICE(static, widen16, (float *out, const uint16_t *in, size_t n), (out, in, n))
+TWICE(static, widen16, (float *out, const uint16_t *in, int lines), (out, in, lines))
 
 /* Line j of words of 16 lanes, which have the bytes of 4 lines.  Keys: every lane has its scale; values: every line has. */
 BODY void widen8_line(float *out, const int8_t *words, int j, const float *scale, bool keys)
@@ -195,31 +203,34 @@ TWICE(static, widen8_keys, (float *out, const int8_t *in, int lines, const float
 TWICE(static, widen8_values, (float *out, const int8_t *in, int lines, const float *scale), (out, in, lines, scale))
 
 /* The first n keys of a block, in whole panels: as they are, or widened into `into`. */
-static const float *keys_of(const struct kv_head *h, const struct block *b, int n, float *into)
+static struct packed keys_of(const struct kv_head *h, const struct block *b, int n, float *into)
 {
     size_t panel = (size_t)h->head_dim * PANEL_LANES;
+    struct packed w = {.lines = b->keys, .rows = up_to(n, PANEL_LANES), .cols = h->head_dim};
 
-    if (h->format == KV_F32) return (const float *)(const void *)b->keys;
-    if (h->format == KV_BF16) widen16(into, (const uint16_t *)(const void *)b->keys, (size_t)packed_panels(n) * panel);
-    else
-        for (int p = 0; p < packed_panels(n); p++)
-            widen8_keys(into + (size_t)p * panel, (const int8_t *)b->keys + key_at(h, p * PANEL_LANES, 0), h->head_dim,
-                        b->key_scale + p * PANEL_LANES);
-    return into;
+    w.format = h->format == KV_BF16 ? FORMAT_BF16 : FORMAT_F32;
+    if (h->format != KV_Q8) return w;
+    for (int p = 0; p < packed_panels(n); p++)
+        widen8_keys(into + (size_t)p * panel, (const int8_t *)b->keys + key_at(h, p * PANEL_LANES, 0), h->head_dim,
+                    b->key_scale + p * PANEL_LANES);
+    w.lines = into;
+    return w;
 }
 
-/* The first n values of a block; a panel is KV_BLOCK lines long whatever n is. */
-static const float *values_of(const struct kv_head *h, const struct block *b, int n, float *into)
+/* The first n values of a block, for rows of which the first sees `least`; a panel is KV_BLOCK lines long whatever n is. */
+static struct packed values_of(const struct kv_head *h, const struct block *b, int n, int least, float *into)
 {
     const size_t panel = KV_BLOCK * PANEL_LANES;
+    struct packed w = {.lines = b->values, .rows = up_to(h->head_dim, PANEL_LANES), .cols = KV_BLOCK};
 
-    if (h->format == KV_F32) return (const float *)(const void *)b->values;
+    w.format = h->format == KV_BF16 && least == KV_BLOCK ? FORMAT_BF16 : FORMAT_F32;
+    if (h->format == KV_F32 || w.format == FORMAT_BF16) return w;
     for (int p = 0; p < packed_panels(h->head_dim); p++)
         if (h->format == KV_BF16)
-            widen16(into + (size_t)p * panel, (const uint16_t *)(const void *)b->values + (size_t)p * panel,
-                    (size_t)n * PANEL_LANES);
+            widen16(into + (size_t)p * panel, (const uint16_t *)(const void *)b->values + (size_t)p * panel, n);
         else widen8_values(into + (size_t)p * panel, (const int8_t *)b->values + (size_t)p * panel, n, b->value_scale);
-    return into;
+    w.lines = into;
+    return w;
 }
 
 /* ---- rows ---- */
@@ -295,17 +306,18 @@ static float added_up(const float *l)
 }
 
 /* o of rows r .. r + rows - 1, whose weights are n each. */
-static void mix(const struct attend *a, struct room *m, const float *values, int r, int rows, int n, void *scratch)
+static void mix(const struct attend *a, struct room *m, const struct packed *values, int r, int rows, int n, void *scratch)
 {
-    int panels = packed_panels(a->kv->head_dim), lanes = panels * PANEL_LANES, at_once = n == KV_BLOCK ? panels : 1;
+    int panels = packed_panels(values->rows), at_once = n == KV_BLOCK ? panels : 1;
     struct rows p = {.x = m->score[r], .ld = KV_BLOCK, .n = rows, .cols = n};
-    struct packed w = {.format = FORMAT_F32, .rows = at_once * PANEL_LANES, .cols = n};
+    struct packed w = *values;
 
+    w.cols = n, w.rows = at_once * PANEL_LANES;
     for (int i = 0; i < panels; i += at_once) { /* panels follow each other as packed.h says only in a whole block */
-        w.lines = values + (size_t)i * KV_BLOCK * PANEL_LANES;
-        a->kernel->product(m->mixed + i * PANEL_LANES, (size_t)lanes, &p, NULL, rows, &w, 0, at_once, scratch);
+        w.lines = (const char *)values->lines + (size_t)i * KV_BLOCK * LINE_BYTES;
+        a->kernel->product(m->mixed + i * PANEL_LANES, (size_t)values->rows, &p, NULL, rows, &w, 0, at_once, scratch);
     }
-    fold(m->o + (size_t)r * (size_t)lanes, m->mixed, m->shrink + r, rows, lanes);
+    fold(m->o + (size_t)r * (size_t)values->rows, m->mixed, m->shrink + r, rows, values->rows);
 }
 
 /* How many positions of the block that begins at `begin` a row at `position` sees. */
@@ -319,21 +331,19 @@ static void attend_block(const struct attend *a, struct room *m, int begin, void
 {
     struct block b = block_of(a->kv, begin);
     int first = 0, n = seen(a->position[a->rows - 1], begin), d = a->kv->head_dim;
-    struct packed keys = {.format = FORMAT_F32, .rows = packed_panels(n) * PANEL_LANES, .cols = d};
-    const float *values;
+    struct packed keys = keys_of(a->kv, &b, n, m->block), values;
 
     while (!seen(a->position[first], begin)) first++;
     struct rows q = {
         .x = m->q + (size_t)first * (size_t)a->heads * (size_t)d, .ld = (size_t)d, .n = (a->rows - first) * a->heads, .cols = d};
-    keys.lines = keys_of(a->kv, &b, n, m->block);
     a->kernel->product(m->score[first * a->heads], KV_BLOCK, &q, NULL, q.n, &keys, 0, packed_panels(n), scratch);
-    values = values_of(a->kv, &b, n, m->block);      /* the keys have done their part */
-    for (int t = first, end; t < a->rows; t = end) { /* rows that see equally much */
+    values = values_of(a->kv, &b, n, seen(a->position[first], begin), m->block); /* the keys have done their part */
+    for (int t = first, end; t < a->rows; t = end) {                             /* rows that see equally much */
         for (end = t + 1; end < a->rows && seen(a->position[end], begin) == seen(a->position[t], begin);) end++;
         int r = t * a->heads, rows = (end - t) * a->heads, count = seen(a->position[t], begin);
 
         weigh(&(struct scores){m->score + r, m->sum + r, m->most + r, m->shrink + r, rows, count});
-        mix(a, m, values, r, rows, count, scratch);
+        mix(a, m, &values, r, rows, count, scratch);
     }
 }
 

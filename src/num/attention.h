@@ -3,8 +3,9 @@
  * The cache is cut into blocks of KV_BLOCK = 64 positions, which begin at 0, 64, 128, ...  A block has, one behind the other:
  *   keys    panels of 16 positions:        element (position j, element i) at [j / 16][i][j % 16], head_dim elements i
  *   values  panels of 16 elements:         element (position j, element i) at [i / 16][j][i % 16], zeros behind head_dim
- *   scales  KV_Q8: one float for each position's key, then one for each position's value.  Bytes stand in words of 4: [..][line / 4][lane][line % 4] for [..][line][lane]
- * which as f32 are lines of packed.h, keys with positions and values with elements as outputs: scores and sums are products of kernel.h, and no sum runs across
+ *   scales  KV_Q8: one float for each position's key, then one for each position's value
+ * Narrow numbers stand in words of 32 bits as in packed.h: [..][line / n][lane][line % n] for [..][line][lane], n = 2 or 4.
+ * These are lines of packed.h, keys with positions and values with elements as outputs: scores and sums are products of kernel.h, and no sum runs across
  * lanes.  Formats: f32; bf16, rounded to nearest even when written; q8, bytes with scale = max |x| / 127 over the head, which are read as scale * byte.
  *
  * The definition, for a query row q at position P (it sees positions 0 .. P) and d = head_dim:
