@@ -16,10 +16,12 @@ die() { echo "emulate: $*" >&2; exit 1; }
 
 # A Debian 13 tree of its own, by apt's own means, beside the one of this machine
 get() {
-    local apt=$home/apt o
+    local apt=$home/apt o from
     mkdir -p "$apt"/lists/partial "$apt"/cache/archives/partial "$tree"
     : >"$apt/status"
-    echo "deb ${EMULATE_MIRROR:-http://deb.debian.org/debian} trixie main" >"$apt/sources.list"
+    from=${EMULATE_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' | grep -m 1 -E '/debian/?$')} ||
+        die "apt knows no Debian mirror; EMULATE_MIRROR=... says which to take"
+    echo "deb $from trixie main" >"$apt/sources.list"
     o="-o APT::Sandbox::User=$(id -un) -o Dir::Etc::sourcelist=$apt/sources.list -o Dir::Etc::sourceparts=/dev/null -o Dir::State::lists=$apt/lists
        -o Dir::Cache=$apt/cache -o Dir::State::status=$apt/status -o APT::Install-Recommends=0"
     apt-get $o -q update
