@@ -5,13 +5,21 @@
 #   scripts/bench.sh BUILD full      configs/bench_full.yaml: what the plots show; half an hour and more
 #   scripts/bench.sh BUILD ranks     2 ranks of 1 thread against 1 rank of 2 threads, launches that take turns (scripts/bench_ranks.sh)
 #
-# Models of random weights are made under bench-data/ first (TinyLlama's shape: about 2 GB each; SHAPE=... for another).  `make bench` is the first.
+# Models of random weights are made under bench-data/ first, or under DATA=...  (TinyLlama's shape: about 2 GB each; SHAPE=... for another).  `make bench`
+# is the first.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/env.sh
 program=$PWD/${1:-build}/factorllm
 [ -x "$program" ] || { echo "bench: $program is not there: run make" >&2; exit 2; }
-data() { scripts/bench_data.sh "$program" bench-data "$@"; }
+DATA=${DATA:-bench-data}
+data() { scripts/bench_data.sh "$program" "$DATA" "$@"; }
+# sides MODEL COMPARE...: the keys that say what takes turns
+sides() {
+    local list=
+    for side in "${@:2}"; do list="$list${list:+,}$DATA/$side"; done
+    echo "--set model=$DATA/$1 --set compare=$list"
+}
 cores=$(nproc)
 
 # run OUTPUT ARGS...: one rank on all cores
@@ -24,17 +32,19 @@ run() {
 
 case ${2:-} in
 '')
-    data dense-bf16 dense-q8 e4-bf16 e88-bf16 e352-bf16
-    run runs/bench configs/bench.yaml
-    mpirun -n 2 "$program" run configs/bench.yaml --set output=runs/bench_exchange --set parts=exchange --set rounds=11 --set cluster.threads=1
+    these="dense-bf16 dense-q8 e4-bf16 e88-bf16 e352-bf16"
+    data $these
+    run runs/bench configs/bench.yaml $(sides $these)
+    mpirun -n 2 "$program" run configs/bench.yaml $(sides $these) --set output=runs/bench_exchange --set parts=exchange --set rounds=11 --set cluster.threads=1
     ;;
 full)
-    data dense-bf16 dense-q8 e4-bf16 e88-bf16 e352-bf16 e4-q8 e88-q8 e352-q8
-    run runs/bench_full configs/bench_full.yaml
+    these="dense-bf16 dense-q8 e4-bf16 e88-bf16 e352-bf16 e4-q8 e88-q8 e352-q8"
+    data $these
+    run runs/bench_full configs/bench_full.yaml $(sides $these)
     ;;
 ranks)
     data dense-bf16 e88-bf16
-    scripts/bench_ranks.sh "$program"
+    DENSE=$DATA/dense-bf16 MODEL=$DATA/e88-bf16 scripts/bench_ranks.sh "$program"
     ;;
 *)
     sed -n '2,9s/^# \{0,1\}//p' "$0" >&2

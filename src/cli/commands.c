@@ -274,7 +274,11 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
         }
     }
     int most = c->takes & TAKES_SECOND ? 2 : 1;
-    if (optind + most < argc) return usage_error(c, "'%.80s': expected no more operands, found another one", argv[optind + most]);
+    if (optind + most < argc)
+        return usage_error(c,
+                           most == 1 ? "'%.80s': expected one operand, found another one"
+                                     : "'%.80s': expected two operands, found another one",
+                           argv[optind + most]);
     if (optind < argc) call->operand = argv[optind];
     if (most == 2 && optind + 1 < argc) call->second = argv[optind + 1];
     if (!call->operand && !(c->takes & OPERAND_OPTIONAL)) return usage_error(c, "%s: the operand is missing", c->name);
