@@ -23,7 +23,7 @@ rounds: 1
 rivals: false
 prefill: 256
 batches: [1, 8, 32]
-decode_tokens: 12
+decode_tokens: 6
 YAML
 for ((i = 1; i <= rounds; i++)); do
     order="2 1"

@@ -13,7 +13,7 @@ enum { COLD_LEAST = 128 << 20, COLD_MOST = 1 << 30, COPIES_MAX = 256, CHECK_ROWS
 
 const struct bench_rivals bench_rivals[FORMAT_COUNT] = {
     [FORMAT_F32] = {2, {RIVAL_OPENBLAS, RIVAL_ONEDNN_F32}},
-    [FORMAT_BF16] = {1, {RIVAL_ONEDNN_BF16}},
+    [FORMAT_BF16] = {2, {RIVAL_ONEDNN_BF16, RIVAL_OPENBLAS}}, /* the latter in f32, for where the former has nothing */
     [FORMAT_Q8] = {1, {RIVAL_ONEDNN_U8S8}},
 };
 
