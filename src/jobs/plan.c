@@ -100,8 +100,10 @@ static status print_memory(FILE *to, const struct plan_step *p, const struct pla
 
         model_cost(&cost, &p->shape, where, r, ranks, &p->weights, *room);
         experts_of(experts, where, r);
-        fprintf(to, "  %5d  %-11s  %17s  %11.1f  %9.1f  %9.1f  %9.1f  %9.1f\n", r, r ? "follower" : "coordinator", experts,
-                mib(cost.mapped + cost.weights), mib(cost.kv), mib(cost.work), mib(cost.exchange), mib(model_cost_total(&cost)));
+        bool coordinator = r == 0 || r < room->coordinators;
+        fprintf(to, "  %5d  %-11s  %17s  %11.1f  %9.1f  %9.1f  %9.1f  %9.1f\n", r, coordinator ? "coordinator" : "follower",
+                experts, mib(cost.mapped + cost.weights), mib(cost.kv), mib(cost.work), mib(cost.exchange),
+                mib(model_cost_total(&cost)));
         sum += model_cost_total(&cost);
         if (allowed && model_cost_total(&cost) > allowed) {
             err_set(e, ERR_LIMIT, "step %s: rank %d needs %zu MiB, limits.memory_mib allows %zu", p->spec->name, r,

@@ -44,7 +44,7 @@ status placement_split(struct placement *p, const int *coordinator, int layers, 
         for (int i = 0; i < experts; i++) {
             bool here = (int64_t)(i + 1) * mine / experts > (int64_t)i * mine / experts;
 
-            p->rank_of[(long)l * experts + i] = here ? 0 : (int16_t)(1 + next++ % (ranks - 1));
+            p->rank_of[(long)l * experts + i] = (int16_t)(here ? 0 : 1 + next++ % (ranks - 1));
         }
     }
     return OK;

@@ -235,6 +235,7 @@ static void test_errors(void **state)
         {TUNE "version: ../x\n", "version: expected"},
         {TUNE "version: .x\n", "version: expected"},
         {"kind: eval\n" HEAD, "text: expected something to evaluate on"},
+        {EVAL "cluster: {coordinators: 2}\n", "cluster.coordinators: expected a key of eval jobs, found an unknown one"},
         {EVAL "variants: []\n", "variants: expected at least one variant, found none"},
         {EVAL "compare_model: x\ncompare_router: v1\n", "compare_router: expected compare_model or compare_router, found both"},
         {EVAL "compare_model: m\n", "compare_model: expected another directory than model"},
