@@ -31,10 +31,10 @@ enum { EXACT_TERMS = 8191 };
 static inline int64_t exact_of(float x)
 {
     double lifted = (double)x + EXACT_MAGIC;
-    int64_t bits;
+    uint64_t bits;
 
     memcpy(&bits, &lifted, sizeof(bits));
-    return bits - EXACT_BIAS;
+    return (int64_t)(bits - (uint64_t)EXACT_BIAS);
 }
 
 static inline double exact_value(int64_t sum)
