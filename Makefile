@@ -125,6 +125,7 @@ emulate:
 	@$(MAKE) --no-print-directory $(JOBS) LAYERS="base num" BUILD=$(BUILD)/emulate $(BUILD)/emulate/libfactorllm.a
 	@scripts/emulate.sh $(BUILD)/emulate test_half exact 9
 	@scripts/emulate.sh $(BUILD)/emulate test_kernel avx512 20
+	@scripts/emulate.sh $(BUILD)/emulate test_kernel vnni 20
 	@scripts/emulate.sh $(BUILD)/emulate test_attention 65
 
 bench: all
