@@ -64,6 +64,11 @@ $(BUILD)/%.o: %.c | $(PROTO).h
 # kernels that are chosen at run time; fused operations stand in the code, -ffp-contract=off lets no other ones in
 ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine)),)
 $(BUILD)/src/num/kernel_avx2.o: CFLAGS += -mavx2 -mfma
+# sanitizers see kernel_avx2.c; its bodies unrolled for 32 registers take them half an hour to compile
+ifdef SAN
+$(BUILD)/src/num/kernel_avx2.o: OPT := -O1 -g
+$(BUILD)/src/num/kernel_avx512.o $(BUILD)/src/num/kernel_vnni.o: SANFLAGS :=
+endif
 $(BUILD)/src/num/kernel_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
 $(BUILD)/src/num/kernel_vnni.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma
 $(BUILD)/src/num/kernel_bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma
