@@ -166,10 +166,12 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(double *x, int n)
+/* In us of n > 0 samples in seconds, which are sorted. */
+static struct exchange_bench_figure figure_of(double *x, int n)
 {
     qsort(x, (size_t)n, sizeof(*x), compare);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
+    return (struct exchange_bench_figure){
+        .median = 1e6 * (n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2), .least = 1e6 * x[0], .most = 1e6 * x[n - 1]};
 }
 
 static status time_size(struct bench *b, int rank, size_t n, struct exchange_bench_row *row, struct err *e)
@@ -186,11 +188,9 @@ static status time_size(struct bench *b, int rank, size_t n, struct exchange_ben
         if (!st && i % 2 == 0) st = time_raw(b, rank, n, times, &b->raw[i], e);
     }
     if (st) return st;
-    *row = (struct exchange_bench_row){.rank = rank,
-                                       .bytes = n,
-                                       .ours_us = 1e6 * median(b->ours, b->how->rounds),
-                                       .raw_us = 1e6 * median(b->raw, b->how->rounds)};
-    row->ratio = row->raw_us / row->ours_us;
+    *row = (struct exchange_bench_row){
+        .rank = rank, .bytes = n, .ours = figure_of(b->ours, b->how->rounds), .raw = figure_of(b->raw, b->how->rounds)};
+    row->ratio = row->raw.median / row->ours.median;
     return OK;
 }
 
@@ -202,7 +202,7 @@ static status time_idle(struct bench *b, int rank, struct exchange_bench_row *ro
         clock_sleep(IDLE_SECONDS);
         if (time_ours(b, rank, row->bytes, 1, &seconds[i], e)) return e->code;
     }
-    row->idle_us = 1e6 * median(seconds, IDLE_ROUNDS);
+    row->idle_us = figure_of(seconds, IDLE_ROUNDS).median;
     return OK;
 }
 

@@ -58,7 +58,7 @@ static const struct key table[] = {
     {"cluster.coordinator_experts", ALL, KEY_BOOL, AT(cluster.coordinator_experts), "true", NULL, 0, 0, NULL, KEY_TOP, "rank 0 holds experts too"},
     {"cluster.deadline_seconds", ALL, KEY_REAL, AT(cluster.deadline_seconds), "30", NULL, 0.1, 86400, NULL, KEY_TOP, "a rank that is silent for longer is lost"},
     {"cluster.threads", ALL, KEY_INT, AT(cluster.threads), "1", NULL, 1, 1024, NULL, KEY_TOP, "threads per rank"},
-    {"cluster.kernels", ALL, KEY_ENUM, AT(cluster.kernels), "auto", NULL, 0, 0, kernel_names, KEY_TOP, "the highest level of instructions that is used; auto: what the processor has"},
+    {"cluster.kernels", ALL, KEY_ENUM, AT(cluster.kernels), "auto", NULL, 0, 0, kernel_names, KEY_TOP, "the highest level of instructions of the matrix products; auto: what the processor has"},
     {"cluster.micro_batches", ALL, KEY_INT, AT(cluster.micro_batches), "2", NULL, 1, 2, NULL, KEY_TOP, "2: attention of one half overlaps the experts of the other"},
     {"cluster.coordinators", I | P, KEY_INT, AT(cluster.coordinators), "1", NULL, 1, 64, NULL, KEY_TOP, "ranks that run attention, each for its own sequences; infer only"},
     {"cluster.shared_memory", ALL, KEY_ENUM, AT(cluster.shared_memory), "auto", NULL, 0, 0, shared_memory_names, KEY_TOP, "auto: ranks of one host hand rows over through shared memory"},

@@ -6,25 +6,27 @@
 
 enum { LEAST_BYTES = 64, MOST_BYTES = 4 << 20 };
 
-static void put(struct bench *b, const struct exchange_bench_row *x, int rounds)
+static struct bench_row row_of(const struct exchange_bench_row *x, const char *side, struct exchange_bench_figure f, int rounds)
 {
-    struct bench_row row = bench_row(PART_EXCHANGE, "there and back", "ours");
+    struct bench_row row = bench_row(PART_EXCHANGE, "there and back", side);
 
     snprintf(row.shape, sizeof(row.shape), "%zu bytes", x->bytes);
     snprintf(row.unit, sizeof(row.unit), "us");
-    row.figure = (struct bench_figure){x->ours_us, x->ours_us, x->ours_us, rounds};
+    row.figure = (struct bench_figure){.median = f.median, .least = f.least, .most = f.most, .rounds = rounds};
     row.rows = x->rank;
-    row.ratio = x->ratio;
-    snprintf(row.of, sizeof(row.of), "plain MPI's speed");
-    bench_put(b, &row, NULL);
-    row = bench_row(PART_EXCHANGE, "there and back", "plain MPI");
-    snprintf(row.shape, sizeof(row.shape), "%zu bytes", x->bytes);
-    snprintf(row.unit, sizeof(row.unit), "us");
-    row.figure = (struct bench_figure){x->raw_us, x->raw_us, x->raw_us, rounds};
-    row.rows = x->rank;
-    bench_put(b, &row, NULL);
-    log_line(b->job->log, "  %4d %10zu %12.2f %12.2f %8.3f %10.2f", x->rank, x->bytes, x->ours_us, x->raw_us, x->ratio,
-             x->ours_us > 0 ? 2 * (double)x->bytes / x->ours_us / 1e3 : 0);
+    return row;
+}
+
+static void put(struct bench *b, const struct exchange_bench_row *x, int rounds)
+{
+    struct bench_row ours = row_of(x, "ours", x->ours, rounds), raw = row_of(x, "plain MPI", x->raw, rounds);
+
+    ours.ratio = x->ratio;
+    snprintf(ours.of, sizeof(ours.of), "plain MPI's speed");
+    bench_put(b, &ours, NULL);
+    bench_put(b, &raw, NULL);
+    log_line(b->job->log, "  %4d %10zu %12.2f %12.2f %8.3f %10.2f", x->rank, x->bytes, x->ours.median, x->raw.median, x->ratio,
+             x->ours.median > 0 ? 2 * (double)x->bytes / x->ours.median / 1e3 : 0);
 }
 
 status bench_exchange(struct bench *b, struct err *e)

@@ -31,7 +31,7 @@ status bench_product_rival(struct bench_product **out, enum rival_kind kind, int
                            struct err *e);
 void bench_product_close(struct bench_product *p); /* NULL is fine */
 
-/* Runs it once and holds elements of the answer against sums in double: ours against what the packed weights say (the definition of the format), and
+/* Runs it once and holds elements of the answer (every 37th of many rows and the last, about 100 columns of each) against sums in double: ours against what the packed weights say (the definition of the format), and
  * everybody's against the weights as they were, within what the format may lose.  ERR_GATE with what was found. */
 status bench_product_check(struct bench_product *p, struct err *e);
 /* Seconds of one run, the mean over as many as fill `seconds`; negative: a library failed. */

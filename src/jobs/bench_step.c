@@ -17,11 +17,11 @@
 #include "jobs/room.h"
 #include "model/router_file.h"
 
-enum { CHECK_TOKENS = 12, WARM_STEPS = 1, SAMPLE_ROWS = 64 };
+enum { WARM_STEPS = 1, SAMPLE_ROWS = 64 };
 
 /* ---- sides ---- */
 
-static void *take(size_t n, size_t size)
+void *race_take(size_t n, size_t size)
 {
     void *p = calloc(n ? n : 1, size);
 
@@ -62,7 +62,10 @@ static void add_variant(struct race *r, struct side *x, int active)
                                   .scale = x->shape.scale,
                                   .compensate = x->shape.compensate,
                                   .active = active}};
-    for (int i = 0; i < r->measures; i++) v->seconds[i] = take((size_t)r->rounds, sizeof(double));
+    for (int i = 0; i < r->measures; i++) {
+        v->seconds[i] = race_take((size_t)r->rounds, sizeof(double));
+        v->wait[i] = race_take((size_t)r->rounds, sizeof(double));
+    }
 }
 
 static status add_side(struct race *r, const char *directory, struct err *e)
@@ -81,12 +84,12 @@ static status add_side(struct race *r, const char *directory, struct err *e)
     if (!plan.packed && r->startup)
         log_warn(r->bench->job->log, "%s has no packed file: opening it packs its weights (kind: convert makes one)", directory);
     x->dense = x->coarse = -1;
-    x->open = take((size_t)r->rounds, sizeof(double));
-    x->first = take((size_t)r->rounds, sizeof(double));
-    x->read = take((size_t)r->rounds, sizeof(double));
-    x->fma = take((size_t)r->rounds, sizeof(double));
+    x->open = race_take((size_t)r->rounds, sizeof(double));
+    x->first = race_take((size_t)r->rounds, sizeof(double));
+    x->read = race_take((size_t)r->rounds, sizeof(double));
+    x->fma = race_take((size_t)r->rounds, sizeof(double));
     if (!x->shape.experts) {
-        x->logits = take((size_t)CHECK_TOKENS * (size_t)x->shape.vocab, sizeof(float));
+        x->logits = race_take((size_t)CHECK_TOKENS * (size_t)x->shape.vocab, sizeof(float));
         add_variant(r, x, 0);
         return OK;
     }
@@ -139,7 +142,10 @@ static void race_close(struct race *r)
         struct side *x = &r->side[i];
 
         for (int v = 0; v < x->variants; v++)
-            for (int m = 0; m < r->measures; m++) free(x->variant[v].seconds[m]);
+            for (int m = 0; m < r->measures; m++) {
+                free(x->variant[v].seconds[m]);
+                free(x->variant[v].wait[m]);
+            }
         router_free(&x->router);
         free(x->logits);
         free(x->open);
@@ -164,13 +170,13 @@ static status race_open(struct race *r, struct err *e)
     if (room_bench(&r->room, s, shape, e)) return e->code;
     r->room.limits.verify = false;
     size_t rows = (size_t)r->room.limits.rows;
-    r->token = take(rows, sizeof(*r->token));
-    r->position = take(rows, sizeof(*r->position));
-    r->session = take(rows, sizeof(*r->session));
-    r->hidden = take(rows * (size_t)shape->width, sizeof(*r->hidden));
-    r->logits = take((size_t)SAMPLE_ROWS * (size_t)shape->vocab, sizeof(*r->logits));
+    r->token = race_take(rows, sizeof(*r->token));
+    r->position = race_take(rows, sizeof(*r->position));
+    r->session = race_take(rows, sizeof(*r->session));
+    r->hidden = race_take(rows * (size_t)shape->width, sizeof(*r->hidden));
+    r->logits = race_take((size_t)SAMPLE_ROWS * (size_t)shape->vocab, sizeof(*r->logits));
     r->rounds = (int)s->bench.rounds;
-    r->side = take((size_t)s->bench.compare.n + 1, sizeof(*r->side));
+    r->side = race_take((size_t)s->bench.compare.n + 1, sizeof(*r->side));
     add_measures(r);
     if (add_side(r, s->model, e)) return e->code;
     for (int i = 0; i < s->bench.compare.n; i++)
@@ -194,7 +200,6 @@ static status pass(struct race *r, struct model *m, const struct routing *how, i
     return forward(m, &b, how, (int)r->bench->job->spec->cluster.micro_batches, r->hidden, e);
 }
 
-/* `n` tokens of one sequence, positions first .. first + n - 1. */
 static void fill_prompt(struct race *r, int first, int n)
 {
     for (int t = 0; t < n; t++) {
@@ -204,13 +209,12 @@ static void fill_prompt(struct race *r, int first, int n)
     }
 }
 
-static status pass_prompt(struct race *r, struct model *m, const struct routing *how, int first, int n, struct err *e)
+status race_prompt(struct race *r, struct model *m, const struct routing *how, int first, int n, struct err *e)
 {
     fill_prompt(r, first, n);
     return pass(r, m, how, n, e);
 }
 
-/* One token of each of `sequences` sequences, at `position`; `same`: all of the first one's. */
 static void fill_decode(struct race *r, int sequences, int position, bool same)
 {
     for (int i = 0; i < sequences; i++) {
@@ -237,136 +241,13 @@ static void sample(struct race *r, struct model *m, int rows)
     timing_step(t, 0, rows);
 }
 
-static status decode(struct race *r, struct model *m, const struct routing *how, int sequences, int position, bool same,
-                     struct err *e)
+status race_decode(struct race *r, struct model *m, const struct routing *how, int sequences, int position, bool same,
+                   struct err *e)
 {
     fill_decode(r, sequences, position, same);
     if (pass(r, m, how, sequences, e)) return e->code;
     sample(r, m, sequences);
     return OK;
-}
-
-/* ---- correctness ---- */
-
-/* Root of the mean square of a - b over that of b. */
-static double distance(const float *a, const float *b, size_t n)
-{
-    double difference = 0, whole = 0;
-
-    for (size_t i = 0; i < n; i++) {
-        double d = (double)a[i] - (double)b[i];
-
-        difference += d * d;
-        whole += (double)b[i] * (double)b[i];
-    }
-    return whole > 0 ? sqrt(difference / whole) : INFINITY;
-}
-
-/* What a format may change in the logits of a model, and what the cut into experts may change in a format: a cut inside a block of a quantized
- * matrix gives the parts scales of their own. */
-static double tolerance(const struct side *x, const struct side *y, bool half)
-{
-    static const double alone[FORMAT_COUNT] = {[FORMAT_F32] = 1e-3, [FORMAT_BF16] = 0.02, [FORMAT_Q8] = 0.1, [FORMAT_Q4] = 0.7};
-    static const double cut[FORMAT_COUNT] = {[FORMAT_F32] = 1e-3, [FORMAT_BF16] = 1e-3, [FORMAT_Q8] = 0.06, [FORMAT_Q4] = 0.5};
-    double most = 0;
-
-    for (int p = 0; p < WEIGHT_PARTS; p++) {
-        const double *table =
-            same_formats(x, y) && !half ? cut : alone; /* rounded activations: sums in another order round otherwise */
-
-        most = fmax(most, fmax(table[x->format[p]], table[y->format[p]]));
-    }
-    return most;
-}
-
-/* Hidden states of a prompt that passes at once, token by token, and in every session beside others: the same bits. */
-static status check_rows(struct race *r, struct model *m, struct side *x, const struct routing *how, struct err *e)
-{
-    size_t width = (size_t)x->shape.width, bytes = width * sizeof(float);
-    float *whole = take(CHECK_TOKENS * width, sizeof(float));
-    int together = r->room.limits.sessions;
-    status st = pass_prompt(r, m, how, 0, CHECK_TOKENS, e);
-
-    memcpy(whole, r->hidden, CHECK_TOKENS * bytes);
-    for (int t = 0; t < CHECK_TOKENS && !st; t++) {
-        if ((st = pass_prompt(r, m, how, t, 1, e))) break;
-        if (memcmp(r->hidden, whole + (size_t)t * width, bytes) != 0 && !x->wrong) {
-            x->wrong = true;
-            bench_refuse(r->bench, "%s: token %d alone is not what it is in a prompt", x->name, t);
-        }
-    }
-    if (!st) st = decode(r, m, how, together, 0, true, e);
-    for (int i = 0; i < together && !st && !x->wrong; i++)
-        if (memcmp(r->hidden + (size_t)i * width, whole, bytes) != 0) {
-            x->wrong = true;
-            bench_refuse(r->bench, "%s: sequence %d of %d is not what it is alone", x->name, i, together);
-        }
-    free(whole);
-    return st;
-}
-
-/* With all experts the factorized model is the dense one; a format is near the model in the format of `model`. */
-static status check_logits(struct race *r, struct model *m, struct side *x, struct err *e)
-{
-    const struct routing all = {.route = ROUTE_ALL};
-    struct side *of = x->dense >= 0 ? &r->side[x->dense] : &r->side[0]; /* dense sides come first */
-    size_t n = (size_t)CHECK_TOKENS * (size_t)x->shape.vocab;
-
-    if (pass_prompt(r, m, &all, 0, CHECK_TOKENS, e)) return e->code;
-    float *logits = x->logits ? x->logits : r->logits;
-    forward_logits(m, r->hidden, CHECK_TOKENS, logits);
-    if (of == x) return OK;
-    if (!of->logits || of->wrong) {
-        x->wrong = true;
-        bench_refuse(r->bench, "%s: there is no dense side to hold its answers against", x->name);
-        return OK;
-    }
-    double off = distance(logits, of->logits, n), allowed = tolerance(x, of, r->bench->job->spec->precision.activations != 0);
-    log_line(r->bench->job->log, "  %s: logits are %.2g of their size from those of %s", x->name, off, of->name);
-    if (off <= allowed) return OK;
-    x->wrong = true;
-    bench_refuse(r->bench, "%s: logits are %.2g of their size from those of %s, at most %.2g allowed", x->name, off, of->name,
-                 allowed);
-    return OK;
-}
-
-/* Share of the routed experts, over the layers, that a step wanted. */
-static double touched(struct model *m)
-{
-    const struct shape *s = model_shape(m);
-    const struct moe_stats *stats = moe_stats(model_moe(m));
-    size_t n = (size_t)s->layers * (size_t)s->experts, hit = 0;
-
-    for (size_t i = 0; i < n; i++) hit += stats->load[i] > 0;
-    return n ? (double)hit / (double)n : 1;
-}
-
-static status look_at_touched(struct race *r, struct model *m, struct variant *v, struct err *e)
-{
-    for (int i = 0; i < r->measures; i++) {
-        const struct measure *w = &r->measure[i];
-        status st;
-
-        moe_stats_clear(model_moe(m));
-        if (w->sequences) st = decode(r, m, &v->how, w->sequences, (int)r->bench->job->spec->bench.context, false, e);
-        else continue; /* a prompt wants all */
-        if (st) return st;
-        v->touched[i] = v->active ? touched(m) : 1;
-    }
-    return OK;
-}
-
-static status check_side(struct race *r, struct side *x, struct err *e)
-{
-    struct model *m;
-
-    if (room_open(r->bench->job->cluster, x->directory, &r->room, &m, e)) return e->code;
-    status st = check_logits(r, m, x, e);
-    for (int v = 0; v < x->variants && !st && !x->wrong; v++) {
-        st = check_rows(r, m, x, &x->variant[v].how, e);
-        if (!st) st = look_at_touched(r, m, &x->variant[v], e);
-    }
-    return st;
 }
 
 /* ---- measuring ---- */
@@ -381,7 +262,7 @@ static status warm_prefill(struct race *r, struct model *m, struct variant *v, i
     if (!last || *last > quick) return OK;
     double start = clock_now();
     for (int rows = 32; !st && clock_now() - start < quick / 8 && rows <= r->measure[0].rows; rows *= 2)
-        st = pass_prompt(r, m, &v->how, 0, rows, e);
+        st = race_prompt(r, m, &v->how, 0, rows, e);
     return st;
 }
 
@@ -406,23 +287,28 @@ static status measure(struct race *r, struct model *m, struct variant *v, int i,
     status st = OK;
 
     for (int warm = 0; warm < WARM_STEPS && !st && w->sequences; warm++)
-        st = decode(r, m, &v->how, w->sequences, context + warm, false, e);
+        st = race_decode(r, m, &v->how, w->sequences, context + warm, false, e);
     if (st) return st;
     touch_embedding(r, m, w, context + WARM_STEPS, steps);
     timing_stop(t);
     before = *t;
     double start = clock_now();
     if (!w->sequences) {
-        st = pass_prompt(r, m, &v->how, 0, w->rows, e);
+        st = race_prompt(r, m, &v->how, 0, w->rows, e);
         memmove(r->hidden, r->hidden + (size_t)(w->rows - 1) * (size_t)r->bench->shape.width,
                 (size_t)r->bench->shape.width * sizeof(float));
         if (!st) sample(r, m, 1);
     }
     for (int step = 0; step < steps && !st; step++)
-        st = decode(r, m, &v->how, w->sequences, context + WARM_STEPS + step, false, e);
+        st = race_decode(r, m, &v->how, w->sequences, context + WARM_STEPS + step, false, e);
     v->seconds[i][round] = clock_now() - start;
     timing_stop(t);
-    for (int s = 0; s < TIMING_SECTIONS; s++) v->sections[i][s] += t->ns[s] - before.ns[s];
+    int64_t sum = 0;
+    for (int s = 0; s < TIMING_SECTIONS; s++) {
+        v->sections[i][s] += t->ns[s] - before.ns[s];
+        sum += t->ns[s] - before.ns[s];
+    }
+    v->wait[i][round] = sum ? (double)(t->ns[TIME_WAIT] - before.ns[TIME_WAIT]) / (double)sum : 0;
     return st;
 }
 
@@ -439,7 +325,7 @@ static status visit(struct race *r, struct side *x, int round, struct err *e)
     double start = clock_now();
     if (room_open(r->bench->job->cluster, x->directory, &r->room, &m, e)) return e->code;
     x->open[round] = clock_now() - start;
-    status st = decode(r, m, &all, 1, 0, false, e); /* touches all there is */
+    status st = race_decode(r, m, &all, 1, 0, false, e); /* touches all there is */
     x->first[round] = clock_now() - start;
     if (!st) st = warm_prefill(r, m, &x->variant[round % x->variants], round, e);
     for (int v = 0; v < x->variants && !st; v++)
@@ -463,7 +349,7 @@ static status open_bars(struct race *r, struct bench_bar *bar[FORMAT_COUNT], str
 
         if (x->wrong || x->shape.experts || r->bar[f]) continue;
         if (bench_bar_open(&bar[f], r->bench, f, r->measure[0].rows, e)) return e->code;
-        r->bar[f] = take((size_t)r->rounds, sizeof(double));
+        r->bar[f] = race_take((size_t)r->rounds, sizeof(double));
     }
     return OK;
 }
@@ -503,7 +389,7 @@ status bench_step(struct bench *b, struct err *e)
     if (!st) log_line(b->job->log, "\nsteps: checking %d side%s first", r.n, r.n > 1 ? "s" : "");
     for (int pass = 0; pass < 2; pass++)
         for (int i = 0; i < r.n && !st; i++)
-            if ((r.side[i].shape.experts > 0) == pass) st = check_side(&r, &r.side[i], e);
+            if ((r.side[i].shape.experts > 0) == pass) st = race_check(&r, &r.side[i], e);
     if (!st) st = take_rounds(&r, e);
     if (st != ERR_RANK) cluster_release(b->job->cluster);
     if (!st) race_report(&r);

@@ -7,7 +7,7 @@
 #include "jobs/room.h"
 #include "model/forward.h"
 
-enum { VARIANTS_MAX = 8, MEASURES_MAX = 16, NUMBER_TEXT = 16 };
+enum { VARIANTS_MAX = 8, MEASURES_MAX = 16, NUMBER_TEXT = 16, CHECK_TOKENS = 12 };
 
 struct measure {   /* of a variant */
     int sequences; /* that decode together; 0: a prefill */
@@ -19,6 +19,7 @@ struct variant {  /* a side at one share of active experts; a dense side has one
     double share; /* f by design */
     struct routing how;
     double *seconds[MEASURES_MAX]; /* [rounds] of all rows */
+    double *wait[MEASURES_MAX];    /* [rounds] share of the coordinator's time in which it waited for answers */
     double touched[MEASURES_MAX];  /* share of the experts that some row of a step wanted; seen in one step of each */
     int64_t sections[MEASURES_MAX][TIMING_SECTIONS]; /* ns of the coordinator, over all rounds */
 };
@@ -55,6 +56,15 @@ struct race {
     float *hidden, *logits;
 };
 
+void *race_take(size_t n, size_t size); /* zeros, to be freed */
+/* `n` tokens of one sequence, positions first .. first + n - 1; r->hidden gets their states. */
+status race_prompt(struct race *r, struct model *m, const struct routing *how, int first, int n, struct err *e);
+/* One token of each of `sequences` sequences, at `position`, and a sample of each; `same`: all of the first one's. */
+status race_decode(struct race *r, struct model *m, const struct routing *how, int sequences, int position, bool same,
+                   struct err *e);
+
+/* bench_check.c: opens a side, says what is wrong with it (side.wrong; no error), and sees what share of the experts its steps want. */
+status race_check(struct race *r, struct side *x, struct err *e);
 void race_report(struct race *r); /* bench_step_report.c */
 
 /* Whether the formats of all parts are the same. */

@@ -145,14 +145,11 @@ static double put_rate(struct race *r, const struct side *x, const struct varian
 static void put_wait(struct race *r, const struct side *x, const struct variant *v, int i)
 {
     struct bench_row row = row_of(r, x, v, i, r->measure[i].sequences ? "decode wait" : "prefill wait");
-    int64_t sum = 0;
 
     if (r->bench->place.ranks < 2 || !x->shape.experts) return;
-    for (int s = 0; s < TIMING_SECTIONS; s++) sum += v->sections[i][s];
-    double share = sum ? (double)v->sections[i][TIME_WAIT] / (double)sum : 0;
-    row.figure = (struct bench_figure){share, share, share, r->rounds};
+    row.figure = bench_figure(v->wait[i], r->rounds);
     snprintf(row.unit, sizeof(row.unit), "share of time");
-    bench_put(r->bench, &row, NULL);
+    bench_put(r->bench, &row, v->wait[i]);
 }
 
 static void number(char out[NUMBER_TEXT], int digits, double x)
@@ -165,7 +162,7 @@ static void print_line(struct race *r, const struct side *x, const struct varian
 {
     struct line l = {NAN, NAN, NAN, NAN, NAN};
     struct bench_figure speed = put_speed(r, x, v, i, &l);
-    char format[BENCH_TEXT], dense[NUMBER_TEXT], allowed[NUMBER_TEXT], coarse[NUMBER_TEXT], bar[NUMBER_TEXT];
+    char format[BENCH_TEXT], dense[NUMBER_TEXT], allowed[NUMBER_TEXT], coarse[NUMBER_TEXT], last[BENCH_TEXT];
 
     put_fineness(r, x, v, i, &l);
     double rate = put_rate(r, x, v, i, &l);
@@ -174,9 +171,10 @@ static void print_line(struct race *r, const struct side *x, const struct varian
     number(dense, 3, l.over_dense);
     number(allowed, 3, l.of_allowed);
     number(coarse, 3, l.over_coarse);
-    number(bar, 2, r->measure[i].sequences ? (x->shape.experts ? v->touched[i] : NAN) : l.over_bar);
+    number(last, 2, r->measure[i].sequences ? (x->shape.experts ? v->touched[i] : NAN) : l.over_bar);
+    if (isfinite(l.over_bar)) snprintf(last, sizeof(last), "%.2f of %s", l.over_bar, r->bar_of[x->format[WEIGHTS_EXPERTS]]);
     log_line(r->bench->job->log, "  %-12s %-5s %5.3f %9.2f %9.2f %9.2f %8s %10s %10s %9.1f %8.3f %7s", x->name, format, v->share,
-             speed.median, speed.least, speed.most, dense, allowed, coarse, rate, l.of_machine, bar);
+             speed.median, speed.least, speed.most, dense, allowed, coarse, rate, l.of_machine, last);
 }
 
 static void print_measure(struct race *r, int i)
@@ -208,8 +206,9 @@ static void print_legend(struct race *r)
     log_line(log, "  x coarsest  over the factorized side with the fewest experts at the same f");
     log_line(log, "  of read, of peak   of the bytes/s and f32 multiply-adds that the machine gave just before, with the same "
                   "threads of rank 0");
-    log_line(log, "  wanted      share of the routed experts that some sequence of a step wanted; x best: over the best "
-                  "library's products");
+    log_line(log, "  wanted      share of the routed experts that some sequence of a step wanted");
+    log_line(log, "  x best      over the products of the best library there is here, which is named: it may compute in another "
+                  "format than the side");
 }
 
 /* Where the coordinator's time went, ms of a round. */

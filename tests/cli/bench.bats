@@ -60,7 +60,9 @@ YAML
     echo "$output"
     [ "$status" = 0 ]
     jq -s -e 'map(select(.part == "exchange" and .side == "ours")) | length > 3 and all(.ratio > 0)' "$dir/bench/bench.jsonl"
-    jq -s -e 'map(select(.what == "prefill wait")) | length == 2 and all(.median >= 0 and .median < 1)' "$dir/bench/bench.jsonl"
+    jq -s -e 'map(select(.what == "prefill wait")) | length == 2 and all(.median >= 0 and .median < 1 and (.samples | length) == .rounds)' "$dir/bench/bench.jsonl"
+    jq -s -e 'all(.min <= .median and .median <= .max)' "$dir/bench/bench.jsonl"
+    jq -s -e 'map(select(.part == "exchange" and .min < .max)) | length > 0' "$dir/bench/bench.jsonl" # of rounds, not of one figure
     jq -e '.bench.timing.ranks | length == 2' "$dir/bench/result.json"
 }
 

@@ -37,7 +37,10 @@ static void every_row(void **state)
         for (int i = 0; comm_rank(world) == 0 && i < sizes * (comm_size(world) - 1); i++) {
             assert_int_equal(row[i].rank, 1 + i / sizes);
             assert_int_equal(row[i].bytes, 8 << i % sizes);
-            assert_true(row[i].ours_us > 0 && row[i].raw_us > 0 && row[i].ratio > 0);
+            assert_true(row[i].ours.least > 0 && row[i].raw.least > 0 && row[i].ratio > 0);
+            assert_true(row[i].ours.least <= row[i].ours.median && row[i].ours.median <= row[i].ours.most);
+            assert_true(row[i].raw.least <= row[i].raw.median && row[i].raw.median <= row[i].raw.most);
+            assert_true(row[i].ratio == row[i].raw.median / row[i].ours.median);
             assert_int_equal(row[i].idle_us > 0, i % sizes == 0);
         }
     }
@@ -63,8 +66,8 @@ static void table(char **argument)
     if (exchange_bench_rows(&b, comm_size(world)) > MOST_ROWS) return;
     run(&b);
     for (int i = 0; comm_rank(world) == 0 && i < exchange_bench_rows(&b, comm_size(world)); i++) {
-        printf("rank %d %8zu bytes: ours %9.2f us, MPI %9.2f us, ratio %.2f", row[i].rank, row[i].bytes, row[i].ours_us,
-               row[i].raw_us, row[i].ratio);
+        printf("rank %d %8zu bytes: ours %9.2f us, MPI %9.2f us, ratio %.2f", row[i].rank, row[i].bytes, row[i].ours.median,
+               row[i].raw.median, row[i].ratio);
         if (row[i].idle_us > 0) printf("; after idling %.1f us", row[i].idle_us);
         printf("\n");
     }
