@@ -30,6 +30,42 @@ essence() {
     done
 }
 
+@test "what is rounded on its way between ranks: fewer bytes, near the exact answer, and the same bits every time" {
+    toy_prompts >"$dir/prompts.jsonl"
+    toy_pipeline >"$dir/job.yaml"
+    "$FACTORLLM" run "$dir/job.yaml" --set output="$dir/made" --quiet
+    cat >"$dir/eval.yaml" <<YAML
+kind: eval
+model: $dir/made/factorize/model
+output: $dir/out
+text: {file: tests/cli/common.bash}
+window: 32
+variants: [dense, static, router]
+YAML
+    # figures OUTPUT KEY...: evaluates on two ranks
+    figures() {
+        local out=$1 sets=
+        shift
+        for s in "$@"; do sets="$sets --set cluster.$s"; done
+        ranks 2 run "$dir/eval.yaml" --quiet --set output="$dir/$out" $sets
+        echo "$*: $output"
+        [ "$status" = 0 ]
+    }
+    figures exact
+    bytes() { jq -e ".eval.exchange.$1" "$dir/$2/result.json"; }
+    for how in "exchange_rows=bf16" "exchange_answers=f32" "exchange_answers=bf16" "exchange_rows=bf16 exchange_answers=bf16"; do
+        figures once $how
+        figures again $how shared_memory=never
+        echo "$how: $(jq -c .eval.perplexity "$dir/once/result.json"), exact $(jq -c .eval.perplexity "$dir/exact/result.json")"
+        [ "$(jq -c '.eval | [.perplexity, .accuracy]' "$dir/once/result.json")" = "$(jq -c '.eval | [.perplexity, .accuracy]' "$dir/again/result.json")" ]
+        jq -s -e '[.[].eval.perplexity] | . as [$a, $b] | $a | keys | all(($a[.] / $b[.] - 1 | fabs) < 0.02)' "$dir/once/result.json" "$dir/exact/result.json"
+        if [[ $how == *bf16* ]]; then [ "$(jq -c .eval.perplexity "$dir/once/result.json")" != "$(jq -c .eval.perplexity "$dir/exact/result.json")" ]; fi
+        if [[ $how == *rows* ]]; then [ "$(bytes bytes_out once)" -lt "$(bytes bytes_out exact)" ]; fi
+        if [[ $how == *answers* ]]; then [ "$(bytes bytes_back once)" -lt "$(bytes bytes_back exact)" ]; fi
+        rm -r "$dir/once" "$dir/again"
+    done
+}
+
 @test "with all experts active the factorized model is the dense one" {
     for grouping in contiguous random coactivation; do
         toy_pipeline | sed "s/grouping: .*/grouping: $grouping/; s/active: 3/active: 7/" >"$dir/job.yaml"
