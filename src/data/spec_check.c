@@ -12,8 +12,8 @@ static bool good_step_name(const char *name)
 /* result.json has members of its own beside the steps'. */
 static bool is_result_member(const char *name)
 {
-    static const char *const members[] = {"schema", "version", "kind", "spec",   "started", "seconds",
-                                          "ranks",  "threads", "blas", "status", "error",   "answers_sha256"};
+    static const char *const members[] = {"schema", "version", "kind",    "spec",   "started", "seconds",
+                                          "ranks",  "threads", "kernels", "status", "error",   "answers_sha256"};
 
     for (size_t i = 0; i < sizeof(members) / sizeof(*members); i++)
         if (!strcmp(name, members[i])) return true;
@@ -126,6 +126,9 @@ static status check_cluster(const struct draft *d, struct err *e)
     return OK;
 }
 
+/* Two terms of a sum for each, and two more: num/exact.h adds EXACT_TERMS. */
+enum { COMPENSATED_EXPERTS = 4094 };
+
 static status check_factorize(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
@@ -138,6 +141,9 @@ static status check_factorize(const struct draft *d, struct err *e)
     if (s->factorize.active > s->factorize.experts)
         return draft_fail(d, draft_given(d, "active") ? "active" : "experts", e,
                           "expected active <= experts, found %lld active of %lld experts", (long long)s->factorize.active,
+                          (long long)s->factorize.experts);
+    if (s->factorize.compensation == COMPENSATE_MEAN && s->factorize.experts > COMPENSATED_EXPERTS)
+        return draft_fail(d, "experts", e, "expected at most %d with compensation: mean, found %lld", COMPENSATED_EXPERTS,
                           (long long)s->factorize.experts);
     if (check_text(d, &s->factorize.calibration, "calibration", e)) return e->code;
     if (needs && !calibrated)
@@ -223,6 +229,10 @@ static status check_infer(const struct draft *d, struct err *e)
 
     if (s->cluster.coordinators > 1 && s->infer.variant == VARIANT_ORACLE)
         return draft_fail(d, "cluster.coordinators", e, "expected 1 with variant: oracle, found %lld",
+                          (long long)s->cluster.coordinators);
+    if (s->cluster.coordinators > 1 && s->cluster.placement == PLACE_BALANCE)
+        return draft_fail(d, "cluster.coordinators", e,
+                          "expected 1 with cluster.placement: balance, found %lld: it eases rank 0 alone",
                           (long long)s->cluster.coordinators);
     if (!strcmp(s->infer.input, s->infer.result))
         return draft_fail(d, "result", e, "expected another file than input, found '%s' for both", s->infer.result);

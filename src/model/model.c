@@ -10,6 +10,7 @@
 #include "base/str.h"
 #include "model/model_internal.h"
 #include "moe/grouping.h"
+#include "num/half.h"
 
 /* ---- memory: one walk that counts, or takes ---- */
 
@@ -217,7 +218,11 @@ static status bind_matrix(void *ctx, const struct matrix *w)
 {
     struct binder *b = ctx;
 
-    return weights_matrix(b->w, w->out, w->part, w->name, w->rows, w->cols, b->e);
+    if (weights_matrix(b->w, w->out, w->part, w->name, w->rows, w->cols, b->e)) return b->e->code;
+    if (b->m->limits.half && w->out->format == FORMAT_BF16 && w->cols > HALF_COLS)
+        return err_set(b->e, ERR_LIMIT, "%s: at most %d inputs with precision.activations: bf16, found %d", w->name, HALF_COLS,
+                       w->cols);
+    return OK;
 }
 
 static status bind_vector(struct binder *b, float *out, int n, const char *format, ...) __attribute__((format(printf, 4, 5)));

@@ -9,6 +9,8 @@
 #include "base/mat.h"
 #include "num/kernel_levels.h"
 
+_Static_assert(HALF_SCRATCH_BYTES >= HALF_COLS * sizeof(float), "a row of products has room");
+
 size_t half_bytes(int n, int cols)
 {
     return (size_t)n * half_ld(cols) * sizeof(uint16_t);
@@ -56,7 +58,7 @@ static void over(const struct kernel *below, float *y, size_t ldy, const struct 
         below->product(y, ldy, x, index, n, w, first, panels, scratch);
         return;
     }
-    BUG_ON(most < 1);
+    BUG_ON(x->cols > HALF_COLS);
     for (int i = 0; i < n; i += most) {
         struct rows part = {.x = wide, .ld = width, .n = n - i < most ? n - i : most, .cols = x->cols};
 

@@ -24,6 +24,9 @@ static inline size_t half_ld(int cols)
     return (blocks + (blocks % 16 == 0 && blocks > 0)) * QUANT_BLOCK;
 }
 
+/* Most inputs of a product with such rows; below bf16 they are widened into so much. */
+enum { HALF_COLS = 1 << 16 };
+
 size_t half_bytes(int n, int cols);
 /* Places r->half in `memory` of rows_bytes(), aligned to 64, where rows_room() puts nothing. */
 void half_room(struct rows *r, void *memory);

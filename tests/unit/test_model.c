@@ -7,6 +7,7 @@
 #include "base/rng.h"
 #include "moe/expert.h"
 #include "moe/grouping.h"
+#include "num/half.h"
 #include "num/ref.h"
 
 static const char toy[] = "tests/golden/toy-llama";
@@ -413,6 +414,69 @@ static void refused(const char *where, struct model_limits l, status code, const
     opened_close(&o);
 }
 
+/* A dense model of one layer and zeros, in bf16. */
+static void write_wide(const char *where, int width, int neurons)
+{
+    static const char *const names[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                                        "self_attn.o_proj", "mlp.gate_proj",    "mlp.up_proj",
+                                        "mlp.down_proj",    "input_layernorm",  "post_attention_layernorm"};
+    enum { TENSORS = sizeof(names) / sizeof(*names), VOCAB = 4 };
+    void *zeros = calloc((size_t)width * (size_t)neurons, 2);
+    struct safetensors_writer *w;
+    struct json_t *c;
+    char text[600];
+    struct err e;
+
+    assert_non_null(zeros);
+    ok(safetensors_create(&w, where, 0, &e), &e);
+    declare(w, "model.embed_tokens.weight", DT_BF16, VOCAB, width);
+    declare(w, "model.norm.weight", DT_BF16, width, 0);
+    for (int i = 0; i < TENSORS; i++) {
+        snprintf(text, sizeof(text), "model.layers.0.%s.weight", names[i]);
+        declare(w, text, DT_BF16, i == 4 || i == 5 ? neurons : width, i > 6 ? 0 : i == 6 ? neurons : width);
+    }
+    ok(safetensors_write(w, zeros, (size_t)(VOCAB + 1) * (size_t)width * 2, &e), &e);
+    for (int i = 0; i < TENSORS; i++)
+        ok(safetensors_write(w, zeros, (size_t)width * (i > 6 ? 1 : (size_t)(i < 4 ? width : neurons)) * 2, &e), &e);
+    ok(safetensors_commit(w, &e), &e);
+    free(zeros);
+    snprintf(text, sizeof(text), "%s/config.json", toy);
+    ok(json_read(&c, text, 1 << 20, &e), &e);
+    json_put_int(c, "vocab_size", VOCAB);
+    json_put_int(c, "hidden_size", width);
+    json_put_int(c, "intermediate_size", neurons);
+    json_put_int(c, "num_hidden_layers", 1);
+    json_put_int(c, "num_attention_heads", 1);
+    json_put_int(c, "num_key_value_heads", 1);
+    json_put_bool(c, "tie_word_embeddings", true);
+    snprintf(text, sizeof(text), "%s/config.json", where);
+    ok(json_write(text, c, &e), &e);
+    json_free(c);
+}
+
+static void rounded_inputs_have_a_limit(void **state)
+{
+    struct model_limits l = {.rows = 2, .sessions = 1, .positions = 8, .half = true};
+    char where[] = "/tmp/test-model-wide-XXXXXX", path[512];
+    struct opened o;
+
+    (void)state;
+    assert_non_null(mkdtemp(where));
+    write_wide(where, 8, HALF_COLS);
+    opened_open(&o, where, l, 1);
+    opened_close(&o);
+    write_wide(where, 8, HALF_COLS + 1);
+    refused(where, l, ERR_LIMIT, "down_proj.weight: at most 65536 inputs with precision.activations: bf16, found 65537");
+    l.half = false;
+    opened_open(&o, where, l, 1);
+    opened_close(&o);
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof(path), "%s/%s", where, i ? "config.json" : "model.safetensors");
+        unlink(path);
+    }
+    rmdir(where);
+}
+
 static void what_cannot_work_is_refused(void **state)
 {
     const struct model_limits plain = {.rows = 4, .sessions = 1, .positions = 8};
@@ -472,6 +536,7 @@ int main(void)
         cmocka_unit_test(all_experts_are_the_dense_model),
         cmocka_unit_test(memory_is_as_planned),
         cmocka_unit_test(rank_without_experts_plans_less),
+        cmocka_unit_test(rounded_inputs_have_a_limit),
         cmocka_unit_test(what_cannot_work_is_refused), /* last: it breaks the directory */
     };
 

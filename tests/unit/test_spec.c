@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "data/spec.h"
+#include "num/exact.h"
 
 #define HEAD   "model: m\noutput: o\n"
 #define FACTOR "kind: factorize\n" HEAD
@@ -203,6 +204,8 @@ static void test_errors(void **state)
         {INFER "stop: [\"a\\0b\"]\n", "stop: expected a list of texts, found a control character"},
 
         /* what cannot be together */
+        {FACTOR "experts: 4095\ncompensation: mean\n",
+         "job.yaml:4: experts: expected at most 4094 with compensation: mean, found 4095"},
         {FACTOR "experts: 4\nactive: 5\n", "job.yaml:5: active: expected active <= experts, found 5 active of 4 experts"},
         {FACTOR "experts: 4\n", "job.yaml:4: experts: expected active <= experts, found 16 active of 4 experts"},
         {FACTOR "calibration: {file: t, sample_tokens: 9}\n",
@@ -249,6 +252,9 @@ static void test_errors(void **state)
         {INFER "result: i\n", "result: expected another file than input, found 'i' for both"},
         {INFER "max_tokens: 64\nlimits: {positions: 64}\n", "max_tokens: expected max_tokens < limits.positions"},
 
+        {INFER "cluster: {coordinators: 2, placement: balance}\n",
+         "cluster.coordinators: expected 1 with cluster.placement: balance, found 2"},
+
         {INFER "name: ../x\n", "name: expected at most 64 of a-z, 0-9, _ and -, found '../x'"},
 
         /* pipelines */
@@ -265,6 +271,8 @@ static void test_errors(void **state)
         {PIPE "  - kind: factorize\n    name: A\n", "name: expected at most 64 of a-z, 0-9, _ and -, found 'A'"},
         {PIPE "  - kind: factorize\n    name: status\n",
          "name: expected a name that is no member of result.json, found 'status'"},
+        {PIPE "  - kind: factorize\n    name: kernels\n",
+         "name: expected a name that is no member of result.json, found 'kernels'"},
         {PIPE "  - kind: factorize\n    name: cluster\n", "name: expected a name that is no key of a pipeline, found 'cluster'"},
         {PIPE "  - {kind: factorize, name: x}\n  - {kind: eval, text: {file: t}, name: x}\n",
          "job.yaml:6: name: expected a name of its own"},
@@ -281,6 +289,19 @@ static void test_errors(void **state)
 
     (void)state;
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) refused(bad[i].text, NULL, 0, bad[i].expected);
+}
+
+/* What a spec lets pass can be opened: moe_open() adds two terms for each expert, and two more. */
+static void test_most_experts_with_compensation(void **state)
+{
+    char text[128];
+
+    (void)state;
+    snprintf(text, sizeof(text), FACTOR "compensation: mean\nexperts: %d\n", (EXACT_TERMS - 2) / 2);
+    spec_free(good(text, NULL, 0));
+    snprintf(text, sizeof(text), FACTOR "compensation: mean\nexperts: %d\n", (EXACT_TERMS - 2) / 2 + 1);
+    refused(text, NULL, 0, "with compensation: mean");
+    spec_free(good(FACTOR "experts: 4096\n", NULL, 0));
 }
 
 static void test_overrides(void **state)
@@ -566,12 +587,19 @@ static void test_help(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_method_factorllm),
-        cmocka_unit_test(test_values),       cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_overrides),    cmocka_unit_test(test_pipeline),
-        cmocka_unit_test(test_round_trips),  cmocka_unit_test(test_reals_are_exact),
-        cmocka_unit_test(test_damaged_yaml), cmocka_unit_test(test_damaged_message),
-        cmocka_unit_test(test_sizes),        cmocka_unit_test(test_help),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_method_factorllm),
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_most_experts_with_compensation),
+        cmocka_unit_test(test_overrides),
+        cmocka_unit_test(test_pipeline),
+        cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_reals_are_exact),
+        cmocka_unit_test(test_damaged_yaml),
+        cmocka_unit_test(test_damaged_message),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_help),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
