@@ -242,6 +242,11 @@ const struct exchange_stats *exchange_stats(const struct exchange *x)
     return &x->stats;
 }
 
+int exchange_lost(const struct exchange *x)
+{
+    return x->lost - 1;
+}
+
 const char *exchange_note(const struct exchange *x)
 {
     return x->note[0] ? x->note : NULL;

@@ -90,12 +90,15 @@ const struct answer *exchange_answer_of(const struct exchange *x, int slot, int 
 void exchange_progress(struct exchange *x);
 void exchange_ping(struct exchange *x);
 /* While answers are waited for in x, requests that come in the others (which this rank answers) are given to `answering`, which ends in exchange_answer(): it must not
- * wait itself.  The array belongs to the caller, and lives as long as x is used. */
-typedef void exchange_answering(void *ctx, int which, const struct request *r, const void *payload);
+ * wait itself.  False: it has not answered, and will after the wait, because the request is to leave what x is used for: this wait and all later ones of x end with
+ * STOPPED, as after a signal.  The array belongs to the caller, and lives as long as x is used. */
+typedef bool exchange_answering(void *ctx, int which, const struct request *r, const void *payload);
 void exchange_serve(struct exchange *x, struct exchange *const *others, int n, exchange_answering *answering, void *ctx);
 /* Rank 0: while it waits in x, pings go out in channel 0. */
 void exchange_keep_alive(struct exchange *x, struct exchange *first);
 const struct exchange_stats *exchange_stats(const struct exchange *x);
+/* Coordinator.  The rank whose loss has ended x with ERR_RANK, or -1. */
+int exchange_lost(const struct exchange *x);
 
 /* Follower.  The request's payload is valid until exchange_answer(). */
 status exchange_next(struct exchange *x, struct request *r, const void **payload, struct err *e);

@@ -88,6 +88,8 @@ struct exchange {
     struct exchange *first; /* see exchange_keep_alive(), or NULL */
     exchange_answering *answering;
     void *answering_ctx;
+    bool leaves; /* another exchange has a request to leave this one */
+    int lost;    /* the rank whose loss ended it, and one more */
 
     /* follower */
     struct mailbox *box;          /* NULL: heads come through MPI */

@@ -99,6 +99,7 @@ static void say_lost(struct exchange *x, const struct lane *l, int rank, double 
              (int)sizeof(r->what), r->what);
     if (r->layer >= 0) str_addf(&text, ", layer %d", r->layer);
     str_addf(&text, " (%s)", reason);
+    x->lost = rank + 1;
     give_up(x, ERR_RANK, text.text);
     str_free(&text);
 }
@@ -323,7 +324,9 @@ static void look_at(struct exchange *x, int slot, const struct pause *p)
 
         if (gone) advance(x, slot, rank); /* its last answer may have come before it went */
         if (x->over.code || (!busy(l) && !(gone && p->stop > 0))) continue;
-        if (gone && x->silent > 0 && p->now - x->silent < SILENT_SECONDS) {
+        if (gone && x->leaves) {
+            give_up(x, STOPPED, "stopped by the coordinator, which has ended the job");
+        } else if (gone && x->silent > 0 && p->now - x->silent < SILENT_SECONDS) {
             give_up(x, STOPPED, "the coordinator was silent for too long, and the others have ended the job");
         } else if (gone) {
             if (!busy(l)) *l->request = (struct request_head){.r = {.layer = -1, .what = "end of the job"}}, l->posted = p->now;
@@ -393,7 +396,7 @@ static bool serve(struct exchange *x)
         struct request r;
 
         if (!exchange_take(x->others[i], &r, &payload)) continue;
-        x->answering(x->answering_ctx, i, &r, payload);
+        if (!x->answering(x->answering_ctx, i, &r, payload)) x->leaves = true;
         any = true;
     }
     return any;
@@ -410,6 +413,7 @@ static void collect(struct exchange *x, int slot)
             continue;
         }
         if (!pause_step(&p, all_ring(x))) continue;
+        if (x->leaves && p.stop <= 0) p.stop = p.now;
         look_at(x, slot, &p);
         exchange_ping(x); /* to the others */
     }
@@ -442,12 +446,12 @@ status exchange_wait(struct exchange *x, int slot, struct err *e)
     status st = OK;
 
     if (!x->over.code) collect(x, slot);
-    if (!x->over.code && stop_asked() == STOP_NOW) {
+    if (!x->over.code && (x->leaves || stop_asked() == STOP_NOW)) {
         struct pause p = pause_begin(x);
 
         p.stop = p.now;
         look_at(x, slot, &p); /* a signal, and somebody is gone: it is not the user's */
-        if (!x->over.code) st = err_set(e, STOPPED, "stopped by a signal");
+        if (!x->over.code) st = err_set(e, STOPPED, x->leaves ? "stopped by the coordinator" : "stopped by a signal");
     }
     if (!x->over.code && !st) st = answers(x, slot, e);
     if (st) collect_all(x); /* the caller leaves now, and will not wait for the other slot */

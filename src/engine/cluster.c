@@ -426,6 +426,18 @@ static void answer_timing(struct cluster *c, const struct request *r, const void
     if (clear) timing_start(&c->timing, comm_rank(c->comm));
 }
 
+/* The next request: one that ended a pass of this rank, or one that is waited for.  `from`: what this rank listens to. */
+static status next_request(struct cluster *c, struct exchange *const **from, int *which, struct request *r, const void **payload,
+                           struct err *e)
+{
+    bool several = c->spread.coordinators > 0;
+
+    *from = several ? c->spread.all : &c->exchange;
+    *which = 0;
+    if (spread_kept(&c->spread, r, payload)) return OK;
+    return exchange_next_of(*from, several ? c->spread.n_all : 1, which, r, payload, e);
+}
+
 status cluster_follow(struct cluster *c, struct err *e)
 {
     struct open_request *q = calloc(1, sizeof(*q));
@@ -438,11 +450,10 @@ status cluster_follow(struct cluster *c, struct err *e)
 
     BUG_ON(!q);
     for (;;) {
+        struct exchange *const *from;
         struct err mine = {0};
         timing_enter(&c->timing, TIME_WAIT);
-        bool several = c->spread.coordinators > 0;
-        struct exchange *const *from = several ? c->spread.all : &c->exchange;
-        status st = exchange_next_of(from, several ? c->spread.n_all : 1, &which, &r, &payload, e);
+        status st = next_request(c, &from, &which, &r, &payload, e);
         timing_enter(&c->timing, r.kind == KIND_OPEN ? TIME_OPEN : TIME_OTHER);
 
         if (st) {
@@ -476,9 +487,10 @@ status cluster_follow(struct cluster *c, struct err *e)
         } else if (r.kind == KIND_CLOSE) {
             answer(c, &r, OK, &mine);
             close_model(c);
-            if ((verdict = open_control(c, e))) break;
+            /* still open where the model's was never opened */
+            if (!c->exchange && (verdict = open_control(c, e))) break;
             control = true;
-        } else if (r.kind >= SPREAD_KIND_FIRST && r.kind <= SPREAD_KIND_LAST && several) {
+        } else if (r.kind >= SPREAD_KIND_FIRST && r.kind <= SPREAD_KIND_LAST && c->spread.coordinators) {
             if ((verdict = spread_answer(&c->spread, &r, payload, e))) break;
         } else {
             BUG_ON(r.kind < MOE_KIND_FIRST || r.kind > MOE_KIND_LAST || !c->model);

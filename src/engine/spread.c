@@ -96,12 +96,29 @@ struct exchange *spread_own(const struct spread *s)
     return s->channel[s->rank < s->coordinators ? s->rank : 0];
 }
 
-/* Somebody asks for experts while this rank waits. */
-static void serve(void *ctx, int which, const struct request *r, const void *payload)
+/* Somebody asks for experts while this rank waits.  Or rank 0 asks for something else: then it has given up the pass we are in. */
+static bool serve(void *ctx, int which, const struct request *r, const void *payload)
 {
     struct spread *s = ctx;
 
-    moe_answer(model_moe(s->model), s->others[which], r, payload);
+    if (r->kind >= MOE_KIND_FIRST && r->kind <= MOE_KIND_LAST) {
+        moe_answer(model_moe(s->model), s->others[which], r, payload);
+        return true;
+    }
+    BUG_ON(s->rank == 0 || which != 0 || s->kept);
+    s->kept = true;
+    s->request = *r;
+    s->payload = payload;
+    return false;
+}
+
+bool spread_kept(struct spread *s, struct request *r, const void **payload)
+{
+    if (!s->kept) return false;
+    *r = s->request;
+    *payload = s->payload;
+    s->kept = false;
+    return true;
 }
 
 void spread_begin(struct spread *s, struct model *m)
@@ -330,8 +347,10 @@ status spread_answer(struct spread *s, const struct request *r, const void *payl
     }
     exchange_answer(s->work, r, st, r->rows, st ? (const void *)mine.text : room, st ? strlen(mine.text) + 1 : bytes);
     if (st != ERR_RANK) return OK; /* rank 0 says it */
-    for (double start = clock_now(); strncmp(mine.text, "rank 0 ", 7) != 0 && clock_now() - start < TURN_SECONDS;
-         clock_sleep(0.05))
+    /* of itself it says nothing */
+    bool rank_0 = exchange_lost(spread_own(s)) == 0;
+
+    for (double start = clock_now(); !rank_0 && clock_now() - start < TURN_SECONDS; clock_sleep(0.05))
         if (stop_asked() == STOP_NOW) return err_set(e, STOPPED, "rank 0 ended the job");
     *e = mine;
     return ERR_RANK;

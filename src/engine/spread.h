@@ -29,6 +29,9 @@ struct spread {
     struct exchange *all[SPREAD_MAX + 1]; /* what a follower listens to, rank 0's first */
     int n_others, n_all;
     struct router router; /* of coordinators but rank 0; width 0: none yet */
+    bool kept;            /* a request of rank 0's that came in the middle of a pass, and is not answered yet: */
+    struct request request;
+    const void *payload;
     /* rank 0: its own rows of a batch */
     int32_t *token, *position, *session;
     uint64_t *key;
@@ -55,5 +58,7 @@ status spread_forward(struct spread *s, const struct batch *b, const struct rout
                       struct err *e);
 /* Another coordinator: answers a request of the kinds above.  ERR_RANK if it cannot go on. */
 status spread_answer(struct spread *s, const struct request *r, const void *payload, struct err *e);
+/* Another coordinator: what came in rank 0's exchange meanwhile and is not for its experts (to close the model, or to stop): a pass ends with STOPPED for it.  Once. */
+bool spread_kept(struct spread *s, struct request *r, const void **payload);
 
 #endif

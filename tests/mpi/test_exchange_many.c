@@ -1,5 +1,5 @@
 /* Several coordinators: every rank asks every rank at the same time, in both slots, and whoever waits answers the others.  A rank that did not would stop all.
- * Rank 0 starts the others through a channel of its own (as it makes them run a forward pass), and asks like them meanwhile. */
+ * Rank 0 starts the others through a channel of its own (as it makes them run a forward pass), and asks like them meanwhile.  In the end it calls them out of that. */
 #include "../check.h"
 
 #include <stdlib.h>
@@ -8,7 +8,7 @@
 #include "base/clock.h"
 #include "comm/exchange_internal.h"
 
-enum { KIND_ASK = 1, KIND_GO, KIND_END, LIMIT = 100000, ROUNDS = 60, RANKS_MAX = 16 };
+enum { KIND_ASK = 1, KIND_GO, KIND_ON, KIND_LEAVE, KIND_END, LIMIT = 100000, ROUNDS = 60, RANKS_MAX = 16 };
 
 static struct comm *world;
 static int me, size, coordinators;
@@ -17,6 +17,7 @@ static struct exchange *mine, *work;      /* NULL: this rank does not ask */
 static struct exchange *other[RANKS_MAX]; /* in which it answers, rank 0's first */
 static int n_others;
 static int answered;
+static struct request kept; /* asks to leave, and is not answered yet */
 
 static uint8_t value(uint64_t seed, size_t i)
 {
@@ -77,17 +78,23 @@ static void close_all(void)
 }
 
 /* number[0]: bytes of the answer; layer: seed of the payload.  In place every second time. */
-static void answer(void *ctx, int which, const struct request *r, const void *payload)
+static bool answer(void *ctx, int which, const struct request *r, const void *payload)
 {
     struct exchange *x = other[which];
     size_t n = (size_t)r->number[0];
+
+    (void)ctx;
+    if (r->kind == KIND_LEAVE) {
+        kept = *r;
+        return false;
+    }
     bool right = holds(payload, r->bytes, (uint64_t)r->layer);
     uint8_t *to = answered++ % 2 ? exchange_answer_room(x, n) : malloc(n + 1);
 
-    (void)ctx;
     fill(to, n, (uint64_t)(r->layer + 100 * me));
     exchange_answer(x, r, right ? OK : ERR_FORMAT, r->rows, right ? to : (const void *)"wrong", right ? n : 6);
     if (answered % 2) free(to);
+    return true;
 }
 
 static const size_t sizes[] = {0, 1, 4096, INLINE, INLINE + 1, 40000, LIMIT};
@@ -130,6 +137,29 @@ static const char *ask_everybody(void)
     return NULL;
 }
 
+/* Asks on and on, until rank 0 wants this rank out of it. */
+static const char *ask_until_called(void)
+{
+    static uint8_t payload[LIMIT];
+    struct err e = {0};
+    status st = OK;
+
+    for (int round = 0; !st; round++) {
+        for (int slot = 0; slot < EXCHANGE_SLOTS; slot++) {
+            for (int rank = 0; rank < size; rank++) {
+                struct request r = {.kind = KIND_ASK, .layer = 1, .rows = me, .number = {(double)sizes[round % SIZES]}};
+
+                fill(payload, sizes[round % SIZES], 1);
+                if (rank != me) exchange_post(mine, slot, rank, &r, payload, sizes[round % SIZES], NULL, 0);
+            }
+        }
+        st = exchange_wait(mine, 0, &e);
+        if (!st) st = exchange_wait(mine, 1, &e);
+    }
+    if (st != STOPPED) return fprintf(stderr, "rank %d: %s\n", me, e.text), "a wait ended otherwise";
+    return kept.kind == KIND_LEAVE ? NULL : "a wait was stopped by nobody";
+}
+
 static void follow(void)
 {
     struct exchange *all[RANKS_MAX + 1];
@@ -146,6 +176,12 @@ static void follow(void)
         if (exchange_next_of(all, n, &which, &r, &payload, &e)) fprintf(stderr, "rank %d: %s\n", me, e.text), abort();
         if (r.kind == KIND_ASK) {
             answer(NULL, which, &r, payload);
+        } else if (r.kind == KIND_ON) {
+            const char *wrong = ask_until_called();
+
+            exchange_answer(all[which], &r, wrong ? ERR_FORMAT : OK, 0, wrong, wrong ? strlen(wrong) + 1 : 0);
+            if (kept.kind == KIND_LEAVE) exchange_answer(other[0], &kept, OK, 0, NULL, 0);
+            kept.kind = 0;
         } else if (r.kind == KIND_GO) {
             const char *wrong = ask_everybody();
 
@@ -161,6 +197,31 @@ static void tell(struct exchange *x, int ranks, int kind)
     struct request r = {.kind = kind, .layer = -1, .what = "test"};
 
     for (int rank = 1; rank < ranks; rank++) exchange_post(x, 0, rank, &r, NULL, 0, NULL, 0);
+}
+
+/* The others ask on and on; once each has begun, they are called out of it. */
+static void call_out(void)
+{
+    bool begun[RANKS_MAX] = {false};
+    struct err e = {0};
+
+    tell(work, coordinators, KIND_ON);
+    for (int n = 1; n < coordinators;) {
+        for (int i = 0; i < n_others; i++) {
+            struct request r;
+            const void *payload;
+
+            if (!exchange_take(other[i], &r, &payload)) continue;
+            if (!begun[r.rows]) begun[r.rows] = true, n++;
+            answer(NULL, i, &r, payload);
+        }
+        exchange_progress(work);
+    }
+    tell(mine, coordinators, KIND_LEAVE);
+    assert_int_equal(exchange_wait(mine, 0, &e), OK);
+    status st = exchange_wait(work, 0, &e);
+    if (st) fprintf(stderr, "%s\n", e.text);
+    assert_int_equal(st, OK);
 }
 
 static void lead(void)
@@ -181,9 +242,10 @@ static void lead(void)
             assert_int_equal(st, OK);
         }
     }
+    assert_int_equal(answered, 2 * ROUNDS * EXCHANGE_SLOTS * (coordinators - 1));
+    if (work) call_out();
     tell(mine, size, KIND_END);
     assert_int_equal(exchange_wait(mine, 0, &e), OK);
-    assert_int_equal(answered, 2 * ROUNDS * EXCHANGE_SLOTS * (coordinators - 1));
 }
 
 static void everybody_asks_everybody(void **state)
