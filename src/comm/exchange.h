@@ -96,6 +96,8 @@ typedef bool exchange_answering(void *ctx, int which, const struct request *r, c
 void exchange_serve(struct exchange *x, struct exchange *const *others, int n, exchange_answering *answering, void *ctx);
 /* Rank 0: while it waits in x, pings go out in channel 0. */
 void exchange_keep_alive(struct exchange *x, struct exchange *first);
+/* While answers are waited for in x, what is under way in `aside` moves, too: its payloads may go through MPI, which stands still where only mail is looked at. */
+void exchange_move_along(struct exchange *x, struct exchange *aside);
 const struct exchange_stats *exchange_stats(const struct exchange *x);
 /* Coordinator.  The rank whose loss has ended x with ERR_RANK, or -1. */
 int exchange_lost(const struct exchange *x);

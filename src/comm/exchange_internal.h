@@ -88,8 +88,9 @@ struct exchange {
     struct exchange *first; /* see exchange_keep_alive(), or NULL */
     exchange_answering *answering;
     void *answering_ctx;
-    bool leaves; /* another exchange has a request to leave this one */
-    int lost;    /* the rank whose loss ended it, and one more */
+    struct exchange *aside; /* see exchange_move_along(), or NULL */
+    bool leaves;            /* another exchange has a request to leave this one */
+    int lost;               /* the rank whose loss ended it, and one more */
 
     /* follower */
     struct mailbox *box;          /* NULL: heads come through MPI */

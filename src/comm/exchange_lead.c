@@ -377,6 +377,11 @@ void exchange_keep_alive(struct exchange *x, struct exchange *first)
     x->first = first;
 }
 
+void exchange_move_along(struct exchange *x, struct exchange *aside)
+{
+    x->aside = aside;
+}
+
 void exchange_serve(struct exchange *x, struct exchange *const *others, int n, exchange_answering *answering, void *ctx)
 {
     x->others = others;
@@ -412,7 +417,8 @@ static void collect(struct exchange *x, int slot)
             p.now = p.idle = clock_now();
             continue;
         }
-        if (!pause_step(&p, all_ring(x))) continue;
+        if (x->aside) advance_all(x->aside);
+        if (!pause_step(&p, all_ring(x) && (!x->aside || all_ring(x->aside)))) continue;
         if (x->leaves && p.stop <= 0) p.stop = p.now;
         look_at(x, slot, &p);
         exchange_ping(x); /* to the others */

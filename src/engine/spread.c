@@ -128,6 +128,7 @@ void spread_begin(struct spread *s, struct model *m)
     if (s->rank == 0) {
         exchange_serve(s->work, s->others, s->n_others, serve, s);
         exchange_keep_alive(s->work, s->channel[0]);
+        exchange_move_along(s->channel[0], s->work);
     }
     exchange_serve(spread_own(s), s->others, s->n_others, serve, s);
 }

@@ -90,6 +90,25 @@ complete() { # goes on where the job was, and has the rows that an undisturbed r
     complete
 }
 
+@test "under two coordinators a signal to rank 0 alone ends the job in order, also in the middle of the other's long pass" {
+    make_infer_job
+    words=$(printf 'a %.0s' $(seq 60))
+    for i in $(seq 4000); do echo "{\"id\": \"p$i\", \"prompt\": \"$words$i\"}"; done >"$dir/prompts.jsonl"
+    sed -i -e 's/deadline_seconds: 3/deadline_seconds: 10, coordinators: 2/' -e 's/max_tokens: 100/max_tokens: 1/' \
+        -e 's/sessions: 8/sessions: 512, batch_rows: 65536/' "$dir/infer.yaml"
+    for how in TERM INT; do
+        rm -rf "$dir/infer"
+        start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+        kill -"$how" "$(pid_of_rank 0)"
+        finish
+        echo "$how"
+        [ "$status" = 75 ]
+        ! grep -E 'bug:|was lost' "$dir/out"
+        whole_rows "$dir/infer/responses.jsonl"
+        [ "$(wc -l <"$dir/infer/responses.jsonl")" -lt 4000 ]
+    done
+}
+
 @test "a silent rank is named when the deadline has passed" {
     make_infer_job
     start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
