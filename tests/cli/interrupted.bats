@@ -83,8 +83,9 @@ complete() { # goes on where the job was, and has the rows that an undisturbed r
         finish
         echo "$how"
         [ "$status" = 6 ]
-        [ "$(grep -c 'was lost' "$dir/out")" = 1 ]
-        grep -q "rank $1 ($(hostname)" "$dir/out"
+        # a stopped rank may be woken up by the end of the others, and then say that they are gone
+        [ "$(grep 'was lost' "$dir/out" | grep -vc "rank $1 heard nothing")" = 1 ]
+        grep -q "rank $1 ($(hostname).*was lost" "$dir/out"
         whole_rows "$dir/infer/responses.jsonl"
     done
     complete
