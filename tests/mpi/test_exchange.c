@@ -1,6 +1,7 @@
 /* The exchange: what is posted is what arrives, of every size, in both slots, and nothing from before.
  * The coordinator's tests drive followers that answer by what the request says: number[0] is the size of the answer, number[1] how long they take. */
 #include "../check.h"
+#include "../pattern.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -48,23 +49,6 @@ static void close_exchange(void)
 {
     exchange_close(x);
     arena_close(arena);
-}
-
-static uint8_t value(uint64_t seed, size_t i)
-{
-    return (uint8_t)((seed * 2654435761u + i * 40503u) >> 7);
-}
-
-static void fill(uint8_t *to, size_t n, uint64_t seed)
-{
-    for (size_t i = 0; i < n; i++) to[i] = value(seed, i);
-}
-
-static bool holds(const uint8_t *p, size_t n, uint64_t seed)
-{
-    for (size_t i = 0; i < n; i++)
-        if (p[i] != value(seed, i)) return false;
-    return true;
 }
 
 /* ---- followers ---- */

@@ -1,6 +1,7 @@
 /* Several coordinators: every rank asks every rank at the same time, in both slots, and whoever waits answers the others.  A rank that did not would stop all.
  * Rank 0 starts the others through a channel of its own (as it makes them run a forward pass), and asks like them meanwhile.  In the end it calls them out of that. */
 #include "../check.h"
+#include "../pattern.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -18,23 +19,6 @@ static struct exchange *other[RANKS_MAX]; /* in which it answers, rank 0's first
 static int n_others;
 static int answered;
 static struct request kept; /* asks to leave, and is not answered yet */
-
-static uint8_t value(uint64_t seed, size_t i)
-{
-    return (uint8_t)((seed * 2654435761u + i * 40503u) >> 7);
-}
-
-static void fill(uint8_t *to, size_t n, uint64_t seed)
-{
-    for (size_t i = 0; i < n; i++) to[i] = value(seed, i);
-}
-
-static bool holds(const uint8_t *p, size_t n, uint64_t seed)
-{
-    for (size_t i = 0; i < n; i++)
-        if (p[i] != value(seed, i)) return false;
-    return true;
-}
 
 static struct exchange *open_channel(int asker, int channel, int ranks, bool apart)
 {
