@@ -19,6 +19,25 @@ ranks() {
     run timeout 120 mpirun -n "$n" "$FACTORLLM" "$@"
 }
 
+# terminated_mpirun PID: waits for the end of an mpirun that was sent SIGTERM; $status is its exit code.  What is ours to promise is that all
+# ranks (what has $dir in its command line) are gone within 20 seconds.  mpirun itself may then lock up in its own end (Open MPI 4.1 over PMIx 4.2: PMIx_server_finalize waits for a thread
+# that waits for a lock nobody holds, about one time in twenty, whatever program it ran); it has nothing left to do then and is killed.
+terminated_mpirun() {
+    for _ in $(seq 200); do
+        left=$(ps -eo stat=,pid=,args= | awk -v mpirun="$1" -v dir="$dir" '$1 !~ /^Z/ && $2 != mpirun && $3 !~ /awk/ && index($0, dir)' | wc -l)
+        [ "$left" = 0 ] && break
+        sleep 0.1
+    done
+    [ "$left" = 0 ]
+    for _ in $(seq 50); do
+        kill -0 "$1" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill -KILL "$1" 2>/dev/null && echo "mpirun locked up after its ranks had ended"
+    status=0
+    wait "$1" || status=$?
+}
+
 # The main job, small: factorize, fine-tune, evaluate, answer; on the toy model.
 toy_pipeline() {
     cat <<YAML

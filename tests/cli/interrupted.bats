@@ -152,7 +152,7 @@ complete() { # goes on where the job was, and has the rows that an undisturbed r
     make_infer_job
     start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
     kill -TERM "$mpirun_pid"
-    finish
+    terminated_mpirun "$mpirun_pid"
     [ "$status" != 0 ]
     whole_rows "$dir/infer/responses.jsonl"
     complete
