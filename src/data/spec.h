@@ -85,8 +85,9 @@ struct spec {
     } precision;
 
     struct {
-        int64_t method, experts, active, grouping, scale, compensation;
-        double shared; /* share of all neurons that is always active, 0 .. 1 */
+        int64_t method, experts, grouping, scale, compensation;
+        struct spec_list active; /* integers: k of every layer, or one for all */
+        struct spec_list shared; /* share of a layer's neurons that is always active, 0 .. 1; of every layer, or one for all */
         struct spec_text calibration;
         int64_t shard_mib;
     } factorize;
@@ -159,6 +160,11 @@ void spec_dump(struct str *out, const struct spec *s);
 /* The protobuf message of proto/job.proto: what the coordinator broadcasts. *bytes is malloc'ed. */
 void spec_pack(uint8_t **bytes, size_t *n, const struct spec *s);
 status spec_unpack(struct spec **out, const uint8_t *bytes, size_t n, struct err *e);
+
+/* Of a key that takes a number, or one for every layer. */
+double spec_number(const struct spec_list *l, int layer);
+double spec_mean(const struct spec_list *l);
+double spec_largest(const struct spec_list *l);
 
 const char *spec_kind_name(enum job_kind k);
 int spec_kind_find(const char *name); /* -1 */

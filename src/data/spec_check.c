@@ -135,13 +135,16 @@ static status check_factorize(const struct draft *d, struct err *e)
     bool calibrated = s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
     const char *needs = s->factorize.grouping == GROUP_COACTIVATION    ? "grouping"
                         : s->factorize.compensation == COMPENSATE_MEAN ? "compensation"
-                        : s->factorize.shared > 0                      ? "shared"
+                        : spec_largest(&s->factorize.shared) > 0       ? "shared"
                                                                        : NULL;
 
-    if (s->factorize.active > s->factorize.experts)
+    if (spec_largest(&s->factorize.active) > (double)s->factorize.experts)
         return draft_fail(d, draft_given(d, "active") ? "active" : "experts", e,
-                          "expected active <= experts, found %lld active of %lld experts", (long long)s->factorize.active,
+                          "expected active <= experts, found %g active of %lld experts", spec_largest(&s->factorize.active),
                           (long long)s->factorize.experts);
+    if (s->factorize.active.n > 1 && s->factorize.scale == SCALE_PAPER)
+        return draft_fail(d, draft_given(d, "active") ? "active" : "scale", e,
+                          "expected one number with scale: paper, which is N/k of all layers, found %d", s->factorize.active.n);
     if (s->factorize.compensation == COMPENSATE_MEAN && s->factorize.experts > COMPENSATED_EXPERTS)
         return draft_fail(d, "experts", e, "expected at most %d with compensation: mean, found %lld", COMPENSATED_EXPERTS,
                           (long long)s->factorize.experts);

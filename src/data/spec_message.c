@@ -46,6 +46,7 @@ static Factorllm__Setting *setting_of(const struct spec *s, const struct key *k)
         m->text = (char *)k->set[*key_int(s, k)];
         break;
     case KEY_LIST:
+    case KEY_NUMBERS:
         m->value_case = FACTORLLM__SETTING__VALUE_LIST;
         m->list = room(1, sizeof(*m->list));
         factorllm__text_list__init(m->list);

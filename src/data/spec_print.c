@@ -65,6 +65,11 @@ static void dump_value(struct str *out, const struct spec *s, const struct key *
         }
         str_addz(out, "]");
         break;
+    case KEY_NUMBERS:
+        if (key_list(s, k)->n != 1) str_addz(out, "[");
+        for (int i = 0; i < key_list(s, k)->n; i++) str_addf(out, "%s%s", i > 0 ? ", " : "", key_list(s, k)->items[i]);
+        if (key_list(s, k)->n != 1) str_addz(out, "]");
+        break;
     }
 }
 

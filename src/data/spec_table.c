@@ -80,8 +80,8 @@ static const struct key table[] = {
 
     {"method", F, KEY_ENUM, AT(factorize.method), "default", NULL, 0, 0, method_names, 0, "default: the best we have measured; factorllm: the paper's choices"},
     {"experts", F, KEY_INT, AT(factorize.experts), "32", "4", 1, 4096, NULL, 0, "routed experts of a layer, N"},
-    {"active", F, KEY_INT, AT(factorize.active), "16", "2", 1, 4096, NULL, 0, "active experts of a token, k"},
-    {"shared", F, KEY_REAL, AT(factorize.shared), "0", NULL, 0, 0.95, NULL, 0, "share of all neurons that is always active"},
+    {"active", F, KEY_NUMBERS, AT(factorize.active), "16", "2", 1, 4096, NULL, KEY_WHOLE, "active experts of a token, k"},
+    {"shared", F, KEY_NUMBERS, AT(factorize.shared), "0", NULL, 0, 0.95, NULL, 0, "share of all neurons that is always active"},
     {"grouping", F, KEY_ENUM, AT(factorize.grouping), "coactivation", "contiguous", 0, 0, grouping_names, 0, "how neurons come together in experts"},
     {"scale", F, KEY_ENUM, AT(factorize.scale), "one", "paper", 0, 0, scale_names, 0, "of active experts; paper: N/k"},
     {"compensation", F, KEY_ENUM, AT(factorize.compensation), "none", "none", 0, 0, compensation_names, 0, "mean: inactive experts give their mean output"},
@@ -169,6 +169,29 @@ int key_count(void)
 const struct key *key_row(int i)
 {
     return &table[i];
+}
+
+double spec_number(const struct spec_list *l, int layer)
+{
+    BUG_ON(l->n < 1 || layer < 0 || (l->n > 1 && layer >= l->n));
+    return strtod(l->items[l->n > 1 ? layer : 0], NULL);
+}
+
+double spec_mean(const struct spec_list *l)
+{
+    double sum = 0;
+
+    for (int i = 0; i < l->n; i++) sum += spec_number(l, i);
+    return sum / l->n;
+}
+
+double spec_largest(const struct spec_list *l)
+{
+    double most = 0;
+
+    for (int i = 0; i < l->n; i++)
+        if (spec_number(l, i) > most) most = spec_number(l, i);
+    return most;
 }
 
 const char *spec_kind_name(enum job_kind k)
@@ -273,6 +296,15 @@ void key_expected(struct str *out, const struct key *k)
             str_addz(out, "a list of texts");
         }
         break;
+    case KEY_NUMBERS:
+        str_addz(out, k->flags & KEY_WHOLE ? "an integer from " : "a number from ");
+        add_number(out, k->least);
+        str_addz(out, " to ");
+        add_number(out, k->most);
+        str_addz(out, ", or a list with one for every layer");
+        if (k->set) str_addz(out, ", or ");
+        if (k->set) add_names(out, k);
+        break;
     }
 }
 
@@ -365,6 +397,16 @@ static status put_real(struct spec *s, const struct key *k, const struct scalar 
     return OK;
 }
 
+static void store_list(struct spec *s, const struct key *k, const struct scalar *items, int n)
+{
+    key_clear(s, k);
+    struct spec_list *list = key_list(s, k);
+    list->items = calloc((size_t)n + 1, sizeof(*list->items));
+    BUG_ON(!list->items);
+    for (int i = 0; i < n; i++) list->items[i] = str_dup(items[i].text);
+    list->n = n;
+}
+
 static status put_list(struct spec *s, const struct key *k, const struct scalar *items, int n, const char *where,
                        const char *prefix, struct err *e)
 {
@@ -378,18 +420,35 @@ static status put_list(struct spec *s, const struct key *k, const struct scalar 
                 return err_set(e, ERR_SPEC, "%s: %s%s: expected each item once, found '%.60s' twice", where, prefix, k->name,
                                items[i].text);
     }
-    key_clear(s, k);
-    struct spec_list *list = key_list(s, k);
-    list->items = calloc((size_t)n + 1, sizeof(*list->items));
-    BUG_ON(!list->items);
-    for (int i = 0; i < n; i++) list->items[i] = str_dup(items[i].text);
-    list->n = n;
+    store_list(s, k, items, n);
+    return OK;
+}
+
+/* Kept as they were written; spec_number() reads them. */
+static status put_numbers(struct spec *s, const struct key *k, const struct scalar *items, int n, bool list, const char *where,
+                          const char *prefix, struct err *e)
+{
+    if (n < 1 || n > LIST_MAX)
+        return err_set(e, ERR_SPEC, "%s: %s%s: expected 1 to %d numbers, found %d", where, prefix, k->name, LIST_MAX, n);
+    for (int i = 0; i < n; i++) {
+        const struct scalar *v = &items[i];
+        char *end;
+
+        if (n == 1 && k->set && name_index(k, v) >= 0) continue;
+        bool written = v->length > 0 && v->length < 40 && strlen(v->text) == v->length && (v->plain || list) &&
+                       !v->text[strspn(v->text, k->flags & KEY_WHOLE ? "0123456789" : "+-.0123456789eE")];
+        double x = strtod(v->text, &end);
+        if (!written || *end || end == v->text || !isfinite(x) || x < k->least || x > k->most)
+            return refuse(k, where, prefix, v, is_nothing(v) ? "nothing" : NULL, e);
+    }
+    store_list(s, k, items, n);
     return OK;
 }
 
 status key_put(struct spec *s, const struct key *k, const struct scalar *items, int n, bool list, const char *where,
                const char *prefix, struct err *e)
 {
+    if (k->type == KEY_NUMBERS) return put_numbers(s, k, items, n, list, where, prefix, e);
     if (k->type == KEY_LIST) {
         if (!list) return refuse(k, where, prefix, items, NULL, e);
         return put_list(s, k, items, n, where, prefix, e);
@@ -453,7 +512,7 @@ status key_put_word(struct spec *s, const struct key *k, const char *word, const
 {
     struct scalar v = {.text = word, .length = strlen(word), .plain = k->type != KEY_TEXT};
 
-    if (k->type == KEY_LIST) return put_words(s, k, word, where, prefix, e);
+    if (k->type == KEY_LIST || k->type == KEY_NUMBERS) return put_words(s, k, word, where, prefix, e);
     return key_put(s, k, &v, 1, false, where, prefix, e);
 }
 
@@ -462,7 +521,7 @@ void key_clear(struct spec *s, const struct key *k)
     if (k->type == KEY_TEXT) {
         free(*key_text(s, k));
         *key_text(s, k) = NULL;
-    } else if (k->type == KEY_LIST) {
+    } else if (k->type == KEY_LIST || k->type == KEY_NUMBERS) {
         struct spec_list *list = key_list(s, k);
 
         for (int i = 0; i < list->n; i++) free(list->items[i]);
@@ -488,7 +547,8 @@ void key_copy(struct spec *to, const struct spec *from, const struct key *k)
     case KEY_TEXT:
         *key_text(to, k) = str_dup(*key_text(from, k));
         break;
-    case KEY_LIST: {
+    case KEY_LIST:
+    case KEY_NUMBERS: {
         const struct spec_list *list = key_list(from, k);
 
         key_list(to, k)->items = calloc((size_t)list->n + 1, sizeof(char *));

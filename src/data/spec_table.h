@@ -10,12 +10,14 @@
 
 enum { KEYS_MAX = 128, TEXT_MAX = 4096, LIST_MAX = 1024, STEPS_MAX = 32 };
 
-enum key_type { KEY_BOOL, KEY_INT, KEY_REAL, KEY_TEXT, KEY_ENUM, KEY_LIST };
+/* KEY_NUMBERS: one number, or a list of them with one per layer; names of `set` may stand in place of the one. */
+enum key_type { KEY_BOOL, KEY_INT, KEY_REAL, KEY_TEXT, KEY_ENUM, KEY_LIST, KEY_NUMBERS };
 
 enum {
     KEY_REQUIRED = 1,
-    KEY_TOP = 2,  /* of the whole launch: in a pipeline at the top only */
-    KEY_FREE = 4, /* text that may hold control characters: stop strings */
+    KEY_TOP = 2,   /* of the whole launch: in a pipeline at the top only */
+    KEY_FREE = 4,  /* text that may hold control characters: stop strings */
+    KEY_WHOLE = 8, /* KEY_NUMBERS: integers */
 };
 
 struct key {

@@ -16,7 +16,7 @@ static double own_work(const struct shape *s, int layer)
 int place_coordinator_experts(const struct shape *s, int layer, int ranks)
 {
     double own = own_work(s, layer), expert = 3.0 * s->width * (s->neurons - s->shared[layer]) / s->experts;
-    double used = (1 + (double)s->active / s->experts) / 2, least = INFINITY;
+    double used = (1 + (double)s->active_of[layer] / s->experts) / 2, least = INFINITY;
     int best = 0;
 
     if (ranks == 1) return s->experts;

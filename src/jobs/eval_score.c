@@ -154,14 +154,14 @@ status eval_agreement(struct eval_scorer *s, double *agreement, const struct eva
             struct moe *moe = model_moe(s->model);
 
             forward_attention(s->model, l, &b, 0, rows, s->x, s->hidden);
-            st = moe_gram_sets(moe, l, s->hidden, rows, shape->active, how->compensate, oracle, e);
+            st = moe_gram_sets(moe, l, s->hidden, rows, shape->active_of[l], how->compensate, oracle, e);
             if (!st) st = moe_begin(moe, 0, l, s->hidden, s->key, rows, how, e);
             if (!st) st = moe_end(moe, 0, s->x, active, e);
             for (int t = 0; t < rows && !st; t++) {
                 int both = 0;
 
                 for (int w = 0; w < words; w++) both += __builtin_popcountll(active[t * words + w] & oracle[t * words + w]);
-                agreement[l] += (double)both / shape->active;
+                agreement[l] += (double)both / shape->active_of[l];
             }
         }
         if (!st) st = look_around(s, e);

@@ -17,6 +17,7 @@
 #include "jobs/convert_write.h"
 #include "jobs/factorize_write.h"
 #include "jobs/model_files.h"
+#include "jobs/plan.h"
 #include "jobs/ready.h"
 #include "jobs/room.h"
 #include "moe/grouping.h"
@@ -27,7 +28,7 @@ static const char *const grouping_names[] = {"contiguous", "random", "coactivati
 
 struct factorizing {
     struct job *job;
-    struct shape shape;
+    struct shape shape, made; /* dense; as the spec wants it */
     struct cut cut;
     struct safetensors *weights;
     double scale;
@@ -50,29 +51,21 @@ static status check(struct factorizing *f, struct err *e)
     const struct shape *shape = &f->shape;
     const char *needs = s->factorize.grouping == GROUP_COACTIVATION    ? "grouping: coactivation"
                         : s->factorize.compensation == COMPENSATE_MEAN ? "compensation: mean"
-                        : s->factorize.shared > 0                      ? "shared"
+                        : spec_largest(&s->factorize.shared) > 0       ? "shared"
                                                                        : NULL;
 
     if (ready_source(s, e)) return e->code;
-    if (shape->experts)
-        return err_set(e, ERR_SPEC, "%s: is factorized already, into %d experts; factorize the dense model it came from",
-                       s->model, shape->experts);
+    if (plan_factorized(&f->made, shape, s, e)) return e->code;
     if (needs && !has_text(s))
         return err_set(e, ERR_SPEC, "%s: %s needs a text: expected calibration.file or calibration.sample_tokens, found none",
                        s->source, needs);
     f->cut = (struct cut){.dense = shape,
-                          .experts = (int)s->factorize.experts,
-                          .active = (int)s->factorize.active,
-                          .shared = (int)llround(s->factorize.shared * shape->neurons),
+                          .experts = f->made.experts,
                           .calibrated = has_text(s),
                           .compensate = s->factorize.compensation == COMPENSATE_MEAN};
-    f->scale = s->factorize.scale == SCALE_PAPER ? (double)s->factorize.experts / (double)s->factorize.active : 1;
-    if (f->cut.experts < 1 || f->cut.experts > shape->neurons - f->cut.shared)
-        return err_set(e, ERR_SPEC,
-                       "%s: experts: expected 1 to %d, so that each has a neuron of the %d that are not shared, found %d",
-                       s->source, shape->neurons - f->cut.shared, shape->neurons - f->cut.shared, f->cut.experts);
-    if (f->cut.active < 1 || f->cut.active > f->cut.experts)
-        return err_set(e, ERR_SPEC, "%s: active: expected 1 to %d, found %d", s->source, f->cut.experts, f->cut.active);
+    memcpy(f->cut.active, f->made.active_of, sizeof(f->cut.active));
+    memcpy(f->cut.shared, f->made.shared, sizeof(f->cut.shared));
+    f->scale = s->factorize.scale == SCALE_PAPER ? (double)f->made.experts / f->made.active : 1;
     return OK;
 }
 
@@ -135,12 +128,12 @@ static void group_layer(void *ctx, int i, int worker)
 
         g->code[i] =
             group_coactivation(order, c->strong + (size_t)layer * (size_t)neurons * words, neurons, c->strong_tokens,
-                               f->cut.shared, f->cut.experts, importance, rng_hash(seed, (uint64_t)layer, 0, 0),
+                               f->cut.shared[layer], f->cut.experts, importance, rng_hash(seed, (uint64_t)layer, 0, 0),
                                worker ? NULL : &g->alive, &g->why[i]); /* only the thread that called may speak to others */
     } else {
         if (s->factorize.grouping == GROUP_RANDOM) group_random(order, neurons, seed, layer);
         else group_contiguous(order, neurons);
-        group_shared_first(order, neurons, f->cut.shared, importance);
+        group_shared_first(order, neurons, f->cut.shared[layer], importance);
         g->code[i] = OK;
     }
     free(importance);
@@ -179,14 +172,22 @@ static status group(struct factorizing *f, struct err *e)
 static struct json_t *description(const struct factorizing *f)
 {
     const struct spec *s = f->job->spec;
-    struct json_t *o = json_object_new(), *shared = json_array_new(), *source = json_object_new();
+    struct json_t *o = json_object_new(), *shared = json_array_new(), *active = json_array_new(), *source = json_object_new();
+    bool uniform = true;
 
-    for (int l = 0; l < f->shape.layers; l++) json_append(shared, json_int_new(f->cut.shared));
+    for (int l = 0; l < f->shape.layers; l++) {
+        json_append(shared, json_int_new(f->cut.shared[l]));
+        json_append(active, json_int_new(f->cut.active[l]));
+        uniform = uniform && f->cut.active[l] == f->cut.active[0];
+    }
     json_put_int(o, "version", 1);
     json_put_text(o, "method", s->factorize.method == METHOD_FACTORLLM ? "factorllm" : "default");
     json_put_text(o, "grouping", grouping_names[s->factorize.grouping]);
     json_put_int(o, "experts", f->cut.experts);
-    json_put_int(o, "active", f->cut.active);
+    if (uniform) {
+        json_put_int(o, "active", f->cut.active[0]);
+        json_free(active);
+    } else json_put(o, "active", active);
     json_put(o, "shared", shared);
     json_put_real(o, "scale", f->scale);
     json_put_text(o, "compensation", f->cut.compensate ? "mean" : "none");

@@ -79,7 +79,7 @@ static void list_items(struct writing *w)
 
         snprintf(prefix, sizeof(prefix), "model.layers.%d.", l);
         list_copies(w, prefix, l);
-        for (int i = c->shared ? -1 : 0; i < c->experts; i++)
+        for (int i = c->shared[l] ? -1 : 0; i < c->experts; i++)
             for (enum what what = GATE; what <= DOWN; what++) add(w, (struct item){.what = what, .layer = l, .expert = i});
         if (c->compensate) add(w, (struct item){.what = COMPENSATION, .layer = l});
     }
@@ -89,10 +89,10 @@ static void list_items(struct writing *w)
 static int neurons_of(const struct cut *c, int expert, const int **order, int layer)
 {
     int f = c->dense->neurons;
-    int begin = expert < 0 ? 0 : group_begin(f, c->shared, c->experts, expert);
+    int begin = expert < 0 ? 0 : group_begin(f, c->shared[layer], c->experts, expert);
 
     *order = c->order + (size_t)layer * (size_t)f + begin;
-    return expert < 0 ? c->shared : group_size(f, c->shared, c->experts, expert);
+    return expert < 0 ? c->shared[layer] : group_size(f, c->shared[layer], c->experts, expert);
 }
 
 /* Binds the FFN of a layer, if it is not the one at hand. */

@@ -8,8 +8,9 @@
 
 struct cut {
     const struct shape *dense;
-    int experts, active, shared; /* shared: neurons, of every layer */
-    int *order;                  /* [layers][neurons] new position -> original neuron */
+    int experts;
+    int active[MODEL_LAYERS_MAX], shared[MODEL_LAYERS_MAX]; /* of every layer; shared: neurons */
+    int *order;                                             /* [layers][neurons] new position -> original neuron */
     struct calibration calibration;
     bool calibrated, compensate;
 };

@@ -298,7 +298,7 @@ static status set_thresholds(struct run *r, struct err *e)
     if (!z) return err_set(e, ERR_LIMIT, "out of memory for the scores of %lld tokens", (long long)tokens);
     status s = stage1_batch(r->trainer, STAGE1_SCORES, r->windows.batch, r->windows.n_batch, z, e);
     for (int l = 0; l < layers && !s; l++)
-        r->router.threshold[l] = route_threshold(z + (size_t)l * (size_t)tokens * (size_t)n, tokens, n, r->shape.active);
+        r->router.threshold[l] = route_threshold(z + (size_t)l * (size_t)tokens * (size_t)n, tokens, n, r->shape.active_of[l]);
     r->router.by_threshold = !s;
     free(z);
     return s;

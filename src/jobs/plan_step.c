@@ -16,20 +16,31 @@
 
 status plan_factorized(struct shape *out, const struct shape *dense, const struct spec *s, struct err *e)
 {
-    int64_t shared = llround(s->factorize.shared * dense->neurons), experts = s->factorize.experts;
+    const struct spec_list *shared = &s->factorize.shared, *active = &s->factorize.active;
+    int experts = (int)s->factorize.experts, layers = dense->layers;
 
     if (dense->experts)
-        return err_set(e, ERR_SPEC, "%s: model: %s is factorized already, expected a dense model", s->source, s->model);
-    if (dense->neurons - shared < experts)
-        return err_set(e, ERR_SPEC, "%s: experts: expected at most %lld, the routed neurons of a layer of %s, found %lld",
-                       s->source, (long long)(dense->neurons - shared), s->model, (long long)experts);
+        return err_set(e, ERR_SPEC,
+                       "%s: model: %s is factorized already, into %d experts; factorize the dense model it came from", s->source,
+                       s->model, dense->experts);
+    if ((shared->n > 1 && shared->n != layers) || (active->n > 1 && active->n != layers))
+        return err_set(e, ERR_SPEC, "%s: %s: expected one number, or %d, one for every layer of %s, found %d", s->source,
+                       shared->n > 1 && shared->n != layers ? "shared" : "active", layers, s->model,
+                       shared->n > 1 && shared->n != layers ? shared->n : active->n);
     *out = *dense;
-    out->experts = (int)experts;
-    out->active = (int)s->factorize.active;
-    out->scale = s->factorize.scale == SCALE_PAPER ? (float)experts / (float)s->factorize.active : 1;
+    for (int l = 0; l < layers; l++) {
+        out->shared[l] = (int)llround(spec_number(shared, l) * dense->neurons);
+        out->active_of[l] = (int)spec_number(active, l);
+        if (dense->neurons - out->shared[l] < experts)
+            return err_set(e, ERR_SPEC,
+                           "%s: experts: expected 1 to %d, so that each has a neuron of the %d that are not shared, found %d",
+                           s->source, dense->neurons - out->shared[l], dense->neurons - out->shared[l], experts);
+    }
+    out->experts = experts;
+    out->active = (int)lround(spec_mean(active));
+    out->scale = s->factorize.scale == SCALE_PAPER ? (float)experts / (float)out->active : 1;
     out->compensate = s->factorize.compensation == COMPENSATE_MEAN;
     out->calibrated = s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
-    for (int l = 0; l < out->layers; l++) out->shared[l] = (int)shared;
     return OK;
 }
 

@@ -284,9 +284,9 @@ static void set_layer(struct model *m, int l)
     int routed = s->neurons - s->shared[l];
 
     y->experts = s->experts;
-    y->active = s->active;
+    y->active = s->active_of[l];
     y->expert = m->experts + (size_t)l * (size_t)s->experts;
-    y->neurons_active = s->experts ? s->shared[l] + (int64_t)lround((double)s->active * routed / s->experts) : s->neurons;
+    y->neurons_active = s->experts ? s->shared[l] + (int64_t)lround((double)s->active_of[l] * routed / s->experts) : s->neurons;
 }
 
 /* Matrices first: what is mapped for packing is let go again, views that stay come behind. */
@@ -311,7 +311,7 @@ static status bind_all(struct binder *b, const struct placement *p)
 
 /* ---- the static control ---- */
 
-/* The round(F * f) most important neurons of the layer stay, the others give their mean, or nothing. */
+/* As many neurons of the layer as are active by design stay, the most important ones; the others give their mean, or nothing. */
 static status bind_control(struct binder *b, int l, int *order, float *importance)
 {
     struct model *m = b->m;
@@ -319,7 +319,7 @@ static status bind_control(struct binder *b, int l, int *order, float *importanc
     struct moe_layer *y = &m->moe_layers[l];
     uint8_t *keep = (uint8_t *)y->shared.keep; /* ours: take_ffn() */
     float *fill = (float *)y->shared.fill;
-    int kept = (int)lround((double)s->neurons * shape_active_share(s));
+    int kept = (int)y->neurons_active;
     status code;
 
     snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.neuron_importance", l);

@@ -1,5 +1,6 @@
 #include "model/shape.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -179,6 +180,32 @@ static status read_window(struct shape *s, const struct json_t *c, const char *p
     return OK;
 }
 
+/* One number, or one for every layer. */
+static status read_active(struct shape *s, const struct json_t *f, const char *path, struct err *e)
+{
+    const struct json_t *list = json_at(f, "active");
+    double sum = 0;
+
+    if (!json_is_array(list)) {
+        if (get_int(&s->active, f, "active", 1, s->experts, -1, path, e)) return e->code;
+        for (int l = 0; l < s->layers; l++) s->active_of[l] = s->active;
+        return OK;
+    }
+    if (json_length(list) != (size_t)s->layers)
+        return err_set(e, ERR_FORMAT, "%s: active: expected %d numbers, one per layer, found %zu", path, s->layers,
+                       json_length(list));
+    for (int l = 0; l < s->layers; l++) {
+        const struct json_t *n = json_item(list, (size_t)l);
+
+        if (!json_is_int(n) || json_int(n) < 1 || json_int(n) > s->experts)
+            return err_set(e, ERR_FORMAT, "%s: active: layer %d: expected 1 to %d experts", path, l, s->experts);
+        s->active_of[l] = (int)json_int(n);
+        sum += s->active_of[l];
+    }
+    s->active = (int)lround(sum / s->layers);
+    return OK;
+}
+
 static status read_factorization(struct shape *s, const struct json_t *f, const char *path, struct err *e)
 {
     const struct json_t *shared = NULL, *source = NULL;
@@ -190,7 +217,7 @@ static status read_factorization(struct shape *s, const struct json_t *f, const 
     if (json_get_text(&method, f, "method", JSON_REQUIRED, path, e)) return e->code;
     if (json_get_text(&grouping, f, "grouping", JSON_REQUIRED, path, e)) return e->code;
     if (get_int(&s->experts, f, "experts", 1, MODEL_EXPERTS_MAX, -1, path, e)) return e->code;
-    if (get_int(&s->active, f, "active", 1, s->experts, -1, path, e)) return e->code;
+    if (read_active(s, f, path, e)) return e->code;
     if (json_get_array(&shared, f, "shared", JSON_REQUIRED, path, e)) return e->code;
     if (json_get_real(&scale, f, "scale", 0, 1e6, JSON_REQUIRED, path, e)) return e->code;
     if (json_get_text(&compensation, f, "compensation", JSON_REQUIRED, path, e)) return e->code;
@@ -267,7 +294,7 @@ double shape_active_share(const struct shape *s)
 
     if (!s->experts) return 1;
     for (int l = 0; l < s->layers; l++)
-        sum += (s->shared[l] + (double)s->active * (s->neurons - s->shared[l]) / s->experts) / s->neurons;
+        sum += (s->shared[l] + (double)s->active_of[l] * (s->neurons - s->shared[l]) / s->experts) / s->neurons;
     return sum / s->layers;
 }
 

@@ -21,12 +21,13 @@ struct shape {
     int window; /* sliding window of attention, 0: none (positions are then limited to it) */
 
     /* the `factorization` object; experts == 0: a dense model */
-    int experts;                  /* N routed */
-    int active;                   /* k */
-    int shared[MODEL_LAYERS_MAX]; /* shared neurons per layer */
-    float scale;                  /* of active experts */
-    bool compensate;              /* has mlp.compensation */
-    bool calibrated;              /* has calibration.safetensors: neuron means and importances, for the static control */
+    int experts;                     /* N routed */
+    int active;                      /* k, the mean over the layers to the nearest */
+    int active_of[MODEL_LAYERS_MAX]; /* k of every layer */
+    int shared[MODEL_LAYERS_MAX];    /* shared neurons per layer */
+    float scale;                     /* of active experts */
+    bool compensate;                 /* has mlp.compensation */
+    bool calibrated;                 /* has calibration.safetensors: neuron means and importances, for the static control */
     char method[32], grouping[32];
     char source_digest[65];
 };

@@ -7,6 +7,7 @@
 static struct shape shape_of(int width, int neurons, int experts, int active)
 {
     return (struct shape){.layers = 4,
+                          .active_of = {active, active, active, active},
                           .width = width,
                           .neurons = neurons,
                           .heads = width / 64,

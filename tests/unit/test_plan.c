@@ -82,7 +82,23 @@ static void test_factorized_shape(void **state)
 
     s = factorize("experts: 81\nactive: 3\nshared: 0.2\n");
     assert_int_equal(plan_factorized(&made, &dense, s, &e), ERR_SPEC);
-    assert_non_null(strstr(e.text, "experts: expected at most 80"));
+    assert_non_null(strstr(e.text, "experts: expected 1 to 80"));
+    spec_free(s);
+    /* of every layer its own */
+    s = factorize("experts: 7\nactive: [3, 1, 4]\nshared: [0.2, 0, 0.1]\n");
+    assert_int_equal(plan_factorized(&made, &dense, s, &e), OK);
+    assert_true(made.shared[0] == 20 && made.shared[1] == 0 && made.shared[2] == 10);
+    assert_true(made.active_of[0] == 3 && made.active_of[1] == 1 && made.active_of[2] == 4 && made.active == 3);
+    double share = (20 + 3 * 80 / 7.0 + 100 / 7.0 + 10 + 4 * 90 / 7.0) / 300;
+    assert_true(fabs(shape_active_share(&made) - share) < 1e-12);
+    spec_free(s);
+    s = factorize("experts: 7\nactive: [3, 1]\n");
+    assert_int_equal(plan_factorized(&made, &dense, s, &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "active: expected one number, or 3, one for every layer of"));
+    spec_free(s);
+    s = factorize("experts: 7\nactive: 3\nshared: [0.1, 0.2, 0.3, 0.4]\n");
+    assert_int_equal(plan_factorized(&made, &dense, s, &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "shared: expected one number, or 3, one for every layer of"));
     spec_free(s);
     s = factorize("");
     dense.experts = 4;

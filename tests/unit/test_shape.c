@@ -177,6 +177,9 @@ static void test_factorization(void **state)
         {"\"factorization\":{\"version\":2}", "version"},
         {"\"factorization\":{\"version\":1,\"method\":\"x\",\"grouping\":\"x\",\"experts\":4,\"active\":5}", "active"},
         {"\"factorization\":{\"version\":1,\"method\":\"x\",\"grouping\":\"x\",\"experts\":5000}", "experts"},
+        {"\"factorization\":{\"version\":1,\"method\":\"x\",\"grouping\":\"x\",\"experts\":4,\"active\":[1,1]}", "one per layer"},
+        {"\"factorization\":{\"version\":1,\"method\":\"x\",\"grouping\":\"x\",\"experts\":4,\"active\":[1,5,1]}", "layer 1"},
+        {"\"factorization\":{\"version\":1,\"method\":\"x\",\"grouping\":\"x\",\"experts\":4,\"active\":[1,1,0.5]}", "layer 2"},
     };
     struct shape s;
     struct err e;
@@ -194,6 +197,14 @@ static void test_factorization(void **state)
     assert_int_equal(shape_expert_neurons(&s, 2, 6), 1);
     double share = ((12 + 3.0 * 160 / 7) / 172 + 3.0 / 7 + (165 + 3.0) / 172) / 3;
     assert_true(fabs(shape_active_share(&s) - share) < 1e-12);
+    /* k of every layer */
+    assert_int_equal(with(&s, *state,
+                          "\"factorization\":{\"version\":1,\"method\":\"x\",\"grouping\":\"x\",\"experts\":4,\"active\":[1,4,2],"
+                          "\"scale\":1,\"compensation\":\"none\",\"shared\":[0,12,0]}",
+                          &e),
+                     OK);
+    assert_true(s.active == 2 && s.active_of[0] == 1 && s.active_of[1] == 4 && s.active_of[2] == 2);
+    assert_true(fabs(shape_active_share(&s) - (0.25 + 1 + 0.5) / 3) < 1e-12);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         if (with(&s, *state, cases[i].change, &e) != ERR_FORMAT || !strstr(e.text, cases[i].says))
             fail_msg("%s: %d %s", cases[i].change, e.code, e.text);

@@ -48,7 +48,7 @@ static void test_defaults(void **state)
     assert_int_equal(s->factorize.method, METHOD_DEFAULT);
     assert_int_equal(s->factorize.grouping, GROUP_COACTIVATION);
     assert_int_equal(s->factorize.compensation, COMPENSATE_NONE);
-    assert_true(s->factorize.active <= s->factorize.experts);
+    assert_true(spec_largest(&s->factorize.active) <= (double)s->factorize.experts);
     assert_true(s->factorize.calibration.sample_tokens > 0); /* the method needs it, and no text was given */
     spec_free(s);
 
@@ -75,7 +75,7 @@ static void test_method_factorllm(void **state)
 
     (void)state;
     assert_int_equal(s->factorize.experts, 4);
-    assert_int_equal(s->factorize.active, 2);
+    assert_int_equal((int)spec_number(&s->factorize.active, 0), 2);
     assert_int_equal(s->factorize.grouping, GROUP_CONTIGUOUS);
     assert_int_equal(s->factorize.scale, SCALE_PAPER);
     assert_int_equal(s->factorize.compensation, COMPENSATE_NONE);
@@ -179,11 +179,11 @@ static void test_errors(void **state)
         {FACTOR "experts: [4]\n", "experts: expected an integer from 1 to 4096, found a list"},
         {FACTOR "experts: {n: 4}\n", "experts: expected an integer from 1 to 4096, found a map"},
         {FACTOR "seed: -1\n", "seed: expected an integer of at least 0, found '-1'"},
-        {FACTOR "shared: .nan\n", "shared: expected a number from 0 to 0.95, found '.nan'"},
+        {FACTOR "shared: .nan\n", "shared: expected a number from 0 to 0.95, or a list with one for every layer, found '.nan'"},
         {FACTOR "shared: nan\n", "expected a number"},
         {FACTOR "shared: inf\n", "expected a number"},
         {FACTOR "shared: 1e999\n", "expected a number"},
-        {FACTOR "shared: 1\n", "shared: expected a number from 0 to 0.95, found '1'"},
+        {FACTOR "shared: 1\n", "shared: expected a number from 0 to 0.95, or a list with one for every layer, found '1'"},
         {FACTOR "shared: 0x1p-2\n", "expected a number"},
         {FACTOR "shared: 1e\n", "expected a number"},
         {FACTOR "verify_weights: yes\n", "verify_weights: expected true or false, found 'yes'"},
@@ -206,6 +206,14 @@ static void test_errors(void **state)
         /* what cannot be together */
         {FACTOR "experts: 4095\ncompensation: mean\n",
          "job.yaml:4: experts: expected at most 4094 with compensation: mean, found 4095"},
+        {FACTOR "active: [4, 0.5]\n",
+         "active: expected an integer from 1 to 4096, or a list with one for every layer, found '0.5'"},
+        {FACTOR "active: []\n", "active: expected 1 to 1024 numbers, found 0"},
+        {FACTOR "active: [4, 40]\n", "job.yaml:4: active: expected active <= experts, found 40 active of 32 experts"},
+        {FACTOR "active: [2, 3]\nscale: paper\n", "job.yaml:4: active: expected one number with scale: paper"},
+        {FACTOR "shared: [0, 0.96]\n",
+         "shared: expected a number from 0 to 0.95, or a list with one for every layer, found '0.96'"},
+        {FACTOR "shared: 'x'\n", "shared: expected a number from 0 to 0.95"},
         {FACTOR "experts: 4\nactive: 5\n", "job.yaml:5: active: expected active <= experts, found 5 active of 4 experts"},
         {FACTOR "experts: 4\n", "job.yaml:4: experts: expected active <= experts, found 16 active of 4 experts"},
         {FACTOR "calibration: {file: t, sample_tokens: 9}\n",
@@ -440,6 +448,7 @@ static void test_round_trips(void **state)
     (void)state;
     survives(FACTOR);
     survives(FACTOR "method: factorllm\ncluster: {placement: file, placement_file: p.json}\n");
+    survives(FACTOR "active: [1, 2, 2]\nshared: [0.25, 0, 1e-2]\n");
     survives(FACTOR "shared: 0.1\nseed: 9007199254740991\nshard_mib: 0\n");
     survives(TUNE "version: v7\nlearning_rate: 0.1\nbeta2: 0.999\n");
     survives(TUNE "method: factorllm\nloss: bce\n");
