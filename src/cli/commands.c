@@ -9,44 +9,48 @@
 #include "base/stop.h"
 #include "base/str.h"
 #include "cli/manual.h"
+#include "cli/router.h"
 #include "data/spec.h"
 #include "jobs/bench_model.h"
 #include "jobs/inspect.h"
 #include "jobs/launch.h"
 #include "jobs/plan.h"
 
-enum { OVERRIDES_MAX = 256 };
+enum { OVERRIDES_MAX = 256, OPERANDS_MAX = 4 };
 
 /* What a command was given.  argc and argv are the program's, for MPI. */
 struct call {
-    const char *version, *operand, *second, *shape;
+    const char *version, *operand[OPERANDS_MAX], *shape, *text, *output;
     uint64_t seed;
     const char *overrides[OVERRIDES_MAX];
-    int n_overrides, ranks;
-    bool quiet;
+    int n_operands, n_overrides, ranks;
+    bool quiet, json;
     int argc;
     char **argv;
 };
 
-enum { TAKES_SET = 1, TAKES_QUIET = 2, TAKES_RANKS = 4, OPERAND_OPTIONAL = 8, TAKES_SECOND = 16, TAKES_SHAPE = 32 };
+enum { TAKES_SET = 1, TAKES_QUIET = 2, TAKES_RANKS = 4, TAKES_SHAPE = 8, TAKES_ROUTER = 16 };
 
 /* To add a command: a function, a row here, a page in manual.c, a test in tests/cli. */
 static int run_run(struct call *c);
 static int run_plan(struct call *c);
 static int run_inspect(struct call *c);
 static int run_bench(struct call *c);
+static int run_router(struct call *c);
 static int run_help(struct call *c);
 static const struct command {
     const char *name, *operand, *summary;
+    int least, most; /* operands */
     unsigned takes;
     int (*run)(struct call *c);
 } commands[] = {
-    {"run", "JOB.yaml", "run a job, alone or on the ranks that mpirun or srun started", TAKES_SET | TAKES_QUIET, run_run},
-    {"plan", "JOB.yaml", "what a job would take and write, without running it", TAKES_SET | TAKES_RANKS, run_plan},
-    {"inspect", "DIR", "what a directory is: a model, a factorized model, a job's output", 0, run_inspect},
-    {"bench", "make-model DIR", "make a model of random weights, to measure on", TAKES_SECOND | TAKES_SHAPE | TAKES_QUIET,
-     run_bench},
-    {"help", "COMMAND|KIND", "how to use a command, or the keys of a kind of job", OPERAND_OPTIONAL, run_help},
+    {"run", "JOB.yaml", "run a job, alone or on the ranks that mpirun or srun started", 1, 1, TAKES_SET | TAKES_QUIET, run_run},
+    {"plan", "JOB.yaml", "what a job would take and write, without running it", 1, 1, TAKES_SET | TAKES_RANKS, run_plan},
+    {"inspect", "DIR", "what a directory is: a model, a factorized model, a job's output", 1, 1, 0, run_inspect},
+    {"router", "list MODEL", "the routers of a model: list, compare, promote, roll back", 2, 4,
+     TAKES_ROUTER | TAKES_SET | TAKES_QUIET, run_router},
+    {"bench", "make-model DIR", "make a model of random weights, to measure on", 2, 2, TAKES_SHAPE | TAKES_QUIET, run_bench},
+    {"help", "COMMAND|KIND", "how to use a command, or the keys of a kind of job", 0, 1, 0, run_help},
 };
 enum { COMMANDS = sizeof(commands) / sizeof(commands[0]) };
 
@@ -57,6 +61,13 @@ static void report(const struct err *e)
     if (e->code == STOPPED && !strstr(e->text, " again"))
         fputs("factorllm: stopped early; run the same command again to go on\n", stderr);
     fflush(stderr);
+}
+
+static const struct command *command_find(const char *name)
+{
+    for (int i = 0; i < COMMANDS; i++)
+        if (!strcmp(commands[i].name, name)) return &commands[i];
+    return NULL;
 }
 
 static int usage_error(const struct command *c, const char *format, const char *what)
@@ -73,7 +84,7 @@ static int usage_error(const struct command *c, const char *format, const char *
 static int run_run(struct call *c)
 {
     struct launch l = {.version = c->version,
-                       .path = c->operand,
+                       .path = c->operand[0],
                        .overrides = c->overrides,
                        .n_overrides = c->n_overrides,
                        .quiet = c->quiet,
@@ -86,7 +97,7 @@ static int run_plan(struct call *c)
 {
     struct spec *s;
     struct err e = {0};
-    status st = spec_load(&s, c->operand, c->overrides, c->n_overrides, &e);
+    status st = spec_load(&s, c->operand[0], c->overrides, c->n_overrides, &e);
 
     if (st == OK) {
         st = plan_print(stdout, s, c->ranks, &e);
@@ -99,7 +110,7 @@ static int run_plan(struct call *c)
 static int run_inspect(struct call *c)
 {
     struct err e = {0};
-    status st = inspect_print(stdout, c->operand, &e);
+    status st = inspect_print(stdout, c->operand[0], &e);
 
     if (st) report(&e);
     return st;
@@ -110,21 +121,44 @@ static int run_bench(struct call *c)
     struct bench_shape shape;
     struct err e = {0};
 
-    if (strcmp(c->operand, "make-model") != 0) {
-        err_set(&e, ERR_SPEC, "bench: expected make-model, found '%.80s'; measuring is a job: factorllm help bench", c->operand);
+    if (strcmp(c->operand[0], "make-model") != 0) {
+        err_set(&e, ERR_SPEC, "bench: expected make-model, found '%.80s'; measuring is a job: factorllm help bench",
+                c->operand[0]);
         report(&e);
         return ERR_SPEC;
     }
     struct log *log = log_open(stderr, c->quiet);
     stop_install();
     status st = bench_shape_parse(&shape, c->shape ? c->shape : "tinyllama", &e);
-    if (!st) st = bench_make_model(c->second, &shape, c->seed, log, &e);
+    if (!st) st = bench_make_model(c->operand[1], &shape, c->seed, log, &e);
     if (!st)
-        log_line(log, "%s: %.2f M random weights of seed %llu", c->second, (double)bench_shape_parameters(&shape) / 1e6,
+        log_line(log, "%s: %.2f M random weights of seed %llu", c->operand[1], (double)bench_shape_parameters(&shape) / 1e6,
                  (unsigned long long)c->seed);
     log_close(log);
     if (st) report(&e);
     return st;
+}
+
+static int run_router(struct call *c)
+{
+    struct router_call r = {.version = c->version,
+                            .operand = c->operand,
+                            .n_operands = c->n_operands,
+                            .text = c->text,
+                            .output = c->output,
+                            .overrides = c->overrides,
+                            .n_overrides = c->n_overrides,
+                            .quiet = c->quiet,
+                            .json = c->json,
+                            .report = report,
+                            .argc = &c->argc,
+                            .argv = &c->argv};
+    struct err e = {0};
+    int code = router_command(&r, &e);
+
+    if (e.code == ERR_SPEC && r.usage) return usage_error(command_find("router"), "%s", e.text);
+    if (e.code) report(&e);
+    return code;
 }
 
 static const char *nearest(const char *word, bool kinds)
@@ -165,23 +199,22 @@ static void print_overview(FILE *to)
 
 static int run_help(struct call *c)
 {
-    if (!c->operand) {
+    if (!c->n_operands) {
         print_overview(stdout);
         return OK;
     }
-    int kind = spec_kind_find(c->operand);
+    int kind = spec_kind_find(c->operand[0]);
     if (kind >= 0) {
         fputs(manual_kind((enum job_kind)kind), stdout);
         printf("\nKeys, their defaults and what they mean:\n");
         spec_help(stdout, (enum job_kind)kind);
         return OK;
     }
-    for (int i = 0; i < COMMANDS; i++)
-        if (!strcmp(commands[i].name, c->operand)) {
-            fputs(manual_command(c->operand), stdout);
-            return OK;
-        }
-    return unknown("a command or a kind of job", c->operand, true);
+    if (command_find(c->operand[0])) {
+        fputs(manual_command(c->operand[0]), stdout);
+        return OK;
+    }
+    return unknown("a command or a kind of job", c->operand[0], true);
 }
 
 static int read_ranks(int *ranks, const char *text)
@@ -207,9 +240,10 @@ static int unknown_option(const struct command *c, const char *word)
     static const struct {
         const char *name;
         unsigned takes;
-    } all[] = {{"--set", TAKES_SET},     {"--quiet", TAKES_QUIET}, {"--ranks", TAKES_RANKS},
-               {"--shape", TAKES_SHAPE}, {"--seed", TAKES_SHAPE},  {"--help", 0}};
-    const char *names[6];
+    } all[] = {{"--set", TAKES_SET},     {"--quiet", TAKES_QUIET},   {"--ranks", TAKES_RANKS},
+               {"--shape", TAKES_SHAPE}, {"--seed", TAKES_SHAPE},    {"--json", TAKES_ROUTER},
+               {"--text", TAKES_ROUTER}, {"--output", TAKES_ROUTER}, {"--help", 0}};
+    const char *names[16];
     struct str text = {0};
     int n = 0;
 
@@ -226,8 +260,8 @@ static int unknown_option(const struct command *c, const char *word)
 /* Fills `call`.  Returns -1 to go on, or an exit code. */
 static int read_options(const struct command *c, struct call *call, int argc, char **argv)
 {
-    enum { SET = 1, QUIET, RANKS, SHAPE, SEED, HELP };
-    struct option options[8];
+    enum { SET = 1, QUIET, RANKS, SHAPE, SEED, JSON, TEXT, OUTPUT, HELP };
+    struct option options[16];
     int n = 0, option;
 
     options[n++] = (struct option){"help", no_argument, NULL, HELP};
@@ -237,6 +271,11 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
     if (c->takes & TAKES_SHAPE) {
         options[n++] = (struct option){"shape", required_argument, NULL, SHAPE};
         options[n++] = (struct option){"seed", required_argument, NULL, SEED};
+    }
+    if (c->takes & TAKES_ROUTER) {
+        options[n++] = (struct option){"json", no_argument, NULL, JSON};
+        options[n++] = (struct option){"text", required_argument, NULL, TEXT};
+        options[n++] = (struct option){"output", required_argument, NULL, OUTPUT};
     }
     options[n] = (struct option){0};
     optind = 1;
@@ -259,6 +298,15 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
         case SHAPE:
             call->shape = optarg;
             break;
+        case JSON:
+            call->json = true;
+            break;
+        case TEXT:
+            call->text = optarg;
+            break;
+        case OUTPUT:
+            call->output = optarg;
+            break;
         case SEED:
             if (read_seed(&call->seed, optarg)) return usage_error(c, "--seed: expected a number, found '%.80s'", optarg);
             break;
@@ -273,16 +321,13 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
             return unknown_option(c, word);
         }
     }
-    int most = c->takes & TAKES_SECOND ? 2 : 1;
-    if (optind + most < argc)
-        return usage_error(c,
-                           most == 1 ? "'%.80s': expected one operand, found another one"
-                                     : "'%.80s': expected two operands, found another one",
-                           argv[optind + most]);
-    if (optind < argc) call->operand = argv[optind];
-    if (most == 2 && optind + 1 < argc) call->second = argv[optind + 1];
-    if (!call->operand && !(c->takes & OPERAND_OPTIONAL)) return usage_error(c, "%s: the operand is missing", c->name);
-    if (most == 2 && !call->second) return usage_error(c, "%s: an operand is missing", c->name);
+    static const char *const expected[] = {"no operand", "one operand", "two operands", "three operands", "four operands"};
+    char format[64];
+    snprintf(format, sizeof(format), "'%%.80s': expected %s, found another one", expected[c->most]);
+    if (optind + c->most < argc) return usage_error(c, format, argv[optind + c->most]);
+    while (optind < argc) call->operand[call->n_operands++] = argv[optind++];
+    if (call->n_operands < c->least)
+        return usage_error(c, call->n_operands ? "%s: an operand is missing" : "%s: the operand is missing", c->name);
     return -1;
 }
 
@@ -302,11 +347,11 @@ int commands_main(int argc, char **argv, const char *version)
         print_overview(stdout);
         return OK;
     }
-    for (int i = 0; i < COMMANDS; i++) {
-        if (strcmp(commands[i].name, argv[1]) != 0) continue;
-        int code = read_options(&commands[i], &call, argc - 1, argv + 1);
+    const struct command *c = command_find(argv[1]);
+    if (c) {
+        int code = read_options(c, &call, argc - 1, argv + 1);
 
-        return code >= 0 ? code : commands[i].run(&call);
+        return code >= 0 ? code : c->run(&call);
     }
     return unknown("a command", argv[1], false);
 }

@@ -86,6 +86,28 @@ static const char *const bench_page =
     "  factorllm bench make-model runs/bench-data/dense\n"
     "  factorllm bench make-model /tmp/small --shape quillan,layers=2,dtype=f32\n";
 
+static const char *const router_page =
+    "usage: factorllm router list MODEL [--json]\n"
+    "       factorllm router promote MODEL VERSION [--json]\n"
+    "       factorllm router rollback MODEL [--json]\n"
+    "\n"
+    "Every finetune job adds a version of the routers to its model (MODEL/routers/VERSION) and takes it into use.\n"
+    "\n"
+    "  list        a line per version: its parent, how it was trained and on how many tokens, f, what it keeps,\n"
+    "              when it was made; * is the one in use\n"
+    "  promote     take a version into use\n"
+    "  rollback    take the one into use that was in use before; again: the one before that\n"
+    "\n"
+    "promote and rollback replace one small file (MODEL/routers/current) in one step: a job that starts meanwhile\n"
+    "sees the old or the new version, and a crash leaves one of them.  Running jobs keep what they opened.\n"
+    "\n"
+    "  --json      for programs\n"
+    "\n"
+    "Examples\n"
+    "  factorllm router list runs/factorize/model\n"
+    "  factorllm router promote runs/factorize/model v2\n"
+    "  factorllm router rollback runs/factorize/model\n";
+
 static const char *const help_page = "usage: factorllm help [COMMAND|KIND]\n"
                                      "\n"
                                      "How to use a command, or every key that a kind of job may have.\n"
@@ -99,6 +121,7 @@ const char *manual_command(const char *name)
     if (!strcmp(name, "run")) return run_page;
     if (!strcmp(name, "plan")) return plan_page;
     if (!strcmp(name, "inspect")) return inspect_page;
+    if (!strcmp(name, "router")) return router_page;
     if (!strcmp(name, "bench")) return bench_page;
     return help_page;
 }

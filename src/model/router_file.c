@@ -11,9 +11,10 @@
 #include "base/directory.h"
 #include "base/file.h"
 #include "base/rng.h"
+#include "model/router_versions.h"
 #include "model/weights.h"
 
-enum { VERSION_MAX = 64 };
+enum { VERSION_MAX = ROUTER_VERSION_MAX };
 
 status router_alloc(struct router *r, const struct shape *s, struct err *e)
 {
@@ -74,18 +75,6 @@ void router_random(struct router *r, uint64_t seed)
     memset(r->bias, 0, rows * sizeof(*r->bias));
 }
 
-/* A version is the name of a directory and nothing else. */
-static status check_version(const char *version, struct err *e)
-{
-    size_t n = strlen(version);
-
-    if (n == 0 || n >= VERSION_MAX || version[0] == '.' ||
-        strspn(version, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != n)
-        return err_set(e, ERR_SPEC, "router version: expected 1 to %d letters, digits, '.', '_' or '-', found \"%.100s\"",
-                       VERSION_MAX - 1, version);
-    return OK;
-}
-
 static char *version_path(const char *directory, const char *version, const char *suffix)
 {
     struct str name = {0};
@@ -98,21 +87,12 @@ static char *version_path(const char *directory, const char *version, const char
 
 status router_current(char version[64], const char *directory, struct err *e)
 {
-    char *path = version_path(directory, "current", ""), *text = NULL;
-    size_t length;
-    status s = OK;
+    struct router_history *h = malloc(sizeof(*h));
 
-    version[0] = 0;
-    if (file_exists(path) && !(s = file_read(&text, &length, path, 1 << 12, e))) {
-        text[strcspn(text, "\r\n")] = 0;
-        struct err bad;
-
-        if (check_version(text, &bad))
-            s = err_set(e, ERR_FORMAT, "%s: expected the name of a router version, found \"%.100s\"", path, text);
-        else snprintf(version, VERSION_MAX, "%s", text);
-    }
-    free(text);
-    free(path);
+    BUG_ON(!h);
+    status s = router_history_read(h, directory, e);
+    snprintf(version, VERSION_MAX, "%s", !s && h->n > 0 ? h->version[0] : "");
+    free(h);
     return s;
 }
 
@@ -167,7 +147,7 @@ status router_read(struct router *r, const char *directory, const char *version,
             return err_set(e, ERR_IO, "%s: has no router yet (no routers/current): run a finetune job on it first", directory);
         version = current;
     }
-    if (check_version(version, e)) return e->code;
+    if (router_check_version(version, e)) return e->code;
     char *path = version_path(directory, version, "/router.safetensors");
     status code = safetensors_open(&f, path, e);
 
@@ -217,7 +197,7 @@ status router_write(const struct router *r, const char *directory, const char *v
     char suffix[32];
     struct err ignored;
 
-    if (check_version(version, e)) return e->code;
+    if (router_check_version(version, e)) return e->code;
     if (!strcmp(version, "current"))
         return err_set(e, ERR_SPEC, "router version: \"current\" is the file that names the one in use");
     snprintf(suffix, sizeof(suffix), ".tmp-%ld", (long)getpid());
@@ -229,15 +209,7 @@ status router_write(const struct router *r, const char *directory, const char *v
     if (!s) s = json_write(description, about, e);
     if (!s) s = directory_replace(temporary, path, e);
     if (s) directory_remove(temporary, &ignored);
-    if (!s && promote) {
-        struct str line = {0};
-        char *current = version_path(directory, "current", "");
-
-        str_addf(&line, "%s\n", version);
-        s = file_write(current, line.text, line.length, e);
-        str_free(&line);
-        free(current);
-    }
+    if (!s && promote) s = router_promote(directory, version, e);
     free(path);
     free(temporary);
     free(tensors);

@@ -1,4 +1,5 @@
-/* Routers on disk: DIRECTORY/routers/VERSION/router.safetensors and router.json; DIRECTORY/routers/current names the one in use. */
+/* Routers on disk: DIRECTORY/routers/VERSION/router.safetensors and router.json; DIRECTORY/routers/current names the one in use
+ * (model/router_versions.h). */
 #ifndef MODEL_ROUTER_FILE_H
 #define MODEL_ROUTER_FILE_H
 
