@@ -228,7 +228,7 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
         struct moe_limits rows = {.rows = q->limits.rows, .oracle = q->limits.oracle, .wire = q->limits.wire};
         struct exchange_limits moe = {0};
 
-        moe_exchange_limits(&moe, s->layers, s->experts, s->width, rows);
+        moe_exchange_limits(&moe, s->layers, s->experts, s->width, s->neurons, rows);
         if (moe.request_bytes > limits->request_bytes) limits->request_bytes = moe.request_bytes;
         if (moe.answer_bytes > limits->answer_bytes) limits->answer_bytes = moe.answer_bytes;
         if (q->limits.coordinators > 1) spread_limits(limits, q->limits.rows, s->width);

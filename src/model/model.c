@@ -200,7 +200,7 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
     };
     if (m.coordinator) c->mapped += (size_t)s->vocab * (size_t)s->width * dtype_bytes(plan->embedding);
     if (ranks > 1) {
-        moe_exchange_limits(&x, s->layers, s->experts, s->width, moe_limits_of(limits));
+        moe_exchange_limits(&x, s->layers, s->experts, s->width, s->neurons, moe_limits_of(limits));
         c->exchange = exchange_costs(rank, ranks, x, limits.coordinators);
     }
 }

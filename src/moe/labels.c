@@ -196,3 +196,36 @@ double gram_best(uint64_t *set, const double *g, int n, int k)
     else search_greedy(&s, set);
     return gram_error(g, n, set);
 }
+
+void gram_gains(double *gain, const double *g, int n)
+{
+    struct search s = {.g = g, .n = n};
+    uint64_t set[EXPERTS_MAX / 64] = {0};
+
+    BUG_ON(n < 0 || n > EXPERTS_MAX);
+    search_start(&s);
+    for (int step = 0; step < n; step++) {
+        int best = -1;
+        double most = -INFINITY;
+
+        for (int i = 0; i < n; i++) {
+            double lowered = 2 * s.out[i] - gram_row(&s, i)[i];
+
+            if (bits_has(set, i)) continue;
+            if (best < 0 || lowered > most) best = i, most = lowered;
+        }
+        bits_set(set, best);
+        move(&s, best, -1);
+        gain[step] = step && !(most < gain[step - 1]) ? gain[step - 1] : most;
+    }
+}
+
+int gram_variable(uint64_t *set, double *gain, const double *g, int n, double least)
+{
+    int k = 0;
+
+    gram_gains(gain, g, n);
+    while (k < n && gain[k] > least) k++;
+    gram_best(set, g, n, k);
+    return k;
+}

@@ -19,6 +19,11 @@ float paper_score(const float *e, const float *y, float share, int width);
 
 /* set = the best set.  g: [n][n] Gram matrix in double, symmetric.  Returns the error of the set. */
 double gram_best(uint64_t *set, const double *g, int n, int k);
+/* gain[s] = by how much the s-th expert of the greedy order (from no expert, always the one that lowers the error most) lowers it, never more than the one
+ * before: the running minimum, so that `gains above a threshold` are the first ones. */
+void gram_gains(double *gain, const double *g, int n);
+/* As many experts as have a gain above `least`, and of that size gram_best().  gain: room for n.  Returns how many. */
+int gram_variable(uint64_t *set, double *gain, const double *g, int n, double least);
 /* The error of a given set: sum_{i,j not in S} G_ij. */
 double gram_error(const double *g, int n, const uint64_t *set);
 /* g from centred rows c: [n][width]. */

@@ -14,9 +14,11 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-static size_t piece_bytes(int experts, int width, struct moe_limits limits)
+static size_t piece_bytes(int experts, int width, int neurons, struct moe_limits limits)
 {
-    return larger((size_t)limits.rows * (size_t)width * sizeof(double), (size_t)experts * (size_t)width * sizeof(float));
+    size_t row = larger((size_t)experts * (size_t)width, (size_t)neurons) * sizeof(float);
+
+    return larger((size_t)limits.rows * (size_t)width * sizeof(double), row);
 }
 
 static void take_coordinator(struct moe *m, struct arena_taker *t)
@@ -36,6 +38,7 @@ static void take_coordinator(struct moe *m, struct arena_taker *t)
             if (t->arena && !t->failed) s->place[r] = place;
         }
         s->quantized = arena_take(t, rows_bytes(m->limits.rows, m->width), 1);
+        if (m->limits.oracle) s->threshold = arena_take(t, rows, sizeof(*s->threshold));
     }
     m->keys = arena_take(t, rows, sizeof(*m->keys));
     m->scores = arena_take(t, rows * (size_t)m->experts, sizeof(float));
@@ -46,6 +49,7 @@ static void take_coordinator(struct moe *m, struct arena_taker *t)
         m->piece = arena_take(t, m->piece_bytes, 1);
         m->dense = arena_take(t, rows * width, sizeof(float));
         m->gram = arena_take(t, (size_t)m->experts * (size_t)m->experts, sizeof(double));
+        m->gain = arena_take(t, (size_t)m->experts, sizeof(double));
     }
 }
 
@@ -73,7 +77,7 @@ static void take_all(struct moe *m, struct arena_taker *t, const struct placemen
                       .ranks = p->ranks,
                       .p = p,
                       .limits = limits,
-                      .piece_bytes = piece_bytes(experts, width, limits)};
+                      .piece_bytes = piece_bytes(experts, width, neurons, limits)};
     moe_take_work(m, t);
     m->held = arena_take(t, (size_t)layers * (size_t)p->ranks * (size_t)m->words, sizeof(*m->held));
     if (m->coordinator) take_coordinator(m, t);
@@ -89,7 +93,7 @@ size_t moe_cost(const struct placement *p, int rank, int layers, int experts, in
     return t.bytes + arena_cost(1, sizeof(m));
 }
 
-void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int width, struct moe_limits limits)
+void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int width, int neurons, struct moe_limits limits)
 {
     const struct moe m = {.width = width, .limits = limits};
     size_t set = (size_t)bits_words(experts) * sizeof(uint64_t), rows = (size_t)limits.rows;
@@ -99,7 +103,7 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
     x->answer_bytes = rows * moe_sum_bytes(&m);
     if (limits.oracle) {
         x->request_bytes = larger(x->request_bytes, rows * 2 * (size_t)width * sizeof(float));
-        x->answer_bytes = larger(x->answer_bytes, piece_bytes(experts, width, limits));
+        x->answer_bytes = larger(x->answer_bytes, piece_bytes(experts, width, neurons, limits));
         x->answer_bytes = larger(x->answer_bytes, rows * (size_t)experts * sizeof(float));
     }
     x->answer_bytes = larger(x->answer_bytes, sizeof(struct err)); /* the answer may be an error */
@@ -165,6 +169,7 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
     m->gemm = g;
     m->exchange = x;
     memset(m->held, 0, (size_t)n_layers * (size_t)m->ranks * (size_t)m->words * sizeof(*m->held));
+    if (limits.oracle) memset(m->normed, 0, (size_t)n_layers * sizeof(*m->normed));
     for (int l = 0; l < n_layers; l++) open_layer(m, l);
     for (int i = 0; i < limits.rows; i++) m->all[i] = i;
     if (m->coordinator) {
@@ -268,8 +273,8 @@ static void count(struct moe *m, const struct moe_slot *s)
     uint64_t rows = (uint64_t)s->h.n, *load = m->stats.load + (size_t)s->layer * (size_t)m->experts;
 
     m->stats.tokens += rows;
-    if (s->route == ROUTE_STATIC) {
-        m->stats.neurons += rows * (uint64_t)y->neurons_active;
+    if (s->route == ROUTE_STATIC || s->route == ROUTE_NEURONS) {
+        m->stats.neurons += s->route == ROUTE_NEURONS ? s->neurons : rows * (uint64_t)y->neurons_active;
         return;
     }
     m->stats.neurons += rows * (uint64_t)shared;
@@ -291,7 +296,7 @@ static status route(struct moe *m, int slot, const uint64_t *key, const struct r
     const float *h = s->h.x;
     status code;
 
-    if (n == 0) return OK;
+    if (n == 0 && how->route != ROUTE_NEURONS) return OK;
     switch (how->route) {
     case ROUTE_ALL:
     case ROUTE_STATIC:
@@ -309,6 +314,14 @@ static status route(struct moe *m, int slot, const uint64_t *key, const struct r
         code = moe_teach_gram(m, slot, s->layer, h, rows, y->active, how->compensate, s->set, e);
         moe_slot_rows(m, s, s->layer, h, rows); /* it goes through them in pieces */
         return code;
+    case ROUTE_GRAM_VARIABLE:
+        BUG_ON(!how->gain);
+        code = moe_teach_gram_variable(m, slot, s->layer, h, rows, how->gain[s->layer], how->compensate, s->set, e);
+        moe_slot_rows(m, s, s->layer, h, rows);
+        return code;
+    case ROUTE_NEURONS:
+        set_all(s->set, rows, n);
+        return moe_teach_neurons(m, slot, e);
     }
     return OK;
 }
@@ -317,7 +330,7 @@ status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint6
                  struct err *e)
 {
     struct moe_slot *s = &m->slot[slot];
-    bool plain = how->route == ROUTE_ALL || how->route == ROUTE_STATIC;
+    bool plain = how->route == ROUTE_ALL || how->route == ROUTE_STATIC || how->route == ROUTE_NEURONS;
 
     BUG_ON(!m->coordinator || slot < 0 || slot >= EXCHANGE_SLOTS || s->busy);
     BUG_ON(layer < 0 || layer >= m->n_layers || rows < 0 || rows > m->limits.rows);

@@ -47,15 +47,19 @@ struct router {
     float *threshold; /* [layers]: active are all z > threshold */
 };
 
-enum route { ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC };
+enum route { ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC, ROUTE_GRAM_VARIABLE, ROUTE_NEURONS };
 
-/* How a forward pass routes.  `paper` and `gram` are oracles: they look at the experts' outputs for the state that arrives. */
+/* How a forward pass routes.  `paper`, `gram` and what follows are oracles: they look at what experts or neurons give for the state that arrives.
+ *   ROUTE_GRAM_VARIABLE  as many experts as have a gain above the layer's threshold (labels.h), the best set of that size
+ *   ROUTE_NEURONS        no experts: of the layer's neurons the A = neurons_active with the largest |z_j| |w_down_j|, shared ones among them; the others add
+ *                        nothing, nor do their means.  What any choice of so many neurons can hardly pass: the neuron-level ceiling. */
 struct routing {
     enum route route;
     const struct router *router; /* for ROUTE_ROUTER */
     int active;                  /* k of top-k, of ROUTE_ROUTER and ROUTE_RANDOM; 0: the layer's */
-    float scale;                 /* of active experts; ignored by ROUTE_ALL and ROUTE_STATIC */
-    bool compensate;             /* add mu_i of inactive experts; ignored by ROUTE_ALL and ROUTE_STATIC */
+    const double *gain;          /* [layers] for ROUTE_GRAM_VARIABLE */
+    float scale;                 /* of active experts; ignored by ROUTE_ALL, ROUTE_STATIC and ROUTE_NEURONS */
+    bool compensate;             /* add mu_i of inactive experts; ignored by the same */
     uint64_t seed;               /* for ROUTE_RANDOM: the set of a row depends on (seed, layer, key of the row) alone */
 };
 
@@ -86,7 +90,7 @@ struct moe;
 /* Bytes of the arena for this rank. */
 size_t moe_cost(const struct placement *p, int rank, int layers, int experts, int width, int neurons, struct moe_limits limits);
 /* Largest request and answer of these limits, for exchange_open(). */
-void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int width, struct moe_limits limits);
+void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int width, int neurons, struct moe_limits limits);
 
 /* Local.  `layers`, `p`, `g`, `x` (NULL with one rank) are borrowed.  ERR_LIMIT. */
 status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int width, int neurons, const struct placement *p,
@@ -98,12 +102,12 @@ void moe_time(struct moe *m, struct timing *t);
 bool moe_alone(const struct moe *m);
 
 /* Coordinator.  h: [rows, D], unchanged until the end; key: [rows] for ROUTE_RANDOM, or NULL (0 .. rows-1).
- * The oracles (ROUTE_PAPER, ROUTE_GRAM; limits.oracle) ask the ranks and wait before they dispatch; the other slot may be in flight. */
+ * The oracles (ROUTE_PAPER, ROUTE_GRAM, ROUTE_GRAM_VARIABLE, ROUTE_NEURONS; limits.oracle) ask the ranks and wait before they dispatch; the other slot may be in flight. */
 status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint64_t *key, int rows, const struct routing *how,
                  struct err *e);
 /* Between pieces of other work while a slot is in flight: lets its messages move.  Cheap. */
 void moe_progress(struct moe *m);
-/* x[t] += yhat(h_t).  active, if not NULL, gets the sets: [rows][bits_words(N)]. */
+/* x[t] += yhat(h_t).  active, if not NULL, gets the sets: [rows][bits_words(N)]; after ROUTE_NEURONS they mean nothing. */
 status moe_end(struct moe *m, int slot, float *x, uint64_t *active, struct err *e);
 
 /* Coordinator: what the teacher knows; needs limits.oracle.  Synchronous, over slot 0, which must not be in flight.
@@ -113,12 +117,23 @@ status moe_dense(struct moe *m, int layer, const float *h, int rows, float *y, s
 status moe_paper_scores(struct moe *m, int layer, const float *h, const float *y, int rows, int k, float *score, struct err *e);
 /* set: [rows][bits_words(N)], the Gram set of every row; centred rows come back from the ranks in pieces that fit the limits. */
 status moe_gram_sets(struct moe *m, int layer, const float *h, int rows, int k, bool compensate, uint64_t *set, struct err *e);
+/* gain: [rows][N], gram_gains() of every row. */
+status moe_gram_gains(struct moe *m, int layer, const float *h, int rows, bool compensate, float *gain, struct err *e);
 
 const struct moe_stats *moe_stats(const struct moe *m);
 void moe_stats_clear(struct moe *m);
 
 /* Follower, or a coordinator that waits: answers one request of this moe's kinds, which came in x.  Kinds are MOE_KIND_FIRST .. MOE_KIND_LAST. */
-enum { MOE_KIND_FIRST = 100, MOE_KIND_SUM = 100, MOE_KIND_STATIC, MOE_KIND_SCORES, MOE_KIND_ROWS, MOE_KIND_LAST = MOE_KIND_ROWS };
+enum {
+    MOE_KIND_FIRST = 100,
+    MOE_KIND_SUM = 100,
+    MOE_KIND_STATIC,
+    MOE_KIND_SCORES,
+    MOE_KIND_ROWS,
+    MOE_KIND_NEURON_SCORES,
+    MOE_KIND_NEURON_SUM,
+    MOE_KIND_LAST = MOE_KIND_NEURON_SUM
+};
 void moe_answer(struct moe *m, struct exchange *x, const struct request *r, const void *payload);
 
 #endif

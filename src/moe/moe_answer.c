@@ -19,17 +19,18 @@ static struct rows rows_of(struct moe *m, int layer, const void *rows, int n, en
 
 static void answer_sum(struct moe *m, struct exchange *x, const struct request *r, const char *payload)
 {
-    bool all = r->kind == MOE_KIND_STATIC;
-    int words = bits_words(m->layers[r->layer].experts);
-    size_t sets = all ? 0 : moe_line((size_t)r->rows * (size_t)words * sizeof(uint64_t));
+    bool fixed = r->kind == MOE_KIND_STATIC, neurons = r->kind == MOE_KIND_NEURON_SUM;
+    size_t set_bytes = (size_t)bits_words(m->layers[r->layer].experts) * sizeof(uint64_t);
+    size_t sets = fixed ? 0 : moe_line((size_t)r->rows * (neurons ? sizeof(float) : set_bytes));
     size_t bytes = (size_t)r->rows * moe_sum_bytes(m);
 
     BUG_ON(r->bytes != sets + (size_t)r->rows * moe_row_bytes(m));
     struct rows h = rows_of(m, r->layer, payload + sets, r->rows, m->limits.wire.rows);
     struct moe_job job = {.layer = r->layer,
                           .h = &h,
-                          .set = all ? NULL : (const uint64_t *)(const void *)payload,
-                          .fixed = all,
+                          .set = fixed || neurons ? NULL : (const uint64_t *)(const void *)payload,
+                          .threshold = neurons ? (const float *)(const void *)payload : NULL,
+                          .fixed = fixed,
                           .compensate = r->flags & MOE_FLAG_COMPENSATE,
                           .scale = (float)r->number[0]};
     void *room = exchange_answer_room(x, bytes);
@@ -56,6 +57,19 @@ static void answer_oracle(struct moe *m, struct exchange *x, const struct reques
     exchange_answer(x, r, OK, r->rows, room, bytes);
 }
 
+static void answer_neurons(struct moe *m, struct exchange *x, const struct request *r, const void *payload)
+{
+    int held = moe_held_neurons(m, r->layer, m->rank);
+    size_t bytes = (size_t)r->rows * (size_t)held * sizeof(float);
+
+    BUG_ON(!m->limits.oracle || r->bytes != (size_t)r->rows * moe_row_bytes(m) || bytes > m->piece_bytes);
+    struct rows h = rows_of(m, r->layer, payload, r->rows, m->limits.wire.rows);
+    float *room = exchange_answer_room(x, bytes);
+
+    moe_work_neuron_scores(m, r->layer, &h, false, room, held);
+    exchange_answer(x, r, OK, r->rows, room, bytes);
+}
+
 void moe_answer(struct moe *m, struct exchange *x, const struct request *r, const void *payload)
 {
     double excess = m->excess; /* of a pass of our own that waits meanwhile */
@@ -66,11 +80,15 @@ void moe_answer(struct moe *m, struct exchange *x, const struct request *r, cons
     switch (r->kind) {
     case MOE_KIND_SUM:
     case MOE_KIND_STATIC:
+    case MOE_KIND_NEURON_SUM:
         answer_sum(m, x, r, payload);
         break;
     case MOE_KIND_SCORES:
     case MOE_KIND_ROWS:
         answer_oracle(m, x, r, payload);
+        break;
+    case MOE_KIND_NEURON_SCORES:
+        answer_neurons(m, x, r, payload);
         break;
     default:
         BUG_ON(true); /* not a request for the experts: our caller sorts them */

@@ -45,24 +45,25 @@ void moe_widen(float *out, const uint16_t *x, size_t n)
 
 /* ---- dispatch ---- */
 
-static void put_row(const struct moe *m, char *to, const float *h)
+void moe_put_row(const struct moe *m, char *to, const float *h)
 {
     if (m->limits.wire.rows == MOE_ROWS_BF16) moe_narrow((uint16_t *)(void *)to, h, (size_t)m->width);
     else memcpy(to, h, moe_row_bytes(m));
 }
 
-/* A rank gets the rows that have an active expert on it, behind their sets; in a static control all rows, and no sets. */
+/* A rank gets the rows that have an active expert on it, behind their sets; in a static control all rows, and no sets; of neurons all rows behind their
+ * thresholds. */
 static void post_rows(struct moe *m, int slot, int rank, struct request *r)
 {
     struct moe_slot *s = &m->slot[slot];
-    bool all = s->route == ROUTE_STATIC;
+    bool neurons = s->route == ROUTE_NEURONS, all = s->route == ROUTE_STATIC || neurons;
     int words = bits_words(m->layers[s->layer].experts), n = 0, *place = s->place[rank];
     const uint64_t *held = moe_held(m, s->layer, rank);
-    size_t set_bytes = (size_t)words * sizeof(uint64_t), row_bytes = moe_row_bytes(m);
+    size_t set_bytes = neurons ? sizeof(float) : (size_t)words * sizeof(uint64_t), row_bytes = moe_row_bytes(m);
 
     for (int t = 0; t < s->h.n; t++) place[t] = all || moe_meet(s->set + (size_t)t * (size_t)words, held, words) ? n++ : -1;
     if (n == 0) return;
-    size_t sets = all ? 0 : moe_line((size_t)n * set_bytes), bytes = sets + (size_t)n * row_bytes;
+    size_t sets = all && !neurons ? 0 : moe_line((size_t)n * set_bytes), bytes = sets + (size_t)n * row_bytes;
     char *room = exchange_room(m->exchange, slot, rank, bytes);
 
     for (int t = 0; t < s->h.n; t++) {
@@ -70,7 +71,8 @@ static void post_rows(struct moe *m, int slot, int rank, struct request *r)
 
         if (place[t] < 0) continue;
         if (!all) memcpy(room + at * set_bytes, s->set + (size_t)t * (size_t)words, set_bytes);
-        put_row(m, room + sets + at * row_bytes, s->h.x + (size_t)t * s->h.ld);
+        if (neurons) memcpy(room + at * set_bytes, s->threshold + t, set_bytes);
+        moe_put_row(m, room + sets + at * row_bytes, s->h.x + (size_t)t * s->h.ld);
     }
     r->rows = n;
     s->sent[rank] = n;
@@ -87,7 +89,9 @@ void moe_dispatch(struct moe *m, int slot)
 {
     struct moe_slot *s = &m->slot[slot];
     enum timing_section was = timing_enter(m->timing, TIME_PACK);
-    struct request r = {.kind = s->route == ROUTE_STATIC ? MOE_KIND_STATIC : MOE_KIND_SUM,
+    struct request r = {.kind = s->route == ROUTE_STATIC    ? MOE_KIND_STATIC
+                                : s->route == ROUTE_NEURONS ? MOE_KIND_NEURON_SUM
+                                                            : MOE_KIND_SUM,
                         .layer = s->layer,
                         .flags = s->compensate ? MOE_FLAG_COMPENSATE : 0,
                         .number = {(double)s->scale},
@@ -161,7 +165,8 @@ static void work_here(struct moe *m, const struct moe_slot *s)
 {
     struct moe_job job = {.layer = s->layer,
                           .h = &s->h,
-                          .set = s->route == ROUTE_STATIC ? NULL : s->set,
+                          .set = s->route == ROUTE_STATIC || s->route == ROUTE_NEURONS ? NULL : s->set,
+                          .threshold = s->route == ROUTE_NEURONS ? s->threshold : NULL,
                           .shared = true,
                           .fixed = s->route == ROUTE_STATIC,
                           .compensate = s->compensate,

@@ -16,7 +16,9 @@ enum { MOE_BLOCK_ROWS = 512 };
  *   STATIC  rows                                         [n][D]
  *   SCORES  rows, dense outputs [n][D]; number[0] k/N    [n][held] f32
  *   ROWS    rows; MOE_FLAG_COMPENSATE                    [n][held][D] f32: e_i - mu_i, or e_i
- * Of SUM and STATIC rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others all is f32.
+ *   NEURON_SCORES  rows                                  [n][neurons of the held experts] f32: |z_j| |w_down_j|
+ *   NEURON_SUM     thresholds [n] f32, rows              [n][D]: only neurons with a score above the row's threshold
+ * Of SUM, STATIC and the last two rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others, and of scores, all is f32.
  */
 enum { MOE_FLAG_COMPENSATE = 1 };
 
@@ -28,9 +30,11 @@ struct moe_slot {
     enum route route;
     float scale;
     bool compensate;
-    uint64_t *set; /* [rows][words of the layer] active experts */
-    int *sent;     /* [ranks] rows posted to each rank */
-    int **place;   /* per rank, NULL for ranks that never get anything: [rows] where each row is in its answer, -1: not there */
+    uint64_t *set;    /* [rows][words of the layer] active experts */
+    float *threshold; /* [rows] of the neurons' scores; with an oracle */
+    uint64_t neurons; /* above it, over all rows */
+    int *sent;        /* [ranks] rows posted to each rank */
+    int **place; /* per rank, NULL for ranks that never get anything: [rows] where each row is in its answer, -1: not there */
 };
 
 /* One expert with its rows of a block (moe_work.c). */
@@ -38,7 +42,7 @@ struct moe_share {
     const struct expert *x;
     const int *row; /* [z.n] */
     struct rows z;  /* [z.n][neurons], between the two halves */
-    const float *mu;
+    const float *mu, *norm;
     float scale;
     int first_task, row_tasks;
     int place; /* in an answer of scores or rows */
@@ -82,7 +86,12 @@ struct moe {
     /* Coordinator's oracle. */
     size_t piece_bytes; /* room for centred rows [n][N][D], on followers too: of an answer */
     float *piece, *dense;
-    double *gram; /* [N][N] */
+    double *gram, *gain; /* [N][N], [N] */
+
+    /* With an oracle, every rank: |w_down_j| of the neurons it holds, computed when a layer asks first. */
+    float *norm;   /* [layers][norm_room]: the shared expert, then the held ones in order */
+    bool *normed;  /* [layers] */
+    int norm_room; /* neurons */
 };
 
 static inline const uint64_t *moe_held(const struct moe *m, int layer, int rank)
@@ -110,13 +119,14 @@ void moe_take_work(struct moe *m, struct arena_taker *t);
 /* What a rank computes for rows h of a layer. */
 struct moe_job {
     int layer;
-    const struct rows *h; /* moe_prepare() saw them */
-    const uint64_t *set;  /* [rows][words]: the experts it holds that are in a row's set; NULL: all it holds */
-    bool shared;          /* the shared expert too */
-    bool fixed;           /* with the static control's neurons */
-    bool compensate;      /* less the means of those experts */
-    float scale;          /* of all but the shared expert */
-    const double *start;  /* [D] what sums begin with, or NULL */
+    const struct rows *h;   /* moe_prepare() saw them */
+    const uint64_t *set;    /* [rows][words]: the experts it holds that are in a row's set; NULL: all it holds */
+    bool shared;            /* the shared expert too */
+    bool fixed;             /* with the static control's neurons */
+    const float *threshold; /* [rows]: of neurons only those whose score is above it; NULL: all */
+    bool compensate;        /* less the means of those experts */
+    float scale;            /* of all but the shared expert */
+    const double *start;    /* [D] what sums begin with, or NULL */
 };
 /* out[t] = start + the sum over experts, [rows][D] of i64, f32 or bf16 as `as` says. */
 void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as, void *out);
@@ -128,6 +138,13 @@ void moe_work_scores(struct moe *m, int layer, const struct rows *h, const float
                      bool packed);
 /* out[(t * stride + place) * D ...] = e_i - mu_i (or e_i). */
 void moe_work_rows(struct moe *m, int layer, const struct rows *h, bool compensate, float *out, int stride, bool packed);
+
+/* out[t * stride + place] = |z_j| |w_down_j| of the neurons this rank holds, the shared ones (if `shared`) first, then experts in order. */
+void moe_work_neuron_scores(struct moe *m, int layer, const struct rows *h, bool shared, float *out, int stride);
+/* |w_down_j| of the same neurons. */
+const float *moe_norms(struct moe *m, int layer);
+/* Neurons that a rank other than the coordinator holds. */
+int moe_held_neurons(const struct moe *m, int layer, int rank);
 
 /* Rows and sums in the widths in which they travel; n elements. */
 size_t moe_row_bytes(const struct moe *m);
@@ -150,5 +167,13 @@ status moe_teach_scores(struct moe *m, int slot, int layer, const float *h, cons
                         struct err *e);
 status moe_teach_gram(struct moe *m, int slot, int layer, const float *h, int rows, int k, bool compensate, uint64_t *set,
                       struct err *e);
+/* The same with as many experts as have a gain above `gain`. */
+status moe_teach_gram_variable(struct moe *m, int slot, int layer, const float *h, int rows, double gain, bool compensate,
+                               uint64_t *set, struct err *e);
+/* Fills threshold and neurons of a slot whose rows are set. */
+status moe_teach_neurons(struct moe *m, int slot, struct err *e);
+
+/* Rows as they travel: to[0] = h. */
+void moe_put_row(const struct moe *m, char *to, const float *h);
 
 #endif

@@ -46,6 +46,7 @@ struct work {
     /* Or, for the oracles: */
     const float *dense;
     float *to, part; /* part: k / N */
+    bool scores;     /* of neurons */
     int stride;
     bool packed;
 };
@@ -83,6 +84,11 @@ void moe_take_work(struct moe *m, struct arena_taker *t)
     m->need = arena_take(t, (size_t)m->n_layers, sizeof(*m->need));
     m->forms = arena_take(t, (size_t)m->n_layers, sizeof(*m->forms));
     m->share = arena_take(t, (size_t)m->most_held, sizeof(*m->share));
+    if (m->limits.oracle) {
+        m->norm_room = (int)neurons;
+        m->norm = arena_take(t, (size_t)m->n_layers * neurons, sizeof(*m->norm));
+        m->normed = arena_take(t, (size_t)m->n_layers, sizeof(*m->normed));
+    }
     m->active.begin = arena_take(t, (size_t)m->experts + 1, sizeof(*m->active.begin));
     m->active.row = arena_take(t, rows * held, sizeof(*m->active.row));
     m->all = arena_take(t, (size_t)m->limits.rows, sizeof(*m->all));
@@ -101,7 +107,8 @@ static int rows_at_once(const struct moe *m, int layer)
 
 /* ---- shares ---- */
 
-static void add_share(struct work *w, const struct expert *x, const int *row, int n, const float *mu, float scale, int place)
+static void add_share(struct work *w, const struct expert *x, const int *row, int n, const float *mu, const float *norm,
+                      float scale, int place)
 {
     struct moe_share *s = &w->share[w->shares++];
     int panels = packed_panels(x->gate.rows), each = n <= FEW_ROWS ? FEW_PANELS : IN_PANELS;
@@ -109,7 +116,8 @@ static void add_share(struct work *w, const struct expert *x, const int *row, in
     BUG_ON(!x->gate.lines || !x->up.lines || !x->down.lines); /* not held by this rank */
     BUG_ON(x->up.rows != x->gate.rows || x->down.cols != x->gate.rows);
     BUG_ON(w->job->fixed && !x->keep);
-    *s = (struct moe_share){.x = x, .row = row, .mu = mu, .scale = scale, .place = place, .first_task = w->in_tasks};
+    *s =
+        (struct moe_share){.x = x, .row = row, .mu = mu, .norm = norm, .scale = scale, .place = place, .first_task = w->in_tasks};
     s->z = (struct rows){.n = n, .cols = x->gate.rows, .ld = (size_t)x->gate.rows};
     s->row_tasks = (n + IN_ROWS - 1) / IN_ROWS;
     w->in_tasks += s->row_tasks * ((panels + each - 1) / each);
@@ -124,9 +132,11 @@ static void list_shares(struct work *w)
     const struct moe_layer *y = &m->layers[job->layer];
     const uint64_t *held = moe_held(m, job->layer, m->rank);
     int n = y->experts, place = 0;
+    const float *norm = job->threshold || w->scores ? moe_norms(m, job->layer) : NULL;
 
-    BUG_ON(job->compensate && !y->mu);
-    if (job->shared && y->shared.down.lines) add_share(w, &y->shared, m->all + w->first, w->rows, NULL, 1.0f, 0);
+    BUG_ON((job->compensate && !y->mu) || (norm && job->set));
+    if (job->shared && y->shared.down.lines) add_share(w, &y->shared, m->all + w->first, w->rows, NULL, norm, 1.0f, 0);
+    if (norm && m->coordinator && y->shared.down.lines) norm += y->shared.gate.rows;
     if (n == 0) return;
     if (job->set) active_list(&m->active, job->set, w->first, w->rows, n, held);
     for (int i = bits_next(held, n, 0); i < n; i = bits_next(held, n, i + 1), place++) {
@@ -134,7 +144,8 @@ static void list_shares(struct work *w)
         const int *row = job->set ? m->active.row + m->active.begin[i] : m->all + w->first;
         int rows = job->set ? m->active.begin[i + 1] - m->active.begin[i] : w->rows;
 
-        if (rows > 0) add_share(w, &y->expert[i], row, rows, mu, job->scale, w->packed ? place : i);
+        if (rows > 0) add_share(w, &y->expert[i], row, rows, mu, norm, job->scale, w->packed ? place : i);
+        if (norm) norm += y->expert[i].gate.rows;
     }
 }
 
@@ -204,8 +215,14 @@ static const struct moe_share *share_of(const struct work *w, int item)
     return &w->share[low];
 }
 
-/* z, as the tile gives it, into its place; the static control puts means in for neurons. */
-static void keep_z(const struct moe_share *s, bool fixed, const float *tile, size_t ld, int row, int rows, int first, int columns)
+static float neuron_score(float z, float norm)
+{
+    return fabsf(z) * norm;
+}
+
+/* z, as the tile gives it, into its place; the static control puts means in for neurons, a threshold takes those out that are not above it. */
+static void keep_z(const struct moe_share *s, const struct moe_job *job, const float *tile, size_t ld, int row, int rows,
+                   int first, int columns)
 {
     const struct expert *x = s->x;
 
@@ -213,8 +230,10 @@ static void keep_z(const struct moe_share *s, bool fixed, const float *tile, siz
         float *z = (float *)s->z.x + (size_t)(row + t) * s->z.ld + (size_t)first;
 
         memcpy(z, tile, (size_t)columns * sizeof(*z));
-        for (int j = 0; fixed && j < columns; j++)
+        for (int j = 0; job->fixed && j < columns; j++)
             if (!x->keep[first + j]) z[j] = x->fill ? x->fill[first + j] : 0.0f;
+        for (int j = 0; job->threshold && j < columns; j++)
+            if (!(neuron_score(z[j], s->norm[first + j]) > job->threshold[s->row[row + t]])) z[j] = 0.0f;
     }
     if (rows_wait(&s->z)) {
         struct rows z = s->z;
@@ -248,7 +267,7 @@ static void in_task(void *ctx, int item, int worker)
         w->kernel->product(up, ld, w->job->h, s->row + row, rows, &s->x->up, first, panels, scratch);
     }
     silu_mul(gate, up, cells);
-    keep_z(s, w->job->fixed, gate, ld, row, rows, first * PANEL_LANES, columns);
+    keep_z(s, w->job, gate, ld, row, rows, first * PANEL_LANES, columns);
     task_progress(w, worker);
 }
 _Static_assert(2 * IN_ROWS * IN_PANELS * PANEL_LANES * sizeof(float) <= GEMM_ROOM_BYTES, "gate and up of a task");
@@ -463,6 +482,73 @@ void moe_work_rows(struct moe *m, int layer, const struct rows *h, bool compensa
     struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f, .compensate = compensate};
 
     oracle(m, &job, (struct work){.to = out, .stride = stride, .packed = packed});
+}
+
+/* ---- neurons ---- */
+
+/* In the order of the columns' elements, in double: the same bits wherever the expert is. */
+static void norms_of(float *out, const struct packed *down)
+{
+    for (int j = 0; j < down->cols; j++) {
+        double sum = 0;
+
+        for (int d = 0; d < down->rows; d++) sum += (double)packed_at(down, d, j) * (double)packed_at(down, d, j);
+        out[j] = (float)sqrt(sum);
+    }
+}
+
+const float *moe_norms(struct moe *m, int layer)
+{
+    const struct moe_layer *y = &m->layers[layer];
+    const uint64_t *held = moe_held(m, layer, m->rank);
+    float *norm = m->norm + (size_t)layer * (size_t)m->norm_room;
+    int at = 0, n = y->experts;
+
+    BUG_ON(!m->limits.oracle || m->need[layer] > m->norm_room);
+    if (m->normed[layer]) return norm;
+    if (m->coordinator && y->shared.down.lines) {
+        norms_of(norm, &y->shared.down);
+        at = y->shared.gate.rows;
+    }
+    for (int i = bits_next(held, n, 0); i < n; i = bits_next(held, n, i + 1)) {
+        norms_of(norm + at, &y->expert[i].down);
+        at += y->expert[i].gate.rows;
+        moe_progress(m);
+    }
+    m->normed[layer] = true;
+    return norm;
+}
+
+static void scores_task(void *ctx, int item, int worker)
+{
+    const struct work *w = ctx;
+    int row = w->first + item;
+    float *to = w->to + (size_t)row * (size_t)w->stride;
+
+    for (int s = 0; s < w->shares; s++) {
+        const struct moe_share *x = &w->share[s];
+        const float *z = x->z.x + (size_t)item * x->z.ld;
+
+        for (int j = 0; j < x->z.cols; j++) *to++ = neuron_score(z[j], x->norm[j]);
+    }
+    task_progress(w, worker);
+}
+
+void moe_work_neuron_scores(struct moe *m, int layer, const struct rows *h, bool shared, float *out, int stride)
+{
+    struct moe_job job = {.layer = layer, .h = h, .shared = shared, .scale = 1.0f};
+    enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
+    int rows = h->n, each = rows_at_once(m, layer);
+
+    for (int first = 0; first < rows; first += each) {
+        struct work w = {.to = out, .stride = stride, .scores = true};
+
+        work_begin(&w, m, &job, first, rows - first < each ? rows - first : each);
+        loop(&w, w.in_tasks, in_task);
+        loop(&w, w.rows, scores_task);
+        count_work(&w);
+    }
+    timing_enter(m->timing, was);
 }
 
 /* ---- sums out of range ---- */

@@ -85,7 +85,7 @@ static void part_open(struct part *u, struct comm *c, int shape, int variant)
     if (shapes[shape].cancel) cancel(u->w);
     place(&u->p, variant, experts, ranks);
     moe_world_hide(u->w, &u->p, rank);
-    moe_exchange_limits(&wire, LAYERS, experts, width, limits);
+    moe_exchange_limits(&wire, LAYERS, experts, width, neurons, limits);
     cost = moe_cost(&u->p, rank, LAYERS, experts, width, neurons, limits);
     if (ranks > 1) cost += exchange_cost(rank == 0, ranks, wire);
     assert_int_equal(gemm_open(&u->g, 1, isa_best(), &e), OK);
@@ -179,14 +179,17 @@ static void compare(struct part *whole, struct part *spread, const struct routin
 
 static void compare_all(struct part *whole, struct part *spread, struct router *router)
 {
-    static const enum route routes[] = {ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC};
+    static const enum route routes[] = {ROUTE_ALL,  ROUTE_ROUTER, ROUTE_RANDOM,  ROUTE_PAPER,
+                                        ROUTE_GRAM, ROUTE_STATIC, ROUTE_NEURONS, ROUTE_GRAM_VARIABLE};
+    static const double gain[LAYERS] = {1, 40};
     static const int cuts[] = {9, -1, 0, ROWS};
 
     router->by_threshold = false;
-    for (int v = 0; v < 12; v++) {
-        struct routing how = {.route = routes[v % 6], .router = router, .scale = 1.4f, .compensate = v >= 6, .seed = 4};
+    for (int v = 0; v < 16; v++) {
+        struct routing how = {
+            .route = routes[v % 8], .router = router, .gain = gain, .scale = 1.4f, .compensate = v >= 8, .seed = 4};
 
-        compare(whole, spread, &how, (v / 6 + v) & 1, cuts, v == 7 ? 4 : 1 + (v >= 6));
+        compare(whole, spread, &how, (v / 8 + v) & 1, cuts, v == 9 ? 4 : 1 + (v >= 8));
     }
     router->by_threshold = true; /* the number of active experts varies, and is 0 for some rows */
     compare(whole, spread, &(struct routing){.route = ROUTE_ROUTER, .router = router, .scale = 1, .compensate = true}, 1, cuts,
@@ -238,6 +241,8 @@ static void compare_teacher(struct part *whole, struct part *spread)
         assert_memory_equal(score[0], score[1], (size_t)(ROWS * experts) * sizeof(float));
         assert_memory_equal(set[0], set[1], (size_t)(ROWS * words) * sizeof(uint64_t));
     }
+    for (int i = 0; i < 2; i++) ok(moe_gram_gains(parts[i]->m, 1, h, ROWS, true, score[i], &e), &e);
+    assert_memory_equal(score[0], score[1], (size_t)(ROWS * experts) * sizeof(float));
     free(score[0]), free(score[1]);
 }
 

@@ -71,6 +71,29 @@ static void test_gram_by_hand(void **state)
     gram_best(&set, NULL, 0, 0);
 }
 
+/* Gains by their definition: the error of the best greedy choice of s experts less that of s - 1, never rising. */
+static void test_gains(void **state)
+{
+    const float c[4][2] = {{5, 0}, {-5, 0}, {0, 1}, {0, 2}};
+    double g[16], gain[4];
+    uint64_t set;
+
+    (void)state;
+    gram_matrix(g, c[0], 4, 2);
+    /* error 9 with none; + {3}: 1, + {2}: 0; each of the two that cancel makes it worse before both make it 0 again */
+    gram_gains(gain, g, 4);
+    assert_true(gain[0] == 8 && gain[1] == 1 && gain[2] == -25 && gain[3] == -25);
+    assert_int_equal(gram_variable(&set, gain, g, 4, 8), 0);
+    assert_int_equal(set, 0);
+    assert_int_equal(gram_variable(&set, gain, g, 4, 1), 1);
+    assert_int_equal(set, 8);
+    assert_int_equal(gram_variable(&set, gain, g, 4, 0), 2);
+    assert_int_equal(set, 12);
+    assert_int_equal(gram_variable(&set, gain, g, 4, -INFINITY), 4);
+    assert_int_equal(set, 15);
+    gram_gains(NULL, NULL, 0);
+}
+
 static void random_gram(double *g, int n, int width, uint64_t seed)
 {
     static float c[128 * 16];
@@ -168,8 +191,8 @@ static void test_gram_greedy(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_paper_by_hand),    cmocka_unit_test(test_gram_matrix), cmocka_unit_test(test_gram_by_hand),
-        cmocka_unit_test(test_gram_enumeration), cmocka_unit_test(test_gram_greedy),
+        cmocka_unit_test(test_paper_by_hand), cmocka_unit_test(test_gram_matrix),      cmocka_unit_test(test_gram_by_hand),
+        cmocka_unit_test(test_gains),         cmocka_unit_test(test_gram_enumeration), cmocka_unit_test(test_gram_greedy),
     };
 
     return cmocka_run_group_tests_name("labels", tests, NULL, NULL);

@@ -560,13 +560,79 @@ static void test_limit_of_sums(void **state)
     bench_close(&b);
 }
 
+static double plain_z(const struct expert *x, const float *h, int j)
+{
+    double gate = 0, up = 0;
+
+    for (int d = 0; d < x->gate.cols; d++) {
+        gate += (double)packed_at(&x->gate, j, d) * (double)h[d];
+        up += (double)packed_at(&x->up, j, d) * (double)h[d];
+    }
+    return gate / (1 + exp(-gate)) * up;
+}
+
+struct neuron {
+    double z, score;
+    const struct expert *x;
+    int j;
+};
+
+static int by_score(const void *a, const void *b)
+{
+    double x = ((const struct neuron *)a)->score, y = ((const struct neuron *)b)->score;
+
+    return (x < y) - (x > y);
+}
+
+/* The neuron-level ceiling against its definition: sort all neurons of the layer by |z_j| |w_down_j|, add up the first A. */
+static void test_neurons(void **state)
+{
+    struct neuron n[256];
+
+    (void)state;
+    for (int i = 0; i < SHAPES; i++) {
+        struct bench b;
+        float h[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX] = {0};
+
+        bench_open(&b, &shapes[i], ROWS, true, 2);
+        struct moe_layer *y = &b.w->layer[1];
+        world_rows(h, ROWS, b.w->width, 7);
+        moe_stats_clear(b.m);
+        step(&b, 0, 1, h, ROWS, &(struct routing){.route = ROUTE_NEURONS, .scale = 3, .compensate = true}, x, NULL);
+        assert_int_equal(moe_stats(b.m)->neurons, ROWS * y->neurons_active);
+        for (int t = 0; t < ROWS; t++) {
+            double want[WIDTH_MAX] = {0};
+            int count = 0;
+
+            for (int e = -1; e < b.w->experts; e++) {
+                const struct expert *of = e < 0 ? &y->shared : &y->expert[e];
+
+                for (int j = 0; of->down.lines && j < of->gate.rows; j++) {
+                    double norm = 0, z = plain_z(of, h + t * b.w->width, j);
+
+                    for (int d = 0; d < b.w->width; d++) norm += pow((double)packed_at(&of->down, d, j), 2);
+                    n[count++] = (struct neuron){z, fabs(z) * sqrt(norm), of, j};
+                }
+            }
+            assert_int_equal(count, b.w->neurons);
+            qsort(n, (size_t)count, sizeof(*n), by_score);
+            for (int a = 0; a < y->neurons_active; a++)
+                for (int d = 0; d < b.w->width; d++) want[d] += n[a].z * (double)packed_at(&n[a].x->down, d, n[a].j);
+            for (int d = 0; d < b.w->width; d++)
+                if (fabs((double)x[t * b.w->width + d] - want[d]) > 1e-3 * (1 + fabs(want[d])))
+                    fail_msg("shape %d row %d: %g, expected %g", i, t, (double)x[t * b.w->width + d], want[d]);
+        }
+        bench_close(&b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_plain),        cmocka_unit_test(test_router),  cmocka_unit_test(test_row_invariance),
         cmocka_unit_test(test_all_active_is_dense),  cmocka_unit_test(test_oracles), cmocka_unit_test(test_grid_is_exact),
         cmocka_unit_test(test_not_finite_and_empty), cmocka_unit_test(test_memory),  cmocka_unit_test(test_limit_of_sums),
-        cmocka_unit_test(test_fine_experts),
+        cmocka_unit_test(test_fine_experts),         cmocka_unit_test(test_neurons),
     };
 
     return cmocka_run_group_tests_name("moe", tests, NULL, NULL);
