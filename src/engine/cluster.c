@@ -322,6 +322,7 @@ status cluster_model(struct cluster *c, const char *directory, struct model_limi
 
 status cluster_router(struct cluster *c, const struct router *r, struct err *e)
 {
+    if (r && moe_select(model_moe(c->model), r, e)) return e->code;
     return c->spread.coordinators ? spread_router(&c->spread, r, e) : OK;
 }
 

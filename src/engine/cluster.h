@@ -22,7 +22,7 @@ void cluster_close(struct cluster *c);
  * "rank R (HOST): ...".  The model belongs to the cluster. */
 status cluster_model(struct cluster *c, const char *directory, struct model_limits limits, struct model **out, struct err *e);
 /* Coordinator.  forward() on the open model, by all its coordinators (model_limits.coordinators) if there are several: those have to be told the router of ROUTE_ROUTER
- * first, once. */
+ * first, once; so have the ranks that hold experts, if it brings means of its own (moe_select()).  It is borrowed while it is in use. */
 status cluster_forward(struct cluster *c, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
                        struct err *e);
 status cluster_router(struct cluster *c, const struct router *r, struct err *e);

@@ -20,8 +20,9 @@ struct forward_head {
 /* In front of a piece of a router. */
 struct router_head {
     int32_t layers, experts, by_threshold, format; /* format: of the packed matrices, -1 none */
-    uint64_t at, n, all; /* floats: of the piece, of weights, biases and thresholds one behind the other */
-    int32_t pad[6];
+    uint64_t at, n, all; /* floats: of the piece, of all its parts (router_parts()) one behind the other */
+    struct router_form form;
+    int32_t pad;
 };
 
 _Static_assert(sizeof(struct forward_head) == 64 && sizeof(struct router_head) == 64, "what is behind them is aligned");
@@ -161,34 +162,42 @@ static void post(struct spread *s, int rank, int kind, int rows, const char *wha
     exchange_post(s->work, 0, rank, &r, room, bytes, NULL, 0);
 }
 
-/* The floats of a router one behind the other: copies n of them from `at`, or into it. */
-static void move_floats(const struct router *r, uint64_t at, uint64_t n, float *out, const float *in)
+static uint64_t part_floats(const struct router *r, const struct router_part *p)
 {
-    uint64_t sets = (uint64_t)r->layers * (uint64_t)r->experts;
-    uint64_t size[] = {sets * (uint64_t)r->width, sets, (uint64_t)r->layers};
-    float *part[] = {r->weight, r->bias, r->threshold};
+    return (uint64_t)r->layers * p->rows * p->cols;
+}
 
-    for (int i = 0; i < 3; i++) {
-        uint64_t begin = at < size[i] ? at : size[i], end = at + n < size[i] ? at + n : size[i];
+/* The floats of a router one behind the other: copies n of them from `at`, or into it. */
+static void move_floats(struct router *r, uint64_t at, uint64_t n, float *out, const float *in)
+{
+    struct router_part part[ROUTER_PARTS];
+    int parts = router_parts(r, part);
+
+    for (int i = 0; i < parts; i++) {
+        uint64_t size = part_floats(r, &part[i]), begin = at < size ? at : size, end = at + n < size ? at + n : size;
 
         if (end > begin) {
             size_t bytes = (size_t)(end - begin) * sizeof(float);
+            float *x = *part[i].where + begin;
 
-            if (out) memcpy(out, part[i] + begin, bytes), out += end - begin;
-            else memcpy(part[i] + begin, in, bytes), in += end - begin;
+            if (out) memcpy(out, x, bytes), out += end - begin;
+            else memcpy(x, in, bytes), in += end - begin;
         }
-        at = at > size[i] ? at - size[i] : 0;
+        at = at > size ? at - size : 0;
         n -= end - begin;
     }
 }
 
 status spread_router(struct spread *s, const struct router *r, struct err *e)
 {
-    uint64_t most = ROUTER_PIECE / sizeof(float), all;
+    uint64_t most = ROUTER_PIECE / sizeof(float), all = 0;
+    struct router_part part[ROUTER_PARTS];
+    struct router from;
     status st = OK;
 
     if (!r) return OK;
-    all = (uint64_t)r->layers * (uint64_t)r->experts * (uint64_t)(r->width + 1) + (uint64_t)r->layers;
+    from = *r;
+    for (int i = 0, parts = router_parts(&from, part); i < parts; i++) all += part_floats(r, &part[i]);
     for (uint64_t at = 0; at < all && !st; at += most) {
         uint64_t n = all - at < most ? all - at : most;
         size_t bytes = sizeof(struct router_head) + (size_t)n * sizeof(float);
@@ -202,8 +211,9 @@ status spread_router(struct spread *s, const struct router *r, struct err *e)
                                          .format = r->packed ? (int32_t)r->packed[0].format : -1,
                                          .at = at,
                                          .n = n,
-                                         .all = all};
-            move_floats(r, at, n, (float *)(head + 1), NULL);
+                                         .all = all,
+                                         .form = router_form_of(r)};
+            move_floats(&from, at, n, (float *)(head + 1), NULL);
             post(s, rank, SPREAD_KIND_ROUTER, 0, "router", head, bytes);
         }
         st = exchange_wait(s->work, 0, e);
@@ -303,14 +313,15 @@ static status take_router(struct spread *s, const struct router_head *head, stru
 
     if (head->at == 0) {
         router_free(r);
-        st = router_alloc(r, model_shape(s->model), e);
+        st = router_alloc_form(r, model_shape(s->model), &head->form, e);
     }
     if (st) return st;
     BUG_ON(head->layers != r->layers || head->experts != r->experts);
     r->by_threshold = head->by_threshold;
     move_floats(r, head->at, head->n, NULL, (const float *)(head + 1));
-    if (head->at + head->n == head->all && head->format >= 0) st = router_pack(r, (enum format)head->format, s->gemm, e);
-    return st;
+    if (head->at + head->n < head->all) return OK;
+    if (head->format >= 0) st = router_pack(r, (enum format)head->format, s->gemm, e);
+    return st ? st : moe_select_here(model_moe(s->model), r, e);
 }
 
 static status run(struct spread *s, const struct request *r, const struct forward_head *head, float *hidden, struct err *e)

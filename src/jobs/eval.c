@@ -192,8 +192,10 @@ static struct routing route_of(enum spec_variant v, const struct shape *shape, c
 {
     static const enum route routes[VARIANTS] = {ROUTE_ALL, ROUTE_STATIC, ROUTE_RANDOM, ROUTE_ROUTER, ROUTE_GRAM};
 
+    bool own = v == VARIANT_ROUTER && (router->mu || router->low_rank); /* compensation */
+
     return (struct routing){
-        .route = routes[v], .router = router, .scale = shape->scale, .compensate = shape->compensate, .seed = seed};
+        .route = routes[v], .router = router, .scale = shape->scale, .compensate = shape->compensate || own, .seed = seed};
 }
 
 /* --- measuring --- */
@@ -264,6 +266,7 @@ static status measure(struct eval_run *r, struct eval_side *side, enum spec_vari
     const char *name = spec_variant_name(v);
     char what[64];
 
+    if (v == VARIANT_ROUTER && cluster_router(r->job->cluster, router, e)) return e->code;
     moe_stats_clear(moe);
     if (measure_text(r, x, scorer, &how, name, e)) return e->code;
     if (r->n_pieces) {

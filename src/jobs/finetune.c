@@ -163,8 +163,8 @@ static status save(struct run *r, struct err *e)
     json_put_real(o, "loss_last", r->loss_last);
     json_put_real(o, "seconds", seconds_so_far(r));
     json_put(o, "before", json_clone(r->before));
-    stage1_arrays(r->trainer, arrays);
-    status s = checkpoint_write(r->checkpoint, r->identity, o, arrays, STAGE1_ARRAYS, e);
+    int n = stage1_arrays(r->trainer, arrays);
+    status s = checkpoint_write(r->checkpoint, r->identity, o, arrays, n, e);
     json_free(o);
     r->saved_step = stage1_steps(r->trainer);
     r->saved_tokens = r->tokens;
@@ -180,8 +180,9 @@ static status resume(struct run *r, struct err *e)
     struct json_t *o;
     int64_t step, pass, at;
 
-    stage1_arrays(r->trainer, arrays);
-    if (checkpoint_read(&o, path, r->identity, arrays, STAGE1_ARRAYS, e)) return e->code;
+    int n = stage1_arrays(r->trainer, arrays);
+
+    if (checkpoint_read(&o, path, r->identity, arrays, n, e)) return e->code;
     status s = json_get_int(&step, o, "step", 1, r->steps, JSON_REQUIRED, path, e);
     if (!s) s = json_get_int(&r->tokens, o, "tokens", 1, INT64_MAX / 2, JSON_REQUIRED, path, e);
     if (!s) s = json_get_int(&pass, o, "pass", 0, INT64_MAX / 2, JSON_REQUIRED, path, e);

@@ -2,6 +2,7 @@
  * moe_teach.c. */
 #include "moe/moe.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/bits.h"
@@ -79,6 +80,7 @@ static void take_all(struct moe *m, struct arena_taker *t, const struct placemen
                       .limits = limits,
                       .piece_bytes = piece_bytes(experts, width, neurons, limits)};
     moe_take_work(m, t);
+    m->means = arena_take(t, (size_t)layers, sizeof(*m->means));
     m->held = arena_take(t, (size_t)layers * (size_t)p->ranks * (size_t)m->words, sizeof(*m->held));
     if (m->coordinator) take_coordinator(m, t);
     if (!m->coordinator || limits.coordinators > 1) take_follower(m, t);
@@ -99,7 +101,7 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
     size_t set = (size_t)bits_words(experts) * sizeof(uint64_t), rows = (size_t)limits.rows;
 
     (void)layers;
-    x->request_bytes = moe_line(rows * set) + rows * moe_row_bytes(&m);
+    x->request_bytes = larger(moe_line(rows * set) + rows * moe_row_bytes(&m), (size_t)width * sizeof(float)); /* or a mean */
     x->answer_bytes = rows * moe_sum_bytes(&m);
     if (limits.oracle) {
         x->request_bytes = larger(x->request_bytes, rows * 2 * (size_t)width * sizeof(float));
@@ -140,17 +142,13 @@ static void open_layer(struct moe *m, int l)
 }
 
 /* Terms of a sum: experts, the shared one, the means of active experts, and their total. */
-static status check_terms(const struct moe_layer *layers, int n_layers, struct err *e)
+status moe_check_terms(const struct moe_layer *y, int layer, bool means, struct err *e)
 {
-    for (int l = 0; l < n_layers; l++) {
-        int terms = layers[l].experts * (layers[l].mu ? 2 : 1) + 2;
+    int terms = y->experts * (means ? 2 : 1) + 2;
 
-        if (terms > EXACT_TERMS)
-            return err_set(e, ERR_LIMIT, "layer %d: %d experts%s are more than can be added exactly: expected at most %d", l,
-                           layers[l].experts, layers[l].mu ? " with compensation" : "",
-                           (EXACT_TERMS - 2) / (layers[l].mu ? 2 : 1));
-    }
-    return OK;
+    if (terms <= EXACT_TERMS) return OK;
+    return err_set(e, ERR_LIMIT, "layer %d: %d experts%s are more than can be added exactly: expected at most %d", layer,
+                   y->experts, means ? " with compensation" : "", (EXACT_TERMS - 2) / (means ? 2 : 1));
 }
 
 status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int width, int neurons, const struct placement *p,
@@ -160,7 +158,8 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
 
     *out = NULL;
     BUG_ON(n_layers != p->layers);
-    if (check_terms(layers, n_layers, e)) return e->code;
+    for (int l = 0; l < n_layers; l++)
+        if (moe_check_terms(&layers[l], l, layers[l].mu, e)) return e->code;
     struct moe *m = arena_alloc(a, 1, sizeof(*m), e);
     if (!m) return e->code;
     take_all(m, &t, p, rank, n_layers, p->experts, width, neurons, limits);
@@ -182,7 +181,10 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
 
 void moe_close(struct moe *m)
 {
-    (void)m; /* all of it is the arena's */
+    if (!m) return;
+    free(m->means_memory); /* all else is the arena's */
+    free(m->means_total);
+    m->means_memory = NULL, m->means_total = NULL;
 }
 
 void moe_time(struct moe *m, struct timing *t)
@@ -237,21 +239,12 @@ void moe_slot_rows(struct moe *m, struct moe_slot *s, int layer, const float *h,
 
 static void route_by_router(struct moe *m, struct moe_slot *s, const struct router *r, int k)
 {
-    size_t n = (size_t)m->layers[s->layer].experts, at = (size_t)s->layer * n;
+    int n = m->layers[s->layer].experts;
 
-    BUG_ON(!r || (size_t)r->experts != n || r->width != m->width || s->layer >= r->layers);
-    struct mat w = {.data = r->weight + at * (size_t)m->width,
-                    .dtype = DT_F32,
-                    .rows = r->experts,
-                    .cols = m->width,
-                    .stride = (size_t)m->width};
-
-    if (s->h.n == 0) return;
-    if (r->packed) {
-        if (gemm_rows(m->gemm, &s->h, r->packed[s->layer].format, s->quantized)) gemm_quantize(m->gemm, &s->h);
-        gemm_product(m->gemm, m->scores, n, &s->h, &r->packed[s->layer], r->bias + at);
-    } else gemm_xwt(m->gemm, m->scores, n, s->h.x, s->h.ld, s->h.n, &w, r->bias + at);
-    route_select(s->set, m->scores, s->h.n, r->experts, k, r, s->layer);
+    BUG_ON(!r || r->experts != n || r->width != m->width || r->rank > r->width);
+    /* The sums lie idle until the slot ends: there is room for the router's inner activations. */
+    router_scores(r, m->gemm, s->layer, &s->h, s->quantized, m->sum, m->scores);
+    route_select(s->set, m->scores, s->h.n, n, k, r, s->layer);
 }
 
 static status route_by_paper(struct moe *m, int slot, struct err *e)
@@ -340,8 +333,11 @@ status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint6
     status code = route(m, slot, key, how, e);
     if (!code) {
         s->route = how->route;
-        s->scale = plain ? 1.0f : how->scale;
-        s->compensate = !plain && how->compensate && m->layers[layer].mu_total;
+        s->router = how->route == ROUTE_ROUTER && m->layers[layer].experts ? how->router : NULL;
+        s->scale = plain ? 1.0f : s->router && s->router->scale ? s->router->scale[layer] : how->scale;
+        s->compensate = !plain && how->compensate && (m->layers[layer].mu_total || (s->router && s->router->mu));
+        s->low_rank = s->router && s->router->low_rank && how->compensate;
+        BUG_ON(moe_own_means(s) && m->means_of != s->router->mu); /* moe_select() was forgotten */
         count(m, s);
         moe_dispatch(m, slot);
         s->busy = true;
@@ -359,7 +355,9 @@ status moe_end(struct moe *m, int slot, float *x, uint64_t *active, struct err *
     if (active) {
         memcpy(active, s->set, (size_t)s->h.n * (size_t)bits_words(m->layers[s->layer].experts) * sizeof(*active));
     }
-    return moe_combine(m, slot, x, e);
+    status code = moe_combine(m, slot, x, e);
+    if (!code) moe_add_low_rank(m, s, x);
+    return code;
 }
 
 const struct moe_stats *moe_stats(const struct moe *m)

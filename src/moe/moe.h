@@ -1,6 +1,6 @@
 /* The factorized FFNs of a model over the ranks: route, dispatch, compute, combine.
  *
- *   yhat(h) = e_s(h) + sum_{i in A} scale * e_i(h) + sum_{i not in A} mu_i
+ *   yhat(h) = e_s(h) + sum_{i in A} scale * e_i(h) + sum_{i not in A} mu_i (+ B A h + d)
  *
  * The coordinator routes and holds the shared experts; every rank (the coordinator too, if the placement says so) holds the experts its placement gives it.
  * A token costs one row out and one row back per rank that holds an active expert of it: the rank sums there, exactly (exact.h), so all placements give
@@ -23,6 +23,7 @@
 #include "comm/exchange.h"
 #include "moe/expert.h"
 #include "moe/placement.h"
+#include "moe/router.h"
 #include "num/gemm.h"
 
 /* One layer as a rank sees it.  Arrays are owned by whoever bound the weights (model/weights), and live longer than the moe. */
@@ -37,16 +38,6 @@ struct moe_layer {
     int64_t neurons_active; /* of a token in the mean by design: shared + k * m, for reports */
 };
 
-/* A router: linear with bias; z = W h + b; [N, D] and [N] per layer. */
-struct router {
-    int layers, experts, width;
-    float *weight;               /* [layers][experts][width] */
-    float *bias;                 /* [layers][experts] */
-    const struct packed *packed; /* [layers]: used in place of `weight` (which a training needs), of any format; or NULL */
-    bool by_threshold;
-    float *threshold; /* [layers]: active are all z > threshold */
-};
-
 enum route { ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC, ROUTE_GRAM_VARIABLE, ROUTE_NEURONS };
 
 /* How a forward pass routes.  `paper`, `gram` and what follows are oracles: they look at what experts or neurons give for the state that arrives.
@@ -59,7 +50,7 @@ struct routing {
     int active;                  /* k of top-k, of ROUTE_ROUTER and ROUTE_RANDOM; 0: the layer's */
     const double *gain;          /* [layers] for ROUTE_GRAM_VARIABLE */
     float scale;                 /* of active experts; ignored by ROUTE_ALL, ROUTE_STATIC and ROUTE_NEURONS */
-    bool compensate;             /* add mu_i of inactive experts; ignored by the same */
+    bool compensate; /* add mu_i of inactive experts (the router's, if it has them) and its term of low rank; ignored by the same */
     uint64_t seed;               /* for ROUTE_RANDOM: the set of a row depends on (seed, layer, key of the row) alone */
 };
 
@@ -107,6 +98,12 @@ status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint6
                  struct err *e);
 /* Between pieces of other work while a slot is in flight: lets its messages move.  Cheap. */
 void moe_progress(struct moe *m);
+/* Before a router with means of its own is used (r->mu): gives them to the ranks that hold the experts; others need nothing.  They stay until the next call
+ * with such a router, beside the model's own, which all other routes use.  Coordinator; synchronous, over slot 0, nothing in flight.  ERR_LIMIT. */
+status moe_select(struct moe *m, const struct router *r, struct err *e);
+/* What moe_select() does on this rank alone: another coordinator's part, whose experts' means rank 0 sends. */
+status moe_select_here(struct moe *m, const struct router *r, struct err *e);
+
 /* x[t] += yhat(h_t).  active, if not NULL, gets the sets: [rows][bits_words(N)]; after ROUTE_NEURONS they mean nothing. */
 status moe_end(struct moe *m, int slot, float *x, uint64_t *active, struct err *e);
 
@@ -132,7 +129,8 @@ enum {
     MOE_KIND_ROWS,
     MOE_KIND_NEURON_SCORES,
     MOE_KIND_NEURON_SUM,
-    MOE_KIND_LAST = MOE_KIND_NEURON_SUM
+    MOE_KIND_MEANS,
+    MOE_KIND_LAST = MOE_KIND_MEANS
 };
 void moe_answer(struct moe *m, struct exchange *x, const struct request *r, const void *payload);
 

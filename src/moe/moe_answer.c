@@ -32,6 +32,7 @@ static void answer_sum(struct moe *m, struct exchange *x, const struct request *
                           .threshold = neurons ? (const float *)(const void *)payload : NULL,
                           .fixed = fixed,
                           .compensate = r->flags & MOE_FLAG_COMPENSATE,
+                          .means = r->flags & MOE_FLAG_MEANS,
                           .scale = (float)r->number[0]};
     void *room = exchange_answer_room(x, bytes);
     struct err mine = {0};
@@ -89,6 +90,9 @@ void moe_answer(struct moe *m, struct exchange *x, const struct request *r, cons
         break;
     case MOE_KIND_NEURON_SCORES:
         answer_neurons(m, x, r, payload);
+        break;
+    case MOE_KIND_MEANS:
+        moe_answer_means(m, x, r, payload);
         break;
     default:
         BUG_ON(true); /* not a request for the experts: our caller sorts them */

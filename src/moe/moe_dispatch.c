@@ -93,10 +93,10 @@ void moe_dispatch(struct moe *m, int slot)
                                 : s->route == ROUTE_NEURONS ? MOE_KIND_NEURON_SUM
                                                             : MOE_KIND_SUM,
                         .layer = s->layer,
-                        .flags = s->compensate ? MOE_FLAG_COMPENSATE : 0,
                         .number = {(double)s->scale},
                         .what = "experts"};
 
+    if (s->compensate) r.flags = MOE_FLAG_COMPENSATE | (moe_own_means(s) ? MOE_FLAG_MEANS : 0);
     memset(s->sent, 0, (size_t)m->ranks * sizeof(*s->sent));
     for (int rank = 0; s->h.n > 0 && rank < m->ranks; rank++) {
         if (rank != m->rank && moe_holds(m, s->layer, rank)) post_rows(m, slot, rank, &r);
@@ -170,9 +170,11 @@ static void work_here(struct moe *m, const struct moe_slot *s)
                           .shared = true,
                           .fixed = s->route == ROUTE_STATIC,
                           .compensate = s->compensate,
-                          .scale = s->scale,
-                          .start = s->compensate ? m->layers[s->layer].mu_total : NULL};
+                          .means = moe_own_means(s),
+                          .scale = s->scale};
 
+    if (s->compensate)
+        job.start = job.means ? m->means_total + (size_t)s->layer * (size_t)m->width : m->layers[s->layer].mu_total;
     moe_work_sum(m, &job, MOE_ANSWERS_EXACT, m->sum);
 }
 

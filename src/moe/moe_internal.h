@@ -12,15 +12,17 @@ enum { MOE_BLOCK_ROWS = 512 };
 /* What travels (exchange.h), for n rows; a part begins at a multiple of 64 bytes:
  *   kind    request                                      answer
  *   SUM     sets [n][words] u64, rows [n][D];             [n][D]: the rank's sum
- *           number[0] scale, MOE_FLAG_COMPENSATE
+ *           number[0] scale, MOE_FLAG_COMPENSATE, _MEANS
  *   STATIC  rows                                         [n][D]
  *   SCORES  rows, dense outputs [n][D]; number[0] k/N    [n][held] f32
  *   ROWS    rows; MOE_FLAG_COMPENSATE                    [n][held][D] f32: e_i - mu_i, or e_i
  *   NEURON_SCORES  rows                                  [n][neurons of the held experts] f32: |z_j| |w_down_j|
  *   NEURON_SUM     thresholds [n] f32, rows              [n][D]: only neurons with a score above the row's threshold
- * Of SUM, STATIC and the last two rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others, and of scores, all is f32.
+ *   MEANS   means of held experts [n][D] f32, from        nothing
+ *           place number[0] among the held
+ * Of SUM, STATIC and the two of neurons rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others, and of scores, all is f32.
  */
-enum { MOE_FLAG_COMPENSATE = 1 };
+enum { MOE_FLAG_COMPENSATE = 1, MOE_FLAG_MEANS = 2 /* those of MEANS, not the model's own */ };
 
 struct moe_slot {
     bool busy;
@@ -30,6 +32,8 @@ struct moe_slot {
     enum route route;
     float scale;
     bool compensate;
+    const struct router *router; /* of ROUTE_ROUTER, or NULL */
+    bool low_rank;               /* add its term of low rank */
     uint64_t *set;    /* [rows][words of the layer] active experts */
     float *threshold; /* [rows] of the neurons' scores; with an oracle */
     uint64_t neurons; /* above it, over all rows */
@@ -72,6 +76,12 @@ struct moe {
     int *cut;      /* [most_held][blocks of rows + 1] */
     double excess; /* a sum that left the exact range, 0 none; set by any thread */
 
+    /* Means of a router version, from the first MEANS on; malloc'ed. */
+    float **means; /* [layers]: [held][D] */
+    float *means_memory;
+    double *means_total;   /* coordinator: [layers][D], the sum over all experts of grid() */
+    const float *means_of; /* coordinator: whose they are */
+
     /* Coordinator. */
     struct moe_slot slot[EXCHANGE_SLOTS];
     uint64_t *keys;  /* [rows] 0, 1, 2, ... */
@@ -111,6 +121,7 @@ static inline size_t moe_line(size_t bytes) /* rounded up to the 64 bytes of a c
     return (bytes + 63) & ~(size_t)63;
 }
 
+status moe_check_terms(const struct moe_layer *y, int layer, bool means, struct err *e);
 bool moe_holds(const struct moe *m, int layer, int rank); /* any expert of the layer */
 
 /* Takes the memory of moe_work.c; the sizes in *m are filled. */
@@ -125,6 +136,7 @@ struct moe_job {
     bool fixed;             /* with the static control's neurons */
     const float *threshold; /* [rows]: of neurons only those whose score is above it; NULL: all */
     bool compensate;        /* less the means of those experts */
+    bool means;             /* a router's, not the model's own */
     float scale;            /* of all but the shared expert */
     const double *start;    /* [D] what sums begin with, or NULL */
 };
@@ -160,6 +172,16 @@ status moe_combine(struct moe *m, int slot, float *x, struct err *e);
 /* Quantizes and rounds rows as the weights that this rank holds of the layer want them; memory: rows_bytes(). */
 void moe_prepare(struct moe *m, int layer, struct rows *h, void *memory);
 void moe_slot_rows(struct moe *m, struct moe_slot *s, int layer, const float *h, int rows);
+
+/* Means of a router version (moe_means.c). */
+static inline bool moe_own_means(const struct moe_slot *s) /* of the slot's router */
+{
+    return s->compensate && s->router && s->router->mu;
+}
+status moe_take_means(struct moe *m, struct err *e); /* room for them, once */
+void moe_answer_means(struct moe *m, struct exchange *x, const struct request *r, const float *payload);
+/* x[t] += the term of low rank of the slot's router, if it has one. */
+void moe_add_low_rank(struct moe *m, const struct moe_slot *s, float *x);
 
 /* The oracles, on a slot that is not in flight; they use its fields and its exchange slot. */
 status moe_teach_dense(struct moe *m, int slot, int layer, const float *h, int rows, float *y, struct err *e);

@@ -134,13 +134,14 @@ static void list_shares(struct work *w)
     int n = y->experts, place = 0;
     const float *norm = job->threshold || w->scores ? moe_norms(m, job->layer) : NULL;
 
-    BUG_ON((job->compensate && !y->mu) || (norm && job->set));
+    BUG_ON((job->compensate && (job->means ? !m->means[job->layer] : !y->mu)) || (norm && job->set));
     if (job->shared && y->shared.down.lines) add_share(w, &y->shared, m->all + w->first, w->rows, NULL, norm, 1.0f, 0);
     if (norm && m->coordinator && y->shared.down.lines) norm += y->shared.gate.rows;
     if (n == 0) return;
     if (job->set) active_list(&m->active, job->set, w->first, w->rows, n, held);
     for (int i = bits_next(held, n, 0); i < n; i = bits_next(held, n, i + 1), place++) {
-        const float *mu = job->compensate ? y->mu + (size_t)i * (size_t)m->width : NULL;
+        const float *all = job->means ? m->means[job->layer] : y->mu;
+        const float *mu = job->compensate ? all + (size_t)(job->means ? place : i) * (size_t)m->width : NULL;
         const int *row = job->set ? m->active.row + m->active.begin[i] : m->all + w->first;
         int rows = job->set ? m->active.begin[i + 1] - m->active.begin[i] : w->rows;
 

@@ -10,6 +10,7 @@
 #include "num/gemm.h"
 #include "num/ops.h"
 #include "train/loss.h"
+#include "train/router_model.h"
 
 struct stage1 {
     struct router *router;
@@ -17,10 +18,7 @@ struct stage1 {
     struct gemm *gemm;
     struct stage1_options o;
     struct arena *arena;
-    size_t weights, biases; /* parameters of all layers */
-
-    struct adamw weight, bias;
-    float *weight_gradient, *bias_gradient;
+    struct router_model *trained;
 
     double row_weight; /* 1 / rows of the batch */
     struct stage1_tally tally;
@@ -42,12 +40,6 @@ static status take_memory(struct stage1 *s, struct err *e)
         void *where; /* of a pointer */
         size_t n, size;
     } wanted[] = {
-        {&s->weight_gradient, s->weights, sizeof(float)},
-        {&s->weight.m, s->weights, sizeof(float)},
-        {&s->weight.v, s->weights, sizeof(float)},
-        {&s->bias_gradient, s->biases, sizeof(float)},
-        {&s->bias.m, s->biases, sizeof(float)},
-        {&s->bias.v, s->biases, sizeof(float)},
         {&s->tally.loss, layers, sizeof(double)},
         {&s->tally.agreement, layers, sizeof(double)},
         {&s->tally.load, layers * n, sizeof(uint64_t)},
@@ -68,7 +60,7 @@ static status take_memory(struct stage1 *s, struct err *e)
     size_t total = 0;
 
     for (int i = 0; i < WANTED; i++) total += arena_cost(wanted[i].n, wanted[i].size);
-    if (arena_open(&s->arena, "router training", total, e)) return e->code;
+    if (arena_open(&s->arena, "stage 1", total, e)) return e->code;
     for (int i = 0; i < WANTED; i++) {
         void *p = arena_alloc(s->arena, wanted[i].n, wanted[i].size, e);
 
@@ -87,11 +79,7 @@ status stage1_open(struct stage1 **out, struct router *r, struct model *m, struc
     *out = NULL;
     BUG_ON(!s || o->active < 1 || o->active > r->experts || o->rows < 1 || o->sessions < 1);
     *s = (struct stage1){.router = r, .model = m, .gemm = g, .o = *o};
-    s->biases = (size_t)r->layers * (size_t)r->experts;
-    s->weights = s->biases * (size_t)r->width;
-    s->weight.n = s->weights;
-    s->bias.n = s->biases;
-    if (take_memory(s, e)) {
+    if (take_memory(s, e) || router_model_open(&s->trained, r, g, o->rows, e)) {
         stage1_close(s);
         return e->code;
     }
@@ -102,6 +90,7 @@ status stage1_open(struct stage1 **out, struct router *r, struct model *m, struc
 void stage1_close(struct stage1 *s)
 {
     if (!s) return;
+    router_model_close(s->trained);
     arena_close(s->arena);
     free(s);
 }
@@ -114,19 +103,9 @@ void stage1_begin(struct stage1 *s, int64_t rows)
     s->row_weight = 1.0 / (double)rows;
     s->tally.rows = rows;
     memset(s->tally.loss, 0, layers * sizeof(double));
-    memset(s->tally.load, 0, s->biases * sizeof(uint64_t));
+    memset(s->tally.load, 0, layers * (size_t)s->router->experts * sizeof(uint64_t));
     memset(s->common, 0, layers * sizeof(int64_t));
-    memset(s->weight_gradient, 0, s->weights * sizeof(float));
-    memset(s->bias_gradient, 0, s->biases * sizeof(float));
-}
-
-static void scores(struct stage1 *s, int layer, const float *h, int rows)
-{
-    const struct router *r = s->router;
-    size_t n = (size_t)r->experts, d = (size_t)r->width, at = (size_t)layer * n;
-    struct mat w = {.data = r->weight + at * d, .dtype = DT_F32, .rows = r->experts, .cols = r->width, .stride = d};
-
-    gemm_xwt(s->gemm, s->z, n, h, d, rows, &w, r->bias + at);
+    router_model_clear(s->trained);
 }
 
 void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const uint64_t *label, int rows)
@@ -135,7 +114,7 @@ void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const floa
     size_t at = (size_t)layer * (size_t)n;
 
     BUG_ON(rows > s->o.rows || layer < 0 || layer >= s->router->layers);
-    scores(s, layer, h, rows);
+    router_model_scores(s->trained, layer, h, rows, s->z);
     double (*loss)(float *, const float *, const uint64_t *, int, int, double) = s->o.loss == LOSS_PAPER ? loss_paper : loss_bce;
 
     s->tally.loss[layer] += loss(s->dz, s->z, label, rows, n, s->row_weight);
@@ -148,9 +127,7 @@ void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const floa
     s->common[layer] += sets_common(s->chosen, label, rows, n);
     if (mode != STAGE1_LEARN) return;
 
-    gemm_atb(s->gemm, s->weight_gradient + at * (size_t)s->router->width, s->dz, n, h, s->router->width, rows);
-    for (int t = 0; t < rows; t++)
-        for (int i = 0; i < n; i++) s->bias_gradient[at + (size_t)i] += s->dz[(size_t)t * (size_t)n + (size_t)i];
+    router_model_backward(s->trained, layer, h, s->dz, rows, NULL);
 }
 
 void stage1_end(struct stage1 *s)
@@ -191,7 +168,7 @@ static status run_pass(struct stage1 *s, enum stage1_mode mode, const struct win
         if (s->o.alive && s->o.alive(s->o.alive_ctx)) return err_set(e, STOPPED, "stopped in layer %d", l);
         forward_attention(s->model, l, &b, 0, rows, s->x, s->h);
         if (mode == STAGE1_SCORES) {
-            scores(s, l, s->h, rows);
+            router_model_scores(s->trained, l, s->h, rows, s->z);
             memcpy(kept + (size_t)l * stride, s->z, (size_t)rows * (size_t)experts * sizeof(float));
             if (l == layers - 1) break; /* nobody looks at the last output */
         }
@@ -231,13 +208,9 @@ status stage1_batch(struct stage1 *s, enum stage1_mode mode, const struct window
 
 double stage1_update(struct stage1 *s, double learning_rate)
 {
-    double norm = sqrt(sum_of_squares(s->weight_gradient, s->weights) + sum_of_squares(s->bias_gradient, s->biases));
-    double scale = clip_scale(norm, s->o.clip);
-    struct adamw_options without_decay = s->o.adamw;
+    double norm = sqrt(router_model_squares(s->trained));
 
-    without_decay.weight_decay = 0;
-    adamw_step(&s->weight, s->router->weight, s->weight_gradient, scale, learning_rate, &s->o.adamw);
-    adamw_step(&s->bias, s->router->bias, s->bias_gradient, scale, learning_rate, &without_decay);
+    router_model_step(s->trained, clip_scale(norm, s->o.clip), learning_rate, &s->o.adamw);
     return norm;
 }
 
@@ -246,26 +219,17 @@ const struct stage1_tally *stage1_tally(const struct stage1 *s)
     return &s->tally;
 }
 
-void stage1_arrays(struct stage1 *s, struct checkpoint_array out[STAGE1_ARRAYS])
+int stage1_arrays(struct stage1 *s, struct checkpoint_array out[STAGE1_ARRAYS])
 {
-    const struct checkpoint_array all[STAGE1_ARRAYS] = {
-        {"router.weight", s->router->weight, s->weights},
-        {"router.bias", s->router->bias, s->biases},
-        {"weight.m", s->weight.m, s->weights},
-        {"weight.v", s->weight.v, s->weights},
-        {"bias.m", s->bias.m, s->biases},
-        {"bias.v", s->bias.v, s->biases},
-    };
-
-    memcpy(out, all, sizeof(all));
+    return router_model_arrays(s->trained, out);
 }
 
 int64_t stage1_steps(const struct stage1 *s)
 {
-    return s->weight.steps;
+    return router_model_steps(s->trained);
 }
 
 void stage1_set_steps(struct stage1 *s, int64_t steps)
 {
-    s->weight.steps = s->bias.steps = steps;
+    router_model_set_steps(s->trained, steps);
 }

@@ -19,6 +19,7 @@
 #include "model/model.h"
 #include "train/adamw.h"
 #include "train/checkpoint.h"
+#include "train/router_model.h"
 #include "train/windows.h"
 
 struct stage1_options {
@@ -66,9 +67,9 @@ void stage1_begin(struct stage1 *s, int64_t rows);
 void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const uint64_t *label, int rows);
 void stage1_end(struct stage1 *s);
 
-/* The state, for a checkpoint: routers and moments; and the number of steps done. */
-enum { STAGE1_ARRAYS = 6 };
-void stage1_arrays(struct stage1 *s, struct checkpoint_array out[STAGE1_ARRAYS]);
+/* The state, for a checkpoint: routers and moments, returns how many arrays; and the number of steps done. */
+enum { STAGE1_ARRAYS = ROUTER_MODEL_ARRAYS };
+int stage1_arrays(struct stage1 *s, struct checkpoint_array out[STAGE1_ARRAYS]);
 int64_t stage1_steps(const struct stage1 *s);
 void stage1_set_steps(struct stage1 *s, int64_t steps);
 

@@ -196,6 +196,62 @@ static void compare_all(struct part *whole, struct part *spread, struct router *
             3);
 }
 
+static float *drawn(struct rng *r, size_t n)
+{
+    float *x = world_alloc(n + 1, sizeof(float));
+
+    for (size_t i = 0; i < n; i++) x[i] = (float)rng_normal(r);
+    return x;
+}
+
+/* A router with means of its own: on any ranks the same bits; with the model's means the bits of the model's; and the model's are still there for the others. */
+static void compare_versions(struct part *whole, struct part *spread, const struct router *linear)
+{
+    static const int cuts[] = {-1, 9};
+    int width = whole->w->width, experts = whole->w->experts, c = width < 3 ? width : 3;
+    size_t n = (size_t)(LAYERS * experts), d = (size_t)width;
+    struct router r = *linear;
+    struct routing how = {.route = ROUTE_ROUTER, .router = &r, .scale = 1.3f, .compensate = true};
+    float h[ROWS * WIDTH_MAX], x[2][ROWS * WIDTH_MAX];
+    uint64_t set[ROWS * WORDS_MAX];
+    struct err e = {0};
+    struct rng g;
+
+    if (experts == 0) return;
+    rng_seed(&g, 3, 4);
+    r.by_threshold = false;
+    r.mu = drawn(&g, n * d);
+    for (int i = 0; i < 2; i++) { /* the model's own */
+        world_rows(h, ROWS, width, 71);
+        memset(x[i], 0, sizeof(x[i]));
+        for (int l = 0; l < LAYERS; l++)
+            memcpy(r.mu + (size_t)(l * experts) * d, whole->w->mu[l], (size_t)experts * d * sizeof(float));
+        float *own = r.mu;
+
+        if (i) ok(moe_select(spread->m, &r, &e), &e);
+        else r.mu = NULL;
+        run(spread, 1, h, &(struct routing){.route = ROUTE_ROUTER, .router = &r, .scale = 1, .compensate = true}, 9, false, x[i],
+            set);
+        r.mu = own;
+    }
+    assert_memory_equal(x[0], x[1], sizeof(x[0]));
+    for (size_t i = 0; i < n * d; i++) r.mu[i] = (float)rng_normal(&g);
+    r.kind = ROUTER_BOTTLENECK, r.rank = c;
+    r.factor = drawn(&g, (size_t)(2 * LAYERS * c) * d);
+    r.scale = drawn(&g, LAYERS);
+    r.low_rank = c;
+    r.inward = drawn(&g, (size_t)(LAYERS * c) * d), r.outward = drawn(&g, (size_t)(LAYERS * c) * d);
+    r.offset = drawn(&g, LAYERS * d);
+    for (int kind = ROUTER_BOTTLENECK; kind < ROUTER_KINDS; kind++) {
+        r.kind = (enum router_kind)kind;
+        ok(moe_select(whole->m, &r, &e), &e);
+        ok(moe_select(spread->m, &r, &e), &e);
+        for (int l = 0; l < LAYERS; l++) compare(whole, spread, &how, l, cuts, 2);
+        compare(whole, spread, &(struct routing){.route = ROUTE_RANDOM, .scale = 1, .compensate = true}, 0, cuts, 1);
+    }
+    free(r.mu), free(r.factor), free(r.scale), free(r.inward), free(r.outward), free(r.offset);
+}
+
 static void check_cancels(struct part *u)
 {
     float h[ROWS * WIDTH_MAX], y[ROWS * WIDTH_MAX];
@@ -291,6 +347,7 @@ static void coordinate(struct part *spread, int shape, int ranks)
     compare_all(&whole, spread, &router);
     if (experts) check_traffic(spread, &router);
     compare_teacher(&whole, spread);
+    compare_versions(&whole, spread, &router);
     if (shapes[shape].cancel) check_cancels(&whole), check_cancels(spread);
     if (ranks > 1) stop_followers(spread, ranks);
     part_close(&whole);
