@@ -50,8 +50,9 @@ struct routing {
     int active;                  /* k of top-k, of ROUTE_ROUTER and ROUTE_RANDOM; 0: the layer's */
     const double *gain;          /* [layers] for ROUTE_GRAM_VARIABLE */
     float scale;                 /* of active experts; ignored by ROUTE_ALL, ROUTE_STATIC and ROUTE_NEURONS */
-    bool compensate; /* add mu_i of inactive experts (the router's, if it has them) and its term of low rank; ignored by the same */
-    uint64_t seed;               /* for ROUTE_RANDOM: the set of a row depends on (seed, layer, key of the row) alone */
+    bool
+        compensate; /* add mu_i of inactive experts (the router's, if it has them) and its term of low rank; ignored by the same */
+    uint64_t seed;  /* for ROUTE_RANDOM: the set of a row depends on (seed, layer, key of the row) alone */
 };
 
 /* What travels between ranks.  With the first of each a result has the same bits wherever the experts are; with any other it depends on the placement. */

@@ -34,10 +34,10 @@ struct moe_slot {
     bool compensate;
     const struct router *router; /* of ROUTE_ROUTER, or NULL */
     bool low_rank;               /* add its term of low rank */
-    uint64_t *set;    /* [rows][words of the layer] active experts */
-    float *threshold; /* [rows] of the neurons' scores; with an oracle */
-    uint64_t neurons; /* above it, over all rows */
-    int *sent;        /* [ranks] rows posted to each rank */
+    uint64_t *set;               /* [rows][words of the layer] active experts */
+    float *threshold;            /* [rows] of the neurons' scores; with an oracle */
+    uint64_t neurons;            /* above it, over all rows */
+    int *sent;                   /* [ranks] rows posted to each rank */
     int **place; /* per rank, NULL for ranks that never get anything: [rows] where each row is in its answer, -1: not there */
 };
 

@@ -96,7 +96,7 @@ status moe_select(struct moe *m, const struct router *r, struct err *e)
     if (!r->mu) return OK;
     if (moe_select_here(m, r, e)) return e->code;
     if (moe_alone(m)) return OK;
-    moe_exchange_limits(&x, m->n_layers, m->experts, m->width, m->limits);
+    moe_exchange_limits(&x, m->n_layers, m->experts, m->width, m->neurons, m->limits);
     int fit = (int)(x.request_bytes / ((size_t)m->width * sizeof(float))), each = fit < m->limits.rows ? fit : m->limits.rows;
 
     for (int l = 0; l < m->n_layers; l++)
