@@ -116,6 +116,8 @@ struct spec {
         char *compare_model;  /* another directory: side by side with `model` */
         char *compare_router; /* or another router version of the same one */
         int64_t bootstrap;    /* resamples */
+        int64_t decode_batch;  /* sequences that are scored in lockstep, a token of each in a pass; 0: prompts as they come */
+        double batch_experts; /* of variant router, as in infer */
         double max_drop;      /* gate: largest relative loss of next-token accuracy of `router` against `dense`; < 0: no gate */
     } eval;
     struct {
@@ -127,6 +129,7 @@ struct spec {
         struct spec_list stop;
         int64_t variant; /* enum spec_variant: how to route, default router */
         bool ignore_eos;
+        double batch_experts; /* share of a layer's experts that a decoding batch touches; 1: any */
     } infer;
     struct {
         struct spec_list parts;   /* names of enum spec_part */

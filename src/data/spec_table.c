@@ -127,6 +127,8 @@ static const struct key table[] = {
     {"compare_model", E, KEY_TEXT, AT(eval.compare_model), NULL, NULL, 0, 0, NULL, 0, "another model directory, side by side"},
     {"compare_router", E, KEY_TEXT, AT(eval.compare_router), NULL, NULL, 0, 0, NULL, 0, "another router version of the model, side by side"},
     {"bootstrap", E, KEY_INT, AT(eval.bootstrap), "1000", NULL, 0, 1000000, NULL, 0, "resamples for confidence intervals, 0: none"},
+    {"decode_batch", E, KEY_INT, AT(eval.decode_batch), "0", NULL, 0, 4096, NULL, 0, "score so many sequences in lockstep, as they would decode together; 0: whole prompts (the same figures, sooner, unless batch_experts is below 1)"},
+    {"batch_experts", E, KEY_REAL, AT(eval.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "as in infer, for the variant router: what that costs is seen with decode_batch"},
     {"max_drop", E, KEY_REAL, AT(eval.max_drop), "-1", NULL, 0, 1, NULL, 0, "gate: largest relative loss of accuracy, router against dense"},
 
     {"input", I, KEY_TEXT, AT(infer.input), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "JSONL with one request per line"},
@@ -139,6 +141,7 @@ static const struct key table[] = {
     {"stop", I, KEY_LIST, AT(infer.stop), NULL, NULL, 0, 0, NULL, KEY_FREE, "texts that end an answer"},
     {"variant", I, KEY_ENUM, AT(infer.variant), "router", NULL, 0, 0, variant_names, 0, "how tokens are routed"},
     {"ignore_eos", I, KEY_BOOL, AT(infer.ignore_eos), "false", NULL, 0, 0, NULL, 0, "go on behind the end of the text"},
+    {"batch_experts", I, KEY_REAL, AT(infer.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "share of a layer's experts that a decoding batch may touch; below 1 an answer depends on what else is in the batch"},
 
     {"parts", B, KEY_LIST, AT(bench.parts), "[kernels, exchange, step, startup]", NULL, 0, 0, part_names, 0, "what is measured"},
     {"compare", B, KEY_LIST, AT(bench.compare), NULL, NULL, 0, 0, NULL, 0, "directories that take turns with model: factorized, or in other formats"},

@@ -12,8 +12,7 @@ static const double TURN_SECONDS = 2.5;
 /* In front of the rows of FORWARD: keys u64, then tokens, positions and slots i32. */
 struct forward_head {
     int32_t route, active, compensate, routed, micro_batches, keyed;
-    float scale;
-    int32_t pad;
+    float scale, batch_experts;
     uint64_t seed, unused[3];
 };
 
@@ -260,6 +259,7 @@ static void post_rows(struct spread *s, int rank, const struct batch *b, const i
                                   .micro_batches = micro_batches,
                                   .keyed = b->key != NULL,
                                   .scale = how->scale,
+                                  .batch_experts = (float)how->batch_experts,
                                   .seed = how->seed};
     copy_rows(s, b, at, n, token, token + n, token + 2 * n, key);
     post(s, rank, SPREAD_KIND_FORWARD, n, "forward", head, bytes);
@@ -333,6 +333,7 @@ static status run(struct spread *s, const struct request *r, const struct forwar
                           .active = head->active,
                           .scale = head->scale,
                           .compensate = head->compensate,
+                          .batch_experts = (double)head->batch_experts,
                           .seed = head->seed};
     struct batch b = {.rows = r->rows,
                       .token = token,

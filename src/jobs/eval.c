@@ -188,14 +188,18 @@ static status has_router(bool *has, const char *directory, const char *version, 
     return OK;
 }
 
-static struct routing route_of(enum spec_variant v, const struct shape *shape, const struct router *router, uint64_t seed)
+static struct routing route_of(enum spec_variant v, const struct shape *shape, const struct router *router, const struct spec *s)
 {
     static const enum route routes[VARIANTS] = {ROUTE_ALL, ROUTE_STATIC, ROUTE_RANDOM, ROUTE_ROUTER, ROUTE_GRAM};
 
     bool own = v == VARIANT_ROUTER && (router->mu || router->low_rank); /* compensation */
 
-    return (struct routing){
-        .route = routes[v], .router = router, .scale = shape->scale, .compensate = shape->compensate || own, .seed = seed};
+    return (struct routing){.route = routes[v],
+                            .router = router,
+                            .scale = shape->scale,
+                            .compensate = shape->compensate || own,
+                            .batch_experts = s->eval.batch_experts < 1 ? s->eval.batch_experts : 0,
+                            .seed = (uint64_t)s->seed};
 }
 
 /* --- measuring --- */
@@ -260,7 +264,7 @@ static status measure(struct eval_run *r, struct eval_side *side, enum spec_vari
                       const struct router *router, struct err *e)
 {
     const struct shape *shape = model_shape(scorer->model);
-    struct routing how = route_of(v, shape, router, (uint64_t)r->job->spec->seed);
+    struct routing how = route_of(v, shape, router, r->job->spec);
     struct moe *moe = model_moe(scorer->model);
     struct eval_variant *x = &side->variant[v];
     const char *name = spec_variant_name(v);

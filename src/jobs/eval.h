@@ -61,6 +61,7 @@ struct eval_scorer {
     struct job *job;
     struct model *model;
     int rows, sessions, micro_batches;
+    int lockstep; /* sequences that are scored together, a token of each in a pass; 0: each as a prompt */
     int32_t bos;
     /* scratch for `rows` rows */
     int32_t *token, *position, *session, *sequence;

@@ -22,6 +22,7 @@ status eval_scorer_open(struct eval_scorer *s, struct job *j, struct model *m, s
                               .model = m,
                               .rows = room->rows,
                               .sessions = room->sessions,
+                              .lockstep = (int)j->spec->eval.decode_batch,
                               .micro_batches = (int)j->spec->cluster.micro_batches,
                               .bos = shape->bos >= 0 ? shape->bos : shape->eos[0]};
     s->logit_rows = LOGIT_FLOATS / vocab < 1 ? 1 : (int)(LOGIT_FLOATS / vocab);
@@ -56,21 +57,41 @@ struct cursor { /* where the next pass begins */
     int position, session;
 };
 
+static void put(struct eval_scorer *s, int row, const struct eval_sequence *q, size_t sequence, int position, int session,
+                uint64_t stream)
+{
+    s->token[row] = position ? q[sequence].target[position - 1] : s->bos;
+    s->position[row] = position;
+    s->session[row] = session;
+    s->sequence[row] = (int32_t)sequence;
+    s->key[row] = rng_hash(stream, sequence, (uint64_t)position, 0);
+}
+
+/* The next pass when `lockstep` sequences decode together: one token of each that is not at its end. */
+static int pack_step(struct eval_scorer *s, struct cursor *c, const struct eval_sequence *q, size_t n, uint64_t stream)
+{
+    for (; c->sequence < n; c->sequence += (size_t)s->lockstep, c->position = 0) {
+        int rows = 0;
+
+        for (int i = 0; i < s->lockstep && c->sequence + (size_t)i < n; i++)
+            if (c->position < q[c->sequence + (size_t)i].n) put(s, rows++, q, c->sequence + (size_t)i, c->position, i, stream);
+        c->position++;
+        if (rows > 0) return rows;
+    }
+    return 0;
+}
+
 /* The next pass: its number of rows; 0 at the end.  A sequence that does not end in it keeps its session. */
 static int pack(struct eval_scorer *s, struct cursor *c, const struct eval_sequence *q, size_t n, uint64_t stream)
 {
     int rows = 0;
 
+    if (s->lockstep > 0) return pack_step(s, c, q, n, stream);
     for (int sessions = 0; sessions < s->sessions && rows < s->rows && c->sequence < n; sessions++) {
         const struct eval_sequence *now = &q[c->sequence];
 
-        for (; c->position < now->n && rows < s->rows; c->position++, rows++) {
-            s->token[rows] = c->position ? now->target[c->position - 1] : s->bos;
-            s->position[rows] = c->position;
-            s->session[rows] = c->session;
-            s->sequence[rows] = (int32_t)c->sequence;
-            s->key[rows] = rng_hash(stream, c->sequence, (uint64_t)c->position, 0);
-        }
+        for (; c->position < now->n && rows < s->rows; c->position++, rows++)
+            put(s, rows, q, c->sequence, c->position, c->session, stream);
         if (c->position < now->n) break;
         c->sequence++;
         c->position = 0;

@@ -110,6 +110,7 @@ static status describe_run(const struct infer *f, struct json_t *meta, struct er
     json_put_real(meta, "min_p", s->infer.min_p);
     json_put_int(meta, "top_k", s->infer.top_k);
     json_put_bool(meta, "ignore_eos", s->infer.ignore_eos);
+    if (s->infer.batch_experts < 1) json_put_real(meta, "batch_experts", s->infer.batch_experts);
     json_put_int(meta, "seed", s->seed);
     json_put_int(meta, "exchange_rows", s->cluster.exchange_rows);
     json_put_int(meta, "exchange_answers", s->cluster.exchange_answers);
@@ -167,8 +168,11 @@ static status choose_routing(struct infer *f, struct err *e)
     const struct spec *s = f->j->spec;
     enum spec_variant v = (enum spec_variant)s->infer.variant;
 
-    f->how = (struct routing){
-        .route = routes[v], .scale = f->shape.scale, .compensate = f->shape.compensate, .seed = (uint64_t)s->seed};
+    f->how = (struct routing){.route = routes[v],
+                              .scale = f->shape.scale,
+                              .compensate = f->shape.compensate,
+                              .seed = (uint64_t)s->seed,
+                              .batch_experts = s->infer.batch_experts < 1 ? s->infer.batch_experts : 0};
     if (!f->shape.experts) {
         if (v != VARIANT_DENSE && v != VARIANT_ROUTER)
             return err_set(e, ERR_SPEC, "%s: variant: %s needs a factorized model, %s is dense", s->source, spec_variant_name(v),

@@ -129,6 +129,10 @@ status room_eval(struct room *r, const struct spec *s, const struct shape *shape
     if (sampled) positions = most(positions, least(cap, ROOM_SAMPLE_WINDOW));
     int64_t sessions = (rows + positions - 1) / positions; /* a sequence may be cut by the end of a pass */
     if (sampled || longest) sessions = most(sessions, short_sessions(s, positions));
+    if (s->eval.decode_batch > rows)
+        return err_set(e, ERR_SPEC, "%s: decode_batch: %lld sequences, but limits.batch_rows is %lld", s->source,
+                       (long long)s->eval.decode_batch, (long long)rows);
+    sessions = most(sessions, s->eval.decode_batch);
     *r = (struct room){limits_of(s, rows, sessions, positions), (int)window};
     r->limits.oracle = shape->experts && (measures(s, VARIANT_ORACLE) || measures(s, VARIANT_ROUTER));
     r->limits.calibration = shape->experts && shape->calibrated && measures(s, VARIANT_STATIC);

@@ -2,6 +2,7 @@
  * moe_teach.c. */
 #include "moe/moe.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -237,14 +238,20 @@ void moe_slot_rows(struct moe *m, struct moe_slot *s, int layer, const float *h,
     moe_prepare(m, layer, &s->h, s->quantized);
 }
 
-static void route_by_router(struct moe *m, struct moe_slot *s, const struct router *r, int k)
+static void route_by_router(struct moe *m, struct moe_slot *s, const struct routing *how, int k)
 {
+    const struct router *r = how->router;
     int n = m->layers[s->layer].experts;
 
     BUG_ON(!r || r->experts != n || r->width != m->width || r->rank > r->width);
     /* The sums lie idle until the slot ends: there is room for the router's inner activations. */
     router_scores(r, m->gemm, s->layer, &s->h, s->quantized, m->sum, m->scores);
     route_select(s->set, m->scores, s->h.n, n, k, r, s->layer);
+    if (how->batch_experts > 0 && s->h.n > 1 && s->h.n <= ROUTE_TOGETHER_ROWS) {
+        int most = (int)ceil(how->batch_experts * n);
+
+        route_together(s->set, m->scores, s->h.n, n, most);
+    }
 }
 
 static status route_by_paper(struct moe *m, int slot, struct err *e)
@@ -296,7 +303,7 @@ static status route(struct moe *m, int slot, const uint64_t *key, const struct r
         set_all(s->set, rows, n);
         break;
     case ROUTE_ROUTER:
-        route_by_router(m, s, how->router, k);
+        route_by_router(m, s, how, k);
         break;
     case ROUTE_RANDOM:
         route_random(s->set, key ? key : m->keys, rows, n, k, how->seed, s->layer);

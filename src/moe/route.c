@@ -76,6 +76,52 @@ void route_select(uint64_t *set, const float *z, int rows, int experts, int k, c
     }
 }
 
+/* common = what the q best experts of every row's set are between them; how many that is. */
+static int unite(uint64_t *common, const uint64_t *set, const float *z, int rows, int experts, int q)
+{
+    int words = bits_words(experts);
+    uint64_t best[MOST_KEYS / 64];
+
+    memset(common, 0, (size_t)words * sizeof(*common));
+    for (int t = 0; t < rows; t++) {
+        int own = bits_count(set + (size_t)t * (size_t)words, experts);
+
+        select_top(best, z + (size_t)t * (size_t)experts, experts, own < q ? own : q);
+        for (int w = 0; w < words; w++) common[w] |= best[w];
+    }
+    return bits_count(common, experts);
+}
+
+void route_together(uint64_t *set, float *z, int rows, int experts, int most)
+{
+    int words = bits_words(experts), longest = 0, sure = 1;
+    uint64_t common[MOST_KEYS / 64];
+
+    BUG_ON(experts > MOST_KEYS || most < 1);
+    for (int t = 0; t < rows; t++) {
+        int own = bits_count(set + (size_t)t * (size_t)words, experts);
+
+        longest = own > longest ? own : longest;
+    }
+    if (unite(common, set, z, rows, experts, longest) <= most) return;
+    for (int too_many = longest; too_many - sure > 1;) {
+        int q = sure + (too_many - sure) / 2;
+
+        if (unite(common, set, z, rows, experts, q) <= most) sure = q;
+        else too_many = q;
+    }
+    int have = unite(common, set, z, rows, experts, sure);
+
+    for (int t = 0; t < rows; t++, set += words, z += experts) {
+        int own = bits_count(set, experts);
+
+        /* the row's own best are among them, and above the others */
+        for (int i = 0; i < experts; i++)
+            if (!bits_has(common, i)) z[i] = NAN;
+        select_top(set, z, experts, own < have ? own : have);
+    }
+}
+
 void route_random(uint64_t *set, const uint64_t *key, int rows, int experts, int k, uint64_t seed, int layer)
 {
     size_t words = (size_t)bits_words(experts);

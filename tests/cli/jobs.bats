@@ -307,3 +307,33 @@ toy_factorized() {
         [[ $output == *"precision.experts: expected stored or q8, as its packed weights are, found q4"* ]]
     done
 }
+
+@test "batch-aware routing: nothing changes until a batch is held to fewer experts, then on any number of ranks alike" {
+    toy_prompts >"$dir/prompts.jsonl"
+    toy_pipeline >"$dir/job.yaml"
+    "$FACTORLLM" run "$dir/job.yaml" --quiet
+    cat >"$dir/eval.yaml" <<YAML
+kind: eval
+model: $dir/run/factorize/model
+output: $dir/eval
+text: {file: README.md, bytes: 3000}
+window: 32
+bootstrap: 0
+variants: [router]
+YAML
+    figure() { # KEYS...: perplexity of the router, f
+        "$FACTORLLM" run "$dir/eval.yaml" --quiet "$@"
+        jq -c '.eval | [.perplexity.router, .active_share.router]' "$dir/eval/result.json"
+    }
+    whole=$(figure)
+    [ "$(figure --set decode_batch=6)" = "$whole" ]
+    held=$(figure --set decode_batch=6 --set batch_experts=0.5)
+    echo "$whole $held"
+    [ "$held" != "$whole" ]
+    [ "$(figure --set decode_batch=1 --set batch_experts=0.5)" = "$whole" ] # a batch of one touches no more than it wants
+    ranks 3 run "$dir/eval.yaml" --quiet --set decode_batch=6 --set batch_experts=0.5
+    [ "$(jq -c '.eval | [.perplexity.router, .active_share.router]' "$dir/eval/result.json")" = "$held" ]
+    run "$FACTORLLM" run "$dir/eval.yaml" --set decode_batch=4000
+    [ "$status" = 2 ]
+    [[ $output == *"decode_batch: 4000 sequences, but limits.batch_rows is"* ]]
+}

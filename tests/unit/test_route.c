@@ -123,13 +123,76 @@ static void test_threshold_of_mean(void **state)
     assert_true(route_threshold(odd, 0, 4, 1) == -FLT_MAX);
 }
 
+/* By the words of route.h: q by trying one after the other, then every row's best of the common experts. */
+static void together_plainly(bool *in, const float *z, int rows, int n, int most)
+{
+    enum { ROWS = 64, N = 200 };
+    static int order[ROWS][N], own[ROWS];
+    static bool common[N], now[N];
+    int have = 0;
+
+    for (int t = 0; t < rows; t++) {
+        own[t] = 0;
+        for (int i = 0; i < n; i++) own[t] += in[t * n + i], order[t][i] = i;
+        for (int i = 1; i < n; i++)
+            for (int j = i; j > 0 && z[t * n + order[t][j]] > z[t * n + order[t][j - 1]]; j--) {
+                int swap = order[t][j];
+
+                order[t][j] = order[t][j - 1], order[t][j - 1] = swap;
+            }
+    }
+    for (int q = 1; q <= n; q++) {
+        int count = 0;
+
+        memset(now, 0, sizeof(now));
+        for (int t = 0; t < rows; t++)
+            for (int i = 0; i < own[t] && i < q; i++) now[order[t][i]] = true;
+        for (int i = 0; i < n; i++) count += now[i];
+        if (q > 1 && count > most) break;
+        memcpy(common, now, sizeof(now));
+        have = count;
+    }
+    memset(in, 0, (size_t)(rows * n) * sizeof(*in));
+    for (int t = 0; t < rows; t++)
+        for (int i = 0, left = own[t] < have ? own[t] : have; i < n && left > 0; i++)
+            if (common[order[t][i]]) in[t * n + order[t][i]] = true, left--;
+}
+
+static void test_together(void **state)
+{
+    enum { ROWS = 33, N = 130, WORDS = 3, K = 20 };
+    static float z[ROWS * N], before[ROWS * N];
+    static bool in[ROWS * N];
+    static uint64_t set[ROWS][WORDS];
+    float threshold = 1.2f;
+    struct rng g;
+
+    (void)state;
+    rng_seed(&g, 5, 6);
+    for (int by_threshold = 0; by_threshold < 2; by_threshold++)
+        for (int rows = 1; rows <= ROWS; rows += 8)
+            for (int most = 1; most <= N; most += 43) {
+                const struct router r = {.layers = 1, .experts = N, .by_threshold = by_threshold, .threshold = &threshold};
+                uint64_t all[WORDS] = {0};
+
+                /* in steps, so that there are equals */
+                for (int i = 0; i < rows * N; i++) z[i] = before[i] = (float)(int)(rng_normal(&g) * 20) / 20;
+                route_select(set[0], z, rows, N, K, &r, 0);
+                for (int i = 0; i < rows * N; i++) in[i] = bits_has(set[i / N], i % N);
+                together_plainly(in, before, rows, N, most);
+                route_together(set[0], z, rows, N, most);
+                for (int i = 0; i < rows * N; i++) assert_int_equal(bits_has(set[i / N], i % N), in[i]);
+                for (int t = 0; t < rows; t++)
+                    for (int w = 0; w < WORDS; w++) all[w] |= set[t][w];
+                if (most >= rows) assert_in_range(bits_count(all, N), 1, most);
+            }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_top_k_table),
-        cmocka_unit_test(test_threshold_select),
-        cmocka_unit_test(test_random_sets),
-        cmocka_unit_test(test_threshold_of_mean),
+        cmocka_unit_test(test_together),    cmocka_unit_test(test_top_k_table),       cmocka_unit_test(test_threshold_select),
+        cmocka_unit_test(test_random_sets), cmocka_unit_test(test_threshold_of_mean),
     };
 
     return cmocka_run_group_tests_name("route", tests, NULL, NULL);
