@@ -135,6 +135,7 @@ struct spec {
         struct spec_list parts;   /* names of enum spec_part */
         struct spec_list compare; /* directories that are measured beside `model` */
         struct spec_list shares;  /* numbers: k / N of factorized models, 0 < share <= 1; none: the model's own */
+        double batch_experts;     /* decoding batches of factorized models once more with this share of the experts (infer.batch_experts); 1: not */
         struct spec_list formats; /* names of formats, for kernels */
         struct spec_list rows;    /* numbers, for kernels */
         struct spec_list batches; /* numbers: sequences that decode together */

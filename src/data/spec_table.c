@@ -148,6 +148,7 @@ static const struct key table[] = {
     {"shares", B, KEY_LIST, AT(bench.shares), NULL, NULL, 0, 0, NULL, 0, "shares of the experts that are active, none: as each model says"},
     {"formats", B, KEY_LIST, AT(bench.formats), "[f32, bf16, q8, q4]", NULL, 0, 0, bench_formats, 0, "of weights, for kernels"},
     {"rows", B, KEY_LIST, AT(bench.rows), "[1, 8, 32, 512]", NULL, 0, 0, NULL, 0, "rows of a product, for kernels"},
+    {"batch_experts", B, KEY_REAL, AT(bench.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "decoding batches of factorized models once more, held to this share of the experts (as infer can); 1: not"},
     {"batches", B, KEY_LIST, AT(bench.batches), "[1, 8, 32]", NULL, 0, 0, NULL, 0, "sequences that decode together"},
     {"prefill", B, KEY_INT, AT(bench.prefill), "512", NULL, 0, 1 << 20, NULL, 0, "tokens of a prompt, 0: no prefill"},
     {"decode_tokens", B, KEY_INT, AT(bench.decode_tokens), "16", NULL, 0, 1 << 20, NULL, 0, "tokens that a sequence decodes in a round, 0: no decode"},

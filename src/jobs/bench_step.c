@@ -50,7 +50,7 @@ static status check_shape(const struct race *r, const struct side *x, struct err
                    r->bench->job->spec->model);
 }
 
-static void add_variant(struct race *r, struct side *x, int active)
+static void add_variant(struct race *r, struct side *x, int active, double batch_experts)
 {
     struct variant *v = &x->variant[x->variants++];
     double shared = x->shape.experts ? (double)x->shape.shared[0] / x->shape.neurons : 1;
@@ -61,7 +61,8 @@ static void add_variant(struct race *r, struct side *x, int active)
                                   .router = active ? &x->router : NULL,
                                   .scale = x->shape.scale,
                                   .compensate = x->shape.compensate,
-                                  .active = active}};
+                                  .active = active,
+                                  .batch_experts = batch_experts}};
     for (int i = 0; i < r->measures; i++) {
         v->seconds[i] = race_take((size_t)r->rounds, sizeof(double));
         v->wait[i] = race_take((size_t)r->rounds, sizeof(double));
@@ -90,17 +91,21 @@ static status add_side(struct race *r, const char *directory, struct err *e)
     x->fma = race_take((size_t)r->rounds, sizeof(double));
     if (!x->shape.experts) {
         x->logits = race_take((size_t)CHECK_TOKENS * (size_t)x->shape.vocab, sizeof(float));
-        add_variant(r, x, 0);
+        add_variant(r, x, 0, 0);
         return OK;
     }
     if (router_alloc(&x->router, &x->shape, e)) return e->code;
     router_random(&x->router, (uint64_t)s->seed);
     if (router_pack(&x->router, room_router(s), cluster_gemm(r->bench->job->cluster), e)) return e->code;
-    if (!s->bench.shares.n) add_variant(r, x, x->shape.active);
-    for (int i = 0; i < s->bench.shares.n && x->variants < VARIANTS_MAX; i++) {
-        int k = (int)lround(strtod(s->bench.shares.items[i], NULL) * x->shape.experts);
+    for (int held = 0; held < (s->bench.batch_experts < 1 ? 2 : 1); held++) {
+        double most = held ? s->bench.batch_experts : 0;
 
-        add_variant(r, x, k < 1 ? 1 : k);
+        if (!s->bench.shares.n) add_variant(r, x, x->shape.active, most);
+        for (int i = 0; i < s->bench.shares.n && x->variants < VARIANTS_MAX; i++) {
+            int k = (int)lround(strtod(s->bench.shares.items[i], NULL) * x->shape.experts);
+
+            add_variant(r, x, k < 1 ? 1 : k, most);
+        }
     }
     return OK;
 }
@@ -333,7 +338,7 @@ static status visit(struct race *r, struct side *x, int round, struct err *e)
             int at = (v + round) % x->variants; /* who begins changes */
 
             if (bench_stopped(r->bench, e)) return e->code;
-            st = measure(r, m, &x->variant[at], i, round, e);
+            if (race_measures(&x->variant[at], &r->measure[i])) st = measure(r, m, &x->variant[at], i, round, e);
         }
     return st;
 }

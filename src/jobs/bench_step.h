@@ -56,6 +56,12 @@ struct race {
     float *hidden, *logits;
 };
 
+/* Held to fewer experts only decoding batches change. */
+static inline bool race_measures(const struct variant *v, const struct measure *w)
+{
+    return v->how.batch_experts == 0.0 || (w->sequences > 1 && w->sequences <= ROUTE_TOGETHER_ROWS);
+}
+
 void *race_take(size_t n, size_t size); /* zeros, to be freed */
 /* `n` tokens of one sequence, positions first .. first + n - 1; r->hidden gets their states. */
 status race_prompt(struct race *r, struct model *m, const struct routing *how, int first, int n, struct err *e);

@@ -58,7 +58,10 @@ static struct bench_row row_of(const struct race *r, const struct side *x, const
     struct bench_row row = bench_row(PART_STEP, what, x->name);
 
     formats_text(row.format, x->format);
-    if (x->shape.experts) snprintf(row.shape, sizeof(row.shape), "%d of %d experts", v->active, x->shape.experts);
+    if (v->how.batch_experts > 0)
+        snprintf(row.shape, sizeof(row.shape), "%d of %d experts, a batch held to %.2f", v->active, x->shape.experts,
+                 v->how.batch_experts);
+    else if (x->shape.experts) snprintf(row.shape, sizeof(row.shape), "%d of %d experts", v->active, x->shape.experts);
     else snprintf(row.shape, sizeof(row.shape), "dense");
     row.rows = w->sequences ? w->sequences : w->rows;
     row.share = v->share;
@@ -104,7 +107,7 @@ static void put_fineness(struct race *r, const struct side *x, const struct vari
     const struct variant *other = of && !of->wrong ? same_share(of, v->share) : NULL;
     struct bench_row row = row_of(r, x, v, i, w->sequences ? "decode, fine over coarse" : "prefill, fine over coarse");
 
-    if (!other) return;
+    if (!other || v->how.batch_experts > 0) return;
     struct bench_figure coarse = figure_of(r, other, i, w->rows);
     row.figure = figure_of(r, v, i, w->rows);
     snprintf(row.unit, sizeof(row.unit), "tokens/s");
@@ -173,8 +176,9 @@ static void print_line(struct race *r, const struct side *x, const struct varian
     number(coarse, 3, l.over_coarse);
     number(last, 2, r->measure[i].sequences ? (x->shape.experts ? v->touched[i] : NAN) : l.over_bar);
     if (isfinite(l.over_bar)) snprintf(last, sizeof(last), "%.2f of %s", l.over_bar, r->bar_of[x->format[WEIGHTS_EXPERTS]]);
-    log_line(r->bench->job->log, "  %-12s %-5s %5.3f %9.2f %9.2f %9.2f %8s %10s %10s %9.1f %8.3f %7s", x->name, format, v->share,
-             speed.median, speed.least, speed.most, dense, allowed, coarse, rate, l.of_machine, last);
+    log_line(r->bench->job->log, "  %-12s %-5s %5.3f%c%9.2f %9.2f %9.2f %8s %10s %10s %9.1f %8.3f %7s", x->name, format, v->share,
+             v->how.batch_experts > 0 ? '*' : ' ', speed.median, speed.least, speed.most, dense, allowed, coarse, rate,
+             l.of_machine, last);
 }
 
 static void print_measure(struct race *r, int i)
@@ -190,7 +194,8 @@ static void print_measure(struct race *r, int i)
              "of allowed", "x coarsest", w->sequences ? "GB/s" : "GFLOP/s", w->sequences ? "of read" : "of peak",
              w->sequences ? "wanted" : "x best");
     for (int s = 0; s < r->n; s++)
-        for (int v = 0; v < r->side[s].variants && !r->side[s].wrong; v++) print_line(r, &r->side[s], &r->side[s].variant[v], i);
+        for (int v = 0; v < r->side[s].variants && !r->side[s].wrong; v++)
+            if (race_measures(&r->side[s].variant[v], w)) print_line(r, &r->side[s], &r->side[s].variant[v], i);
 }
 
 static void print_legend(struct race *r)
@@ -207,6 +212,9 @@ static void print_legend(struct race *r)
     log_line(log, "  of read, of peak   of the bytes/s and f32 multiply-adds that the machine gave just before, with the same "
                   "threads of rank 0");
     log_line(log, "  wanted      share of the routed experts that some sequence of a step wanted");
+    if (r->bench->job->spec->bench.batch_experts < 1)
+        log_line(log, "  *           held to %.2f of the routed experts (batch_experts)",
+                 r->bench->job->spec->bench.batch_experts);
     log_line(log, "  x best      over the products of the best library there is here, which is named: it may compute in another "
                   "format than the side");
 }
@@ -228,6 +236,7 @@ static void print_sections(struct race *r)
                 int64_t sum = 0;
                 char what[32];
 
+                if (!race_measures(v, &r->measure[i])) continue;
                 snprintf(what, sizeof(what), r->measure[i].sequences ? "decode %d" : "prefill", r->measure[i].sequences);
                 for (int s = 0; s < TIMING_SECTIONS; s++) sum += v->sections[i][s];
                 str_clear(&line);
