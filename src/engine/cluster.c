@@ -225,7 +225,8 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
         st = check_memory(c, s, &weights, q->limits, e);
     }
     if (!st) {
-        struct moe_limits rows = {.rows = q->limits.rows, .oracle = q->limits.oracle, .wire = q->limits.wire};
+        struct moe_limits rows = {
+            .rows = q->limits.rows, .oracle = q->limits.oracle, .train = q->limits.train, .wire = q->limits.wire};
         struct exchange_limits moe = {0};
 
         moe_exchange_limits(&moe, s->layers, s->experts, s->width, s->neurons, rows);

@@ -68,8 +68,11 @@ static void take_work(struct model *m, struct arena_taker *t)
 
 static struct moe_limits moe_limits_of(struct model_limits limits)
 {
-    return (struct moe_limits){
-        .rows = limits.rows, .oracle = limits.oracle, .wire = limits.wire, .coordinators = limits.coordinators};
+    return (struct moe_limits){.rows = limits.rows,
+                               .oracle = limits.oracle,
+                               .train = limits.train,
+                               .wire = limits.wire,
+                               .coordinators = limits.coordinators};
 }
 
 /* ---- the matrices of a rank: one walk for what is planned and what is bound ---- */
@@ -183,7 +186,7 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
 {
     if (limits.coordinators > ranks) limits.coordinators = ranks;
     struct model m = {.shape = *s, .limits = limits, .rank = rank, .coordinator = is_coordinator(rank, limits)};
-    struct arena_taker kv = {0}, work = {0};
+    struct arena_taker kv = {0}, work = {0}, transposed = {0};
     struct exchange_limits x = {0};
     struct counting matrices = {.plan = plan};
 
@@ -192,8 +195,9 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
     take_work(&m, &work);
     forward_take_work(&m, &work);
     walk_matrices(&(struct walk){count_matrix, &matrices}, &m, p, plan);
+    if (limits.train) transposed_take(&m, p, &transposed);
     *c = (struct model_cost){
-        .weights = plan->packed ? 0 : matrices.bytes,
+        .weights = (plan->packed ? 0 : matrices.bytes) + transposed.bytes,
         .mapped = plan->packed ? matrices.bytes : 0,
         .kv = kv.bytes,
         .work = work.bytes + moe_cost(p, rank, s->layers, s->experts, s->width, s->neurons, moe_limits_of(limits)),
@@ -387,6 +391,7 @@ status model_open(struct model **out, const char *directory, const struct shape 
 {
     struct arena_taker t = {.arena = a, .e = e};
     struct binder b = {.e = e};
+    struct arena_taker transposed = {.e = e};
     struct counting matrices = {0};
     struct model *m;
     status code;
@@ -407,13 +412,17 @@ status model_open(struct model **out, const char *directory, const struct shape 
     m->weights.alive = (struct alive){tick, x};
     matrices.plan = &m->weights.plan;
     if (!matrices.plan->packed) walk_matrices(&(struct walk){count_matrix, &matrices}, m, p, matrices.plan);
-    if ((code = arena_open(&m->packed, "weights", matrices.bytes, e))) goto fail;
+    if (limits.train) transposed_take(m, p, &transposed);
+    if ((code = arena_open(&m->packed, "weights", matrices.bytes + transposed.bytes, e))) goto fail;
     arena_huge_pages(m->packed);
     m->weights.memory = m->packed;
     b.m = m;
     b.w = &m->weights;
     if ((code = bind_all(&b, p))) goto fail;
     if (limits.calibration && (code = bind_controls(&b, directory))) goto fail;
+    transposed.arena = m->packed;
+    if (limits.train) transposed_take(m, p, &transposed);
+    if (transposed.failed && (code = e->code)) goto fail;
     code = moe_open(&m->moe, m->moe_layers, s->layers, s->width, s->neurons, p, rank, moe_limits_of(limits), g, x, a, e);
     if (code) goto fail;
     *out = m;

@@ -17,6 +17,7 @@ struct model_limits {
     int positions;        /* of one session */
     enum kv_format kv;    /* of the KV cache */
     bool oracle;          /* finetune and eval: room for labels */
+    bool train;           /* finetune end to end: weights transposed, too, and moe_backward() */
     bool verify;          /* look for NaN and infinity in the weights this rank maps */
     bool calibration;     /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */
     struct moe_wire wire; /* what travels between ranks */

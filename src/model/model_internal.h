@@ -13,6 +13,8 @@ struct block { /* one layer's attention; vectors are widened */
     struct packed q, k, v, o;
     float *q_bias, *k_bias, *v_bias;  /* NULL: none */
     float *attention_norm, *ffn_norm; /* [D] */
+    /* limits.train: [D outputs, inputs of Q, K and V side by side], [heads * head_dim outputs, D inputs] */
+    struct packed qkv_t, o_t;
 };
 
 struct model {
@@ -31,7 +33,7 @@ struct model {
 
     /* coordinator only */
     struct mat embed; /* mapped: rows are looked up */
-    struct packed head;
+    struct packed head, head_t; /* head_t, with limits.train: [D outputs, V inputs] */
     struct block *blocks;
     float *final_norm, *rope; /* rope: [positions][head_dim] */
     struct kvcache kv;
@@ -40,6 +42,9 @@ struct model {
     struct tile *tiles;       /* [rows] */
     void *quantized;          /* rows of one product, for weights that need them quantized: rows_bytes() */
 };
+
+/* The weights that gradients go back through (transposed.c): counted, or taken and packed. */
+void transposed_take(struct model *m, const struct placement *p, struct arena_taker *t);
 
 /* The memory of forward.c, counted or taken: the KV cache, and room for the rows of a pass. */
 void forward_take_cache(struct model *m, struct arena_taker *t);

@@ -109,6 +109,10 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
         x->answer_bytes = larger(x->answer_bytes, piece_bytes(experts, width, neurons, limits));
         x->answer_bytes = larger(x->answer_bytes, rows * (size_t)experts * sizeof(float));
     }
+    if (limits.train) {
+        x->request_bytes = larger(x->request_bytes, moe_line(rows * set) + rows * 2 * (size_t)width * sizeof(float));
+        x->answer_bytes = larger(x->answer_bytes, rows * ((size_t)width * sizeof(int64_t) + (size_t)experts * sizeof(float)));
+    }
     x->answer_bytes = larger(x->answer_bytes, sizeof(struct err)); /* the answer may be an error */
 }
 
@@ -301,6 +305,10 @@ static status route(struct moe *m, int slot, const uint64_t *key, const struct r
     case ROUTE_ALL:
     case ROUTE_STATIC:
         set_all(s->set, rows, n);
+        break;
+    case ROUTE_SETS:
+        BUG_ON(!how->sets);
+        memcpy(s->set, how->sets, (size_t)rows * (size_t)bits_words(n) * sizeof(*s->set));
         break;
     case ROUTE_ROUTER:
         route_by_router(m, s, how, k);

@@ -38,7 +38,17 @@ struct moe_layer {
     int64_t neurons_active; /* of a token in the mean by design: shared + k * m, for reports */
 };
 
-enum route { ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC, ROUTE_GRAM_VARIABLE, ROUTE_NEURONS };
+enum route {
+    ROUTE_ALL,
+    ROUTE_ROUTER,
+    ROUTE_RANDOM,
+    ROUTE_PAPER,
+    ROUTE_GRAM,
+    ROUTE_STATIC,
+    ROUTE_GRAM_VARIABLE,
+    ROUTE_NEURONS,
+    ROUTE_SETS
+};
 
 /* More rows than that are no decoding batch: a prompt touches all experts anyway, and what it costs is products, not reading. */
 enum { ROUTE_TOGETHER_ROWS = 64 };
@@ -57,6 +67,7 @@ struct routing {
         compensate; /* add mu_i of inactive experts (the router's, if it has them) and its term of low rank; ignored by the same */
     double batch_experts; /* of ROUTE_ROUTER, 2 to ROUTE_TOGETHER_ROWS rows: share of the experts they touch (route.h); 0: any */
     uint64_t seed;        /* for ROUTE_RANDOM: the set of a row depends on (seed, layer, key of the row) alone */
+    const uint64_t *sets; /* for ROUTE_SETS: [rows][bits_words(N)] of one layer, somebody else's choice */
 };
 
 /* What travels between ranks.  With the first of each a result has the same bits wherever the experts are; with any other it depends on the placement. */
@@ -70,6 +81,7 @@ struct moe_wire {
 struct moe_limits {
     int rows;    /* most rows of one slot */
     bool oracle; /* room for scores and expert rows too (finetune, eval) */
+    bool train;  /* room for moe_backward(); experts have in_t and down_t */
     struct moe_wire wire;
     int coordinators; /* the lowest ranks, which route and hold the shared experts; 0: one.  Several answer each other, and have no oracle */
 };
@@ -122,6 +134,12 @@ status moe_gram_sets(struct moe *m, int layer, const float *h, int rows, int k, 
 /* gain: [rows][N], gram_gains() of every row. */
 status moe_gram_gains(struct moe *m, int layer, const float *h, int rows, bool compensate, float *gain, struct err *e);
 
+/* Coordinator: gradients of a loss that knows y = e_s(h) + sum_{i in set} scale * e_i(h) by dy [rows, D]; needs limits.train.  Synchronous, over slot 0.
+ *   dh[t] += (dL/dy J)_t, through the shared and the active experts, as exact sums; NULL: nobody asks (and rows do not come back)
+ *   dgate[t][i] = <dy_t, scale * e_i(h_t)> for all N experts, active or not: what a gate in front of the expert would have as gradient */
+status moe_backward(struct moe *m, int layer, const float *h, const uint64_t *set, const float *dy, int rows, float scale,
+                    float *dh, float *dgate, struct err *e);
+
 const struct moe_stats *moe_stats(const struct moe *m);
 void moe_stats_clear(struct moe *m);
 
@@ -135,7 +153,8 @@ enum {
     MOE_KIND_NEURON_SCORES,
     MOE_KIND_NEURON_SUM,
     MOE_KIND_MEANS,
-    MOE_KIND_LAST = MOE_KIND_MEANS
+    MOE_KIND_BACKWARD,
+    MOE_KIND_LAST = MOE_KIND_BACKWARD
 };
 void moe_answer(struct moe *m, struct exchange *x, const struct request *r, const void *payload);
 

@@ -20,9 +20,11 @@ enum { MOE_BLOCK_ROWS = 512 };
  *   NEURON_SUM     thresholds [n] f32, rows              [n][D]: only neurons with a score above the row's threshold
  *   MEANS   means of held experts [n][D] f32, from        nothing
  *           place number[0] among the held
+ *   BACKWARD  sets [n][words], rows, dy [n][D];          [n][D] i64 (not with MOE_FLAG_GATES), [n][held] f32
+ *           number[0] scale, MOE_FLAG_GATES
  * Of SUM, STATIC and the two of neurons rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others, and of scores, all is f32.
  */
-enum { MOE_FLAG_COMPENSATE = 1, MOE_FLAG_MEANS = 2 /* those of MEANS, not the model's own */ };
+enum { MOE_FLAG_COMPENSATE = 1, MOE_FLAG_MEANS = 2 /* those of MEANS, not the model's own */, MOE_FLAG_GATES = 4 /* no sums */ };
 
 struct moe_slot {
     bool busy;
@@ -44,8 +46,9 @@ struct moe_slot {
 /* One expert with its rows of a block (moe_work.c). */
 struct moe_share {
     const struct expert *x;
-    const int *row; /* [z.n] */
-    struct rows z;  /* [z.n][neurons], between the two halves */
+    const struct packed *out; /* the matrix of the second loop: down; in_t of a backward pass */
+    const int *row;           /* [z.n] */
+    struct rows z;            /* [z.n][inputs of out], between the two halves */
     const float *mu, *norm;
     float scale;
     int first_task, row_tasks;
@@ -157,6 +160,39 @@ void moe_work_neuron_scores(struct moe *m, int layer, const struct rows *h, bool
 const float *moe_norms(struct moe *m, int layer);
 /* Neurons that a rank other than the coordinator holds. */
 int moe_held_neurons(const struct moe *m, int layer, int rank);
+
+/* A block of rows of a job. */
+struct moe_work {
+    struct moe *m;
+    const struct kernel *kernel;
+    const struct moe_job *job;
+    bool backward;
+    int first, rows;         /* of the job's rows */
+    struct moe_share *share; /* [shares] */
+    int shares, in_tasks;
+    double multiplications; /* of both loops */
+    bool fine;
+    /* The second loop. */
+    int out_rows, out_blocks, out_panels, out_columns; /* rows and panels of a task, and how many there are of each */
+    enum moe_answers as;
+    void *out;
+    /* Or, for the oracles: */
+    const float *dense;
+    float *to, part; /* part: k / N */
+    bool scores;     /* of neurons */
+    int stride;
+    bool packed;
+};
+/* For moe_backward.c: how many rows at a time; the shares of a block, their z in place; the second loop; a loop of its own. */
+int moe_work_rows_at_once(const struct moe *m, int layer, bool backward);
+void moe_work_begin(struct moe_work *w, struct moe *m, const struct moe_job *job, int first, int rows);
+void moe_work_out(struct moe_work *w);
+void moe_work_loop(struct moe_work *w, int tasks, void (*task)(void *ctx, int item, int worker), void *ctx);
+
+/* The backward pass over the experts of this rank (moe_backward.c).  sum: [rows][D], or NULL; gate[t * stride + place], place as in moe_work_scores(). */
+void moe_work_backward(struct moe *m, const struct moe_job *job, const float *dy, int64_t *sum, float *gate, int stride,
+                       bool packed);
+void moe_answer_backward(struct moe *m, struct exchange *x, const struct request *r, const char *payload);
 
 /* Rows and sums in the widths in which they travel; n elements. */
 size_t moe_row_bytes(const struct moe *m);

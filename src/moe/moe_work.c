@@ -29,28 +29,6 @@ enum {
     FINE_CELLS = 4096, /* sums of such a task */
 };
 
-/* A block of rows of a job. */
-struct work {
-    struct moe *m;
-    const struct kernel *kernel;
-    const struct moe_job *job;
-    int first, rows;         /* of the job's rows */
-    struct moe_share *share; /* [shares] */
-    int shares, in_tasks;
-    double multiplications; /* of both loops */
-    bool fine;
-    /* The second loop. */
-    int out_rows, out_blocks, out_panels, out_columns; /* rows and panels of a task, and how many there are of each */
-    enum moe_answers as;
-    void *out;
-    /* Or, for the oracles: */
-    const float *dense;
-    float *to, part; /* part: k / N */
-    bool scores;     /* of neurons */
-    int stride;
-    bool packed;
-};
-
 /* ---- memory ---- */
 
 /* For `neurons` in so many experts, over so many rows each: floats, and the same quantized or rounded. */
@@ -79,7 +57,7 @@ void moe_take_work(struct moe *m, struct arena_taker *t)
     /* A coordinator may hold shared neurons and experts that together are the whole FFN; a follower has routed experts only. */
     if (!m->coordinator && held * routed < neurons) neurons = held * routed;
     m->most_held = (int)held + m->coordinator;
-    m->z_bytes = z_room(rows, neurons, (size_t)m->most_held);
+    m->z_bytes = z_room(rows, neurons * (m->limits.train ? 2 : 1), (size_t)m->most_held);
     m->z = arena_take(t, m->z_bytes, 1);
     m->need = arena_take(t, (size_t)m->n_layers, sizeof(*m->need));
     m->forms = arena_take(t, (size_t)m->n_layers, sizeof(*m->forms));
@@ -96,18 +74,19 @@ void moe_take_work(struct moe *m, struct arena_taker *t)
 }
 
 /* How many of the layer's rows there is room for at a time. */
-static int rows_at_once(const struct moe *m, int layer)
+int moe_work_rows_at_once(const struct moe *m, int layer, bool backward)
 {
     int rows = block_rows(m);
+    size_t need = (size_t)m->need[layer] * (backward ? 2 : 1);
 
-    while (rows > 1 && z_room((size_t)rows, (size_t)m->need[layer], (size_t)m->most_held) > m->z_bytes) rows = (rows + 1) / 2;
-    BUG_ON(z_room((size_t)rows, (size_t)m->need[layer], (size_t)m->most_held) > m->z_bytes);
+    while (rows > 1 && z_room((size_t)rows, need, (size_t)m->most_held) > m->z_bytes) rows = (rows + 1) / 2;
+    BUG_ON(z_room((size_t)rows, need, (size_t)m->most_held) > m->z_bytes);
     return rows;
 }
 
 /* ---- shares ---- */
 
-static void add_share(struct work *w, const struct expert *x, const int *row, int n, const float *mu, const float *norm,
+static void add_share(struct moe_work *w, const struct expert *x, const int *row, int n, const float *mu, const float *norm,
                       float scale, int place)
 {
     struct moe_share *s = &w->share[w->shares++];
@@ -118,14 +97,16 @@ static void add_share(struct work *w, const struct expert *x, const int *row, in
     BUG_ON(w->job->fixed && !x->keep);
     *s =
         (struct moe_share){.x = x, .row = row, .mu = mu, .norm = norm, .scale = scale, .place = place, .first_task = w->in_tasks};
-    s->z = (struct rows){.n = n, .cols = x->gate.rows, .ld = (size_t)x->gate.rows};
+    s->out = w->backward ? &x->in_t : &x->down;
+    s->z = (struct rows){.n = n, .cols = s->out->cols, .ld = (size_t)s->out->cols};
+    BUG_ON(!s->out->lines);
     s->row_tasks = (n + IN_ROWS - 1) / IN_ROWS;
     w->in_tasks += s->row_tasks * ((panels + each - 1) / each);
     w->multiplications += 3.0 * n * x->gate.rows * w->m->width;
 }
 
 /* Which experts have which rows. */
-static void list_shares(struct work *w)
+static void list_shares(struct moe_work *w)
 {
     const struct moe_job *job = w->job;
     struct moe *m = w->m;
@@ -150,7 +131,7 @@ static void list_shares(struct work *w)
     }
 }
 
-static void place_shares(struct work *w)
+static void place_shares(struct moe_work *w)
 {
     char *at = w->m->z, *end = at + w->m->z_bytes;
 
@@ -159,12 +140,12 @@ static void place_shares(struct work *w)
 
         z->x = (const float *)(void *)at;
         at += moe_line((size_t)z->n * z->ld * sizeof(float));
-        if (gemm_rows(w->m->gemm, z, w->share[s].x->down.format, at)) at += rows_bytes(z->n, z->cols);
+        if (gemm_rows(w->m->gemm, z, w->share[s].out->format, at)) at += rows_bytes(z->n, z->cols);
     }
     BUG_ON(at > end);
 }
 
-static void work_begin(struct work *w, struct moe *m, const struct moe_job *job, int first, int rows)
+void moe_work_begin(struct moe_work *w, struct moe *m, const struct moe_job *job, int first, int rows)
 {
     w->m = m, w->kernel = gemm_kernel(m->gemm), w->job = job, w->first = first, w->rows = rows;
     w->share = m->share, w->shares = 0, w->in_tasks = 0, w->multiplications = 0;
@@ -172,7 +153,7 @@ static void work_begin(struct work *w, struct moe *m, const struct moe_job *job,
     place_shares(w);
 }
 
-static void count_work(const struct work *w)
+static void count_work(const struct moe_work *w)
 {
     double bytes = 0;
 
@@ -187,23 +168,28 @@ static void count_work(const struct work *w)
     timing_work(w->m->timing, bytes, 2 * w->multiplications);
 }
 
-static void loop(struct work *w, int tasks, void (*task)(void *ctx, int item, int worker))
+void moe_work_loop(struct moe_work *w, int tasks, void (*task)(void *ctx, int item, int worker), void *ctx)
 {
     if (w->multiplications < SERIAL_BELOW)
-        for (int i = 0; i < tasks; i++) task(w, i, 0);
-    else gemm_parallel(w->m->gemm, tasks, task, w);
+        for (int i = 0; i < tasks; i++) task(ctx, i, 0);
+    else gemm_parallel(w->m->gemm, tasks, task, ctx);
     moe_progress(w->m);
 }
 
+static void loop(struct moe_work *w, int tasks, void (*task)(void *ctx, int item, int worker))
+{
+    moe_work_loop(w, tasks, task, w);
+}
+
 /* Rows of other micro-batches move only while MPI is called, which the rank's own thread does. */
-static void task_progress(const struct work *w, int worker)
+static void task_progress(const struct moe_work *w, int worker)
 {
     if (worker == 0) moe_progress(w->m);
 }
 
 /* ---- the first loop ---- */
 
-static const struct moe_share *share_of(const struct work *w, int item)
+static const struct moe_share *share_of(const struct moe_work *w, int item)
 {
     int low = 0, high = w->shares;
 
@@ -245,7 +231,7 @@ static void keep_z(const struct moe_share *s, const struct moe_job *job, const f
 
 static void in_task(void *ctx, int item, int worker)
 {
-    const struct work *w = ctx;
+    const struct moe_work *w = ctx;
     const struct moe_share *s = share_of(w, item);
     int each = s->z.n <= FEW_ROWS ? FEW_PANELS : IN_PANELS, panels = packed_panels(s->z.cols);
     int first = (item - s->first_task) / s->row_tasks * each, part = (item - s->first_task) % s->row_tasks;
@@ -287,7 +273,7 @@ static struct rows rows_part(const struct rows *r, int first, int n)
 /* ---- the second loop: sums ---- */
 
 /* How it is cut: if rows are few, so that a task reads a large part of every expert's weights; else so that sums stay in the first caches. */
-static void cut_out(struct work *w)
+static void cut_out(struct moe_work *w)
 {
     int panels = packed_panels(w->m->width), threads = threads_count(gemm_threads(w->m->gemm)), pairs = 0;
     int cells = (GEMM_ROOM_BYTES - LINE_BYTES - FINE_ROWS * (int)sizeof(int)) / 12;
@@ -311,7 +297,7 @@ _Static_assert(OUT_ROWS *OUT_PANELS *PANEL_LANES * 12 + OUT_ROWS * 4 + LINE_BYTE
 _Static_assert(FINE_CELLS * 12 + FINE_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES, "sums, product and terms");
 
 /* Where each expert's rows of each block of rows begin. */
-static void cut_shares(struct work *w)
+static void cut_shares(struct moe_work *w)
 {
     int *cut = w->m->cut;
 
@@ -326,7 +312,7 @@ static void cut_shares(struct work *w)
 }
 
 /* `narrow`: room for a row of floats. */
-static void put_sums(const struct work *w, const struct exact *e, int row, size_t column, int columns, float *narrow)
+static void put_sums(const struct moe_work *w, const struct exact *e, int row, size_t column, int columns, float *narrow)
 {
     size_t width = (size_t)w->m->width;
 
@@ -350,17 +336,17 @@ static void put_sums(const struct work *w, const struct exact *e, int row, size_
 }
 
 /* Where the weights of the share behind s begin that the task reads. */
-static const char *next_weights(const struct work *w, int s, int panel)
+static const char *next_weights(const struct moe_work *w, int s, int panel)
 {
     if (s == w->shares) return NULL;
-    const struct packed *down = &w->share[s].x->down;
+    const struct packed *down = w->share[s].out;
 
     return (const char *)down->lines + (size_t)panel * (size_t)packed_steps(down->format, down->cols) * LINE_BYTES;
 }
 
 static void out_task(void *ctx, int item, int worker)
 {
-    const struct work *w = ctx;
+    const struct moe_work *w = ctx;
     const struct moe *m = w->m;
     int block = item / w->out_columns, first = item % w->out_columns * w->out_panels, panels = packed_panels(m->width) - first;
     int row = w->first + block * w->out_rows, rows = w->first + w->rows - row;
@@ -385,9 +371,9 @@ static void out_task(void *ctx, int item, int worker)
 
         bool direct = n <= FEW_ROWS || z.cols <= FINE;
 
-        if (!direct || !exact_product(&e, w->kernel, x->row + cut[0], row, &z, &x->x->down, first, panels, x->scale,
+        if (!direct || !exact_product(&e, w->kernel, x->row + cut[0], row, &z, x->out, first, panels, x->scale,
                                       next_weights(w, s + 1, first))) {
-            w->kernel->product(y, cols, &z, NULL, n, &x->x->down, first, panels, gemm_scratch(m->gemm, worker));
+            w->kernel->product(y, cols, &z, NULL, n, x->out, first, panels, gemm_scratch(m->gemm, worker));
             exact_add(&e, x->row + cut[0], row, n, y, cols, x->scale);
         }
         if (x->mu) exact_take(&e, x->row + cut[0], row, n, x->mu + column, columns);
@@ -397,19 +383,24 @@ static void out_task(void *ctx, int item, int worker)
     task_progress(w, worker);
 }
 
+void moe_work_out(struct moe_work *w)
+{
+    cut_out(w);
+    cut_shares(w);
+    loop(w, w->out_blocks * w->out_columns, out_task);
+}
+
 void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as, void *out)
 {
     enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
-    int rows = job->h->n, each = rows_at_once(m, job->layer);
+    int rows = job->h->n, each = moe_work_rows_at_once(m, job->layer, false);
 
     for (int first = 0; first < rows; first += each) {
-        struct work w = {.as = as, .out = out};
+        struct moe_work w = {.as = as, .out = out};
 
-        work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
-        cut_out(&w);
-        cut_shares(&w);
+        moe_work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
         loop(&w, w.in_tasks, in_task);
-        loop(&w, w.out_blocks * w.out_columns, out_task);
+        moe_work_out(&w);
         count_work(&w);
     }
     timing_enter(m->timing, was);
@@ -426,7 +417,7 @@ static int oracle_rows(const struct moe *m)
     return fit < OUT_ROWS ? (int)fit : OUT_ROWS;
 }
 
-static void oracle_row(const struct work *w, const struct moe_share *s, const float *e, int t)
+static void oracle_row(const struct moe_work *w, const struct moe_share *s, const float *e, int t)
 {
     size_t width = (size_t)w->m->width, at = (size_t)t * (size_t)w->stride + (size_t)s->place;
 
@@ -439,7 +430,7 @@ static void oracle_row(const struct work *w, const struct moe_share *s, const fl
 
 static void oracle_task(void *ctx, int item, int worker)
 {
-    const struct work *w = ctx;
+    const struct moe_work *w = ctx;
     const struct moe_share *s = &w->share[item / w->out_blocks];
     int first = item % w->out_blocks * w->out_rows, n = w->rows - first < w->out_rows ? w->rows - first : w->out_rows;
     size_t ld = (size_t)packed_panels(w->m->width) * PANEL_LANES;
@@ -452,15 +443,15 @@ static void oracle_task(void *ctx, int item, int worker)
 }
 
 /* All held experts over all rows. */
-static void oracle(struct moe *m, const struct moe_job *job, struct work like)
+static void oracle(struct moe *m, const struct moe_job *job, struct moe_work like)
 {
     enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
-    int rows = job->h->n, each = rows_at_once(m, job->layer);
+    int rows = job->h->n, each = moe_work_rows_at_once(m, job->layer, false);
 
     for (int first = 0; first < rows; first += each) {
-        struct work w = like;
+        struct moe_work w = like;
 
-        work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
+        moe_work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
         w.out_rows = oracle_rows(m);
         w.out_blocks = (w.rows + w.out_rows - 1) / w.out_rows;
         loop(&w, w.in_tasks, in_task);
@@ -475,14 +466,14 @@ void moe_work_scores(struct moe *m, int layer, const struct rows *h, const float
 {
     struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f};
 
-    oracle(m, &job, (struct work){.dense = y, .to = out, .part = share, .stride = stride, .packed = packed});
+    oracle(m, &job, (struct moe_work){.dense = y, .to = out, .part = share, .stride = stride, .packed = packed});
 }
 
 void moe_work_rows(struct moe *m, int layer, const struct rows *h, bool compensate, float *out, int stride, bool packed)
 {
     struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f, .compensate = compensate};
 
-    oracle(m, &job, (struct work){.to = out, .stride = stride, .packed = packed});
+    oracle(m, &job, (struct moe_work){.to = out, .stride = stride, .packed = packed});
 }
 
 /* ---- neurons ---- */
@@ -522,7 +513,7 @@ const float *moe_norms(struct moe *m, int layer)
 
 static void scores_task(void *ctx, int item, int worker)
 {
-    const struct work *w = ctx;
+    const struct moe_work *w = ctx;
     int row = w->first + item;
     float *to = w->to + (size_t)row * (size_t)w->stride;
 
@@ -539,12 +530,12 @@ void moe_work_neuron_scores(struct moe *m, int layer, const struct rows *h, bool
 {
     struct moe_job job = {.layer = layer, .h = h, .shared = shared, .scale = 1.0f};
     enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
-    int rows = h->n, each = rows_at_once(m, layer);
+    int rows = h->n, each = moe_work_rows_at_once(m, layer, false);
 
     for (int first = 0; first < rows; first += each) {
-        struct work w = {.to = out, .stride = stride, .scores = true};
+        struct moe_work w = {.to = out, .stride = stride, .scores = true};
 
-        work_begin(&w, m, &job, first, rows - first < each ? rows - first : each);
+        moe_work_begin(&w, m, &job, first, rows - first < each ? rows - first : each);
         loop(&w, w.in_tasks, in_task);
         loop(&w, w.rows, scores_task);
         count_work(&w);

@@ -213,3 +213,18 @@ float packed_at(const struct packed *p, int row, int col)
     size_t block = (size_t)panel * (size_t)packed_blocks(p->cols) + (size_t)(col / QUANT_BLOCK);
     return (float)(q - bias[p->format]) * widen_bf16(p->scale[block * PANEL_LANES + (size_t)lane]);
 }
+
+void pack_transposed(void *lines, int inputs, int at, const struct packed *w, int first, int panels)
+{
+    BUG_ON(!w->lines || at < 0 || at + w->rows > inputs || first < 0 || first + panels > packed_panels(w->cols));
+    for (int p = first; p < first + panels; p++) {
+        float *line = (float *)lines + ((size_t)p * (size_t)inputs + (size_t)at) * PANEL_LANES;
+
+        for (int row = 0; row < w->rows; row++, line += PANEL_LANES)
+            for (int lane = 0; lane < PANEL_LANES; lane++) {
+                int col = p * PANEL_LANES + lane;
+
+                line[lane] = col < w->cols ? packed_at(w, row, col) : 0.0f;
+            }
+    }
+}

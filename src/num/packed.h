@@ -57,6 +57,10 @@ size_t packed_scale_bytes(enum format f, int rows, int cols); /* 0 for f32 and b
  * bf16 rounds to nearest even.  Any thread; panels are independent. */
 void pack_panels(void *lines, uint16_t *scale, enum format f, const struct mat *w, int first, int panels);
 
+/* Of W', with w->cols outputs and `inputs` inputs: writes W as its inputs at .. at + w->rows - 1 into panels first .. first + panels - 1 of f32 lines.  For what passes
+ * back through W: exactly the weights that the kernels use, and several W beside one another are one product. */
+void pack_transposed(void *lines, int inputs, int at, const struct packed *w, int first, int panels);
+
 /* The weight that the kernels use in place of W[row][col]: the slow way, for tests and small things. */
 float packed_at(const struct packed *p, int row, int col);
 
