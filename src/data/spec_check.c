@@ -226,16 +226,28 @@ static status check_eval(const struct draft *d, struct err *e)
     return OK;
 }
 
+/* Of infer and bench. */
+static status check_attention(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+
+    if (s->cluster.coordinators > 1 && s->cluster.placement == PLACE_BALANCE)
+        return draft_fail(d, "cluster.coordinators", e,
+                          "expected 1 with cluster.placement: balance, found %lld: it eases rank 0 alone",
+                          (long long)s->cluster.coordinators);
+    if (s->cluster.coordinators > 1 && s->cluster.tensor_parallel)
+        return draft_fail(d, "cluster.tensor_parallel", e,
+                          "expected false with cluster.coordinators: %lld, found true: attention is shared out in one way or the other",
+                          (long long)s->cluster.coordinators);
+    return OK;
+}
+
 static status check_infer(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
 
     if (s->cluster.coordinators > 1 && s->infer.variant == VARIANT_ORACLE)
         return draft_fail(d, "cluster.coordinators", e, "expected 1 with variant: oracle, found %lld",
-                          (long long)s->cluster.coordinators);
-    if (s->cluster.coordinators > 1 && s->cluster.placement == PLACE_BALANCE)
-        return draft_fail(d, "cluster.coordinators", e,
-                          "expected 1 with cluster.placement: balance, found %lld: it eases rank 0 alone",
                           (long long)s->cluster.coordinators);
     if (!strcmp(s->infer.input, s->infer.result))
         return draft_fail(d, "result", e, "expected another file than input, found '%s' for both", s->infer.result);
@@ -297,9 +309,9 @@ status draft_check(const struct draft *d, struct err *e)
     case JOB_EVAL:
         return check_eval(d, e);
     case JOB_INFER:
-        return check_infer(d, e);
+        return check_attention(d, e) ? e->code : check_infer(d, e);
     case JOB_BENCH:
-        return check_bench(d, e);
+        return check_attention(d, e) ? e->code : check_bench(d, e);
     default:
         return OK;
     }

@@ -5,6 +5,7 @@
 
 #include "engine/place.h"
 #include "engine/spread.h"
+#include "model/split.h"
 
 /* Requests that are not the moe's.  While no model is open the ranks talk through a small exchange; an open model brings one of its own,
  * sized for its rows.  Both sides change over at the same message: OPEN is answered in the small one, CLOSE in the model's. */
@@ -142,6 +143,28 @@ void cluster_close(struct cluster *c)
     free(c);
 }
 
+/* Of the exchanges of an open model. */
+static struct exchange_limits talk_limits(struct exchange_limits own, const struct shape *s, int ranks, struct model_limits limits)
+{
+    if (own.request_bytes < sizeof(struct open_request)) own.request_bytes = sizeof(struct open_request);
+    if (own.answer_bytes < ANSWER_BYTES) own.answer_bytes = ANSWER_BYTES;
+    model_exchange_limits(&own, s, ranks, limits);
+    if (limits.coordinators > 1) spread_limits(&own, limits.rows, s->width, s->vocab);
+    return own;
+}
+
+void cluster_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks,
+                  const struct weights_plan *plan, struct model_limits limits)
+{
+    if (limits.coordinators > ranks) limits.coordinators = ranks;
+    struct exchange_limits talk = talk_limits((struct exchange_limits){0}, s, ranks, limits);
+
+    model_cost(c, s, p, rank, ranks, plan, limits);
+    if (ranks == 1) return;
+    c->exchange = exchange_costs(rank, ranks, talk, limits.coordinators);
+    if (limits.coordinators > 1) c->exchange += spread_cost(rank, limits.rows, s->width);
+}
+
 /* Every rank's need against what its host has, and the share of each host that all its ranks take together; on the coordinator,
  * before anything is taken. */
 static status check_memory(struct cluster *c, const struct shape *s, const struct weights_plan *weights,
@@ -158,7 +181,7 @@ static status check_memory(struct cluster *c, const struct shape *s, const struc
             struct model_cost cost;
 
             if (comm_peer(c->comm, q)->host_rank != peer->host_rank) continue;
-            model_cost(&cost, s, &c->placement, q, ranks, weights, limits);
+            cluster_cost(&cost, s, &c->placement, q, ranks, weights, limits);
             size_t all = model_cost_total(&cost);
             host += all;
             if (q == r) need = all;
@@ -225,18 +248,9 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
         st = check_memory(c, s, &weights, q->limits, e);
     }
     if (!st) {
-        struct moe_limits rows = {
-            .rows = q->limits.rows, .oracle = q->limits.oracle, .train = q->limits.train, .wire = q->limits.wire};
-        struct exchange_limits moe = {0};
-
-        moe_exchange_limits(&moe, s->layers, s->experts, s->width, s->neurons, rows);
-        if (moe.request_bytes > limits->request_bytes) limits->request_bytes = moe.request_bytes;
-        if (moe.answer_bytes > limits->answer_bytes) limits->answer_bytes = moe.answer_bytes;
-        if (q->limits.coordinators > 1) spread_limits(limits, q->limits.rows, s->width);
-        model_cost(&cost, s, &c->placement, comm_rank(c->comm), comm_size(c->comm), &weights, q->limits);
-        size_t talk = alone(c) ? 0 : exchange_costs(comm_rank(c->comm), comm_size(c->comm), *limits, q->limits.coordinators);
-        if (q->limits.coordinators > 1) talk += spread_cost(comm_rank(c->comm), q->limits.rows, s->width);
-        st = arena_open(&c->arena, "model", cost.kv + cost.work + talk + ((size_t)1 << 20), e);
+        *limits = talk_limits(*limits, s, comm_size(c->comm), q->limits);
+        cluster_cost(&cost, s, &c->placement, comm_rank(c->comm), comm_size(c->comm), &weights, q->limits);
+        st = arena_open(&c->arena, "model", cost.kv + cost.work + cost.exchange + ((size_t)1 << 20), e);
     }
     free(s);
     return st;
@@ -332,6 +346,12 @@ status cluster_forward(struct cluster *c, const struct batch *b, const struct ro
 {
     if (c->spread.coordinators) return spread_forward(&c->spread, b, how, micro_batches, hidden, e);
     return forward(c->model, b, how, micro_batches, hidden, e);
+}
+
+status cluster_logits(struct cluster *c, const float *hidden, int n, float *logits, struct err *e)
+{
+    if (c->spread.coordinators) return spread_logits(&c->spread, hidden, n, logits, e);
+    return forward_words(c->model, hidden, n, logits, e);
 }
 
 void cluster_release(struct cluster *c)
@@ -494,6 +514,8 @@ status cluster_follow(struct cluster *c, struct err *e)
             control = true;
         } else if (r.kind >= SPREAD_KIND_FIRST && r.kind <= SPREAD_KIND_LAST && c->spread.coordinators) {
             if ((verdict = spread_answer(&c->spread, &r, payload, e))) break;
+        } else if (r.kind >= SPLIT_KIND_FIRST && r.kind <= SPLIT_KIND_LAST && c->model) {
+            split_answer(c->model, c->exchange, &r, payload);
         } else {
             BUG_ON(r.kind < MOE_KIND_FIRST || r.kind > MOE_KIND_LAST || !c->model);
             moe_answer(model_moe(c->model), from[which], &r, payload);

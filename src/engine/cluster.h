@@ -21,11 +21,16 @@ void cluster_close(struct cluster *c);
 /* Coordinator.  Opens the model on every rank with the placement of the spec, in place of the one that was open; an error of any rank comes back as
  * "rank R (HOST): ...".  The model belongs to the cluster. */
 status cluster_model(struct cluster *c, const char *directory, struct model_limits limits, struct model **out, struct err *e);
+/* What a rank takes for a model: model_cost() with all exchanges as the cluster opens them, and what several coordinators need beside them. */
+void cluster_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks,
+                  const struct weights_plan *plan, struct model_limits limits);
 /* Coordinator.  forward() on the open model, by all its coordinators (model_limits.coordinators) if there are several: those have to be told the router of ROUTE_ROUTER
  * first, once; so have the ranks that hold experts, if it brings means of its own (moe_select()).  It is borrowed while it is in use. */
 status cluster_forward(struct cluster *c, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
                        struct err *e);
 status cluster_router(struct cluster *c, const struct router *r, struct err *e);
+/* Coordinator.  Logits [n, V] of n rows of hidden: the rows are shared out to all coordinators, or the words to all ranks of a split model. */
+status cluster_logits(struct cluster *c, const float *hidden, int n, float *logits, struct err *e);
 void cluster_release(struct cluster *c); /* closes the model on every rank */
 /* Now and then during long local work, so that the followers know that the coordinator lives. */
 void cluster_alive(struct cluster *c);

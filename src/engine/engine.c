@@ -354,8 +354,15 @@ static void draw_tokens(const struct engine *g, const int *place, int n, int32_t
     timing_enter(model_timing(g->m), was);
 }
 
-/* Samples for every planned session whose tokens have all passed; returns how many ended. */
-static int sample_rows(struct engine *g, int pieces)
+static status head(struct engine *g, int n, struct err *e)
+{
+    if (g->cluster) return cluster_logits(g->cluster, g->hidden, n, g->logits, e);
+    forward_logits(g->m, g->hidden, n, g->logits);
+    return OK;
+}
+
+/* Samples for every planned session whose tokens have all passed; *done: how many ended. */
+static status sample_rows(struct engine *g, int pieces, int *done, struct err *e)
 {
     size_t width = (size_t)g->width;
     int n_done = 0, row = -1;
@@ -373,7 +380,7 @@ static int sample_rows(struct engine *g, int pieces)
             memmove(g->hidden + (size_t)n * width, g->hidden + (size_t)row * width, width * sizeof(float));
             place[n++] = candidate;
         }
-        if (n) forward_logits(g->m, g->hidden, n, g->logits);
+        if (n && head(g, n, e)) return e->code;
         draw_tokens(g, place, n, token);
         for (int i = 0; i < n; i++) {
             enum finish why = accept(g, &g->session[place[i]], token[i]);
@@ -381,7 +388,8 @@ static int sample_rows(struct engine *g, int pieces)
             if (why) finish_session(g, place[i], why, n_done++);
         }
     }
-    return n_done;
+    *done = n_done;
+    return OK;
 }
 
 static status pass(struct engine *g, const struct batch *b, struct err *e)
@@ -409,7 +417,7 @@ status engine_step(struct engine *g, const struct sequence **done, int *n_done, 
         .rows = fill_batch(g, pieces), .token = g->token, .position = g->position, .session = g->place, .key = g->key};
 
     if (pass(g, &b, e)) return e->code;
-    *n_done = sample_rows(g, pieces);
+    if (sample_rows(g, pieces, n_done, e)) return e->code;
     for (int i = 0; i < g->n_order; i++)
         if (g->session[g->order[i]].prompt >= 0) g->order[kept++] = g->order[i];
     g->n_order = kept;

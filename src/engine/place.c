@@ -6,16 +6,18 @@
 #include "data/placement_file.h"
 
 /* Weights that the coordinator alone goes through in a layer.  The head is for the last row of a prompt and for every row that decodes: half of it. */
-static double own_work(const struct shape *s, int layer)
+static double own_work(const struct shape *s, int layer, bool split)
 {
     double width = s->width, q = (double)s->heads * s->head_dim, kv = (double)s->kv_heads * s->head_dim;
 
-    return width * (2 * q + 2 * kv) + width * s->experts + 3 * width * s->shared[layer] + width * s->vocab / (2.0 * s->layers);
+    double attention = width * (2 * q + 2 * kv) + width * s->vocab / (2.0 * s->layers);
+
+    return (split ? 0 : attention) + width * s->experts + 3 * width * s->shared[layer];
 }
 
-int place_coordinator_experts(const struct shape *s, int layer, int ranks)
+int place_coordinator_experts(const struct shape *s, int layer, int ranks, bool split)
 {
-    double own = own_work(s, layer), expert = 3.0 * s->width * (s->neurons - s->shared[layer]) / s->experts;
+    double own = own_work(s, layer, split), expert = 3.0 * s->width * (s->neurons - s->shared[layer]) / s->experts;
     double used = (1 + (double)s->active_of[layer] / s->experts) / 2, least = INFINITY;
     int best = 0;
 
@@ -37,7 +39,7 @@ static status balance(struct placement *out, const struct spec *s, const struct 
         double share = s->cluster.coordinator_share;
 
         coordinator[l] = share > 0        ? (int)lround(share * shape->experts)
-                         : shape->experts ? place_coordinator_experts(shape, l, ranks)
+                         : shape->experts ? place_coordinator_experts(shape, l, ranks, s->cluster.tensor_parallel)
                                           : 0;
     }
     return placement_split(out, coordinator, shape->layers, shape->experts, ranks, e);

@@ -10,8 +10,8 @@
 status place_experts(struct placement *out, const struct spec *s, const struct shape *shape, int ranks, struct err *e);
 
 /* Experts of rank 0 in a layer, so that its own work (attention, shared neurons, router, head) and its experts' take as long as what another rank holds;
- * counted in weights.  What a layer's experts cost lies between a token's active ones (prefill, one sequence) and all of them (many sequences): the mean of both.
+ * counted in weights; with `split` attention and head are everybody's.  What a layer's experts cost lies between a token's active ones (prefill, one sequence) and all of them (many sequences): the mean of both.
  * Pure. */
-int place_coordinator_experts(const struct shape *shape, int layer, int ranks);
+int place_coordinator_experts(const struct shape *shape, int layer, int ranks, bool split);
 
 #endif

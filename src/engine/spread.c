@@ -26,14 +26,26 @@ struct router_head {
 
 _Static_assert(sizeof(struct forward_head) == 64 && sizeof(struct router_head) == 64, "what is behind them is aligned");
 
-enum { BYTES_OF_ROW = sizeof(uint64_t) + 3 * sizeof(int32_t), ROUTER_PIECE = 1 << 18 };
+enum { BYTES_OF_ROW = sizeof(uint64_t) + 3 * sizeof(int32_t), ROUTER_PIECE = 1 << 18, LOGITS_ROWS = 32 /* at once */ };
 
 /* ---- open and close ---- */
 
-void spread_limits(struct exchange_limits *x, int rows, int width)
+/* Rows of which a coordinator gives the logits in one request. */
+static int logits_rows(int rows)
 {
-    size_t request = sizeof(struct forward_head) + (size_t)rows * BYTES_OF_ROW,
-           answer = (size_t)rows * (size_t)width * sizeof(float);
+    return rows < LOGITS_ROWS ? rows : LOGITS_ROWS;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+void spread_limits(struct exchange_limits *x, int rows, int width, int vocab)
+{
+    size_t state = (size_t)width * sizeof(float), some = (size_t)logits_rows(rows);
+    size_t request = larger(sizeof(struct forward_head) + (size_t)rows * BYTES_OF_ROW, some * state);
+    size_t answer = larger((size_t)rows * state, some * (size_t)vocab * sizeof(float));
 
     if (request < sizeof(struct router_head) + ROUTER_PIECE) request = sizeof(struct router_head) + ROUTER_PIECE;
     if (x->request_bytes < request) x->request_bytes = request;
@@ -304,6 +316,38 @@ status spread_forward(struct spread *s, const struct batch *b, const struct rout
     return OK;
 }
 
+/* Rows to one coordinator after the other; a share is so small that what it answers fits. */
+status spread_logits(struct spread *s, const float *hidden, int n, float *logits, struct err *e)
+{
+    size_t D = (size_t)model_shape(s->model)->width, V = (size_t)model_shape(s->model)->vocab;
+    int C = s->coordinators, most = logits_rows(model_limits_of(s->model)->rows) * C;
+    status st = OK;
+
+    for (int first = 0, some; first < n && !st; first += some) {
+        int begin[SPREAD_MAX + 1];
+
+        some = n - first < most ? n - first : most;
+        for (int q = 0; q <= C; q++) begin[q] = first + some * q / C;
+        for (int rank = 1; rank < C; rank++) {
+            size_t rows = (size_t)(begin[rank + 1] - begin[rank]), bytes = rows * D * sizeof(float);
+            float *room = rows ? exchange_room(s->work, 0, rank, bytes) : NULL;
+
+            if (!rows) continue;
+            memcpy(room, hidden + (size_t)begin[rank] * D, bytes);
+            post(s, rank, SPREAD_KIND_LOGITS, (int)rows, "head", room, bytes);
+        }
+        forward_logits(s->model, hidden + (size_t)first * D, begin[1] - first, logits + (size_t)first * V);
+        st = exchange_wait(s->work, 0, e);
+        for (int rank = 1; rank < C && !st; rank++) {
+            const void *rows = NULL;
+            const struct answer *a = begin[rank + 1] > begin[rank] ? exchange_answer_of(s->work, 0, rank, &rows) : NULL;
+
+            if (a) memcpy(logits + (size_t)begin[rank] * V, rows, (size_t)a->bytes);
+        }
+    }
+    return st;
+}
+
 /* ---- the other coordinators ---- */
 
 static status take_router(struct spread *s, const struct router_head *head, struct err *e)
@@ -346,7 +390,8 @@ static status run(struct spread *s, const struct request *r, const struct forwar
 
 status spread_answer(struct spread *s, const struct request *r, const void *payload, struct err *e)
 {
-    size_t bytes = (size_t)r->rows * (size_t)model_shape(s->model)->width * sizeof(float);
+    const struct shape *shape = model_shape(s->model);
+    size_t bytes = (size_t)r->rows * (size_t)(r->kind == SPREAD_KIND_LOGITS ? shape->vocab : shape->width) * sizeof(float);
     float *room = NULL;
     struct err mine = {0};
     status st;
@@ -354,6 +399,10 @@ status spread_answer(struct spread *s, const struct request *r, const void *payl
     if (r->kind == SPREAD_KIND_ROUTER) {
         st = take_router(s, payload, &mine);
         bytes = 0;
+    } else if (r->kind == SPREAD_KIND_LOGITS) {
+        room = exchange_answer_room(s->work, bytes);
+        forward_logits(s->model, payload, r->rows, room);
+        st = OK;
     } else {
         room = exchange_answer_room(s->work, bytes);
         st = run(s, r, payload, room, &mine);

@@ -15,7 +15,8 @@ enum {
     SPREAD_KIND_FIRST = 10,
     SPREAD_KIND_FORWARD = 10,
     SPREAD_KIND_ROUTER,
-    SPREAD_KIND_LAST = SPREAD_KIND_ROUTER
+    SPREAD_KIND_LOGITS,
+    SPREAD_KIND_LAST = SPREAD_KIND_LOGITS
 };
 
 struct spread {
@@ -39,8 +40,8 @@ struct spread {
     float *hidden;
 };
 
-/* What payloads of FORWARD need, to be added to the limits of all its exchanges; and the bytes of the arena besides those. */
-void spread_limits(struct exchange_limits *x, int rows, int width);
+/* What payloads need, to be added to the limits of all its exchanges; and the bytes of the arena besides those. */
+void spread_limits(struct exchange_limits *x, int rows, int width, int vocab);
 size_t spread_cost(int rank, int rows, int width);
 /* Local.  first: the exchange of rank 0, open with these limits.  Afterwards spread_own() is for the moe of this rank. */
 status spread_open(struct spread *s, struct comm *c, int coordinators, struct exchange_limits limits, struct exchange *first,
@@ -56,6 +57,8 @@ status spread_router(struct spread *s, const struct router *r, struct err *e);
 /* Rank 0.  As forward(). */
 status spread_forward(struct spread *s, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
                       struct err *e);
+/* Rank 0.  logits: [n, V] of n rows of hidden, in equal shares by all coordinators. */
+status spread_logits(struct spread *s, const float *hidden, int n, float *logits, struct err *e);
 /* Another coordinator: answers a request of the kinds above.  ERR_RANK if it cannot go on. */
 status spread_answer(struct spread *s, const struct request *r, const void *payload, struct err *e);
 /* Another coordinator: what came in rank 0's exchange meanwhile and is not for its experts (to close the model, or to stop): a pass ends with STOPPED for it.  Once. */

@@ -43,19 +43,19 @@ static double tolerance(const struct side *x, const struct side *y, bool half)
 }
 
 /* The prompt of the size that is timed: its first rows are those of the short one, `whole`, and its last is that of its token alone behind the others. */
-static status check_prefill(struct race *r, struct model *m, struct side *x, const struct routing *how, const float *whole,
+static status check_prefill(struct race *r, struct side *x, const struct routing *how, const float *whole,
                             struct err *e)
 {
     int n = r->measures && !r->measure[0].sequences ? r->measure[0].rows : 0, same = n < CHECK_TOKENS ? n : CHECK_TOKENS;
     size_t width = (size_t)x->shape.width, bytes = width * sizeof(float);
     float *last = race_take(width, sizeof(float));
-    status st = n ? race_prompt(r, m, how, 0, n, e) : OK;
+    status st = n ? race_prompt(r, how, 0, n, e) : OK;
 
     if (n && !st) {
         bool first = !memcmp(r->hidden, whole, (size_t)same * bytes);
 
         memcpy(last, r->hidden + (size_t)(n - 1) * width, bytes);
-        st = race_prompt(r, m, how, n - 1, 1, e);
+        st = race_prompt(r, how, n - 1, 1, e);
         if (!st && (!first || memcmp(r->hidden, last, bytes) != 0)) {
             x->wrong = true;
             bench_refuse(r->bench, "%s: the %s of a prompt of %d tokens %s", x->name, first ? "last token" : "first tokens", n,
@@ -67,42 +67,42 @@ static status check_prefill(struct race *r, struct model *m, struct side *x, con
 }
 
 /* Hidden states of a prompt that passes at once, token by token, and in every session beside others: the same bits. */
-static status check_rows(struct race *r, struct model *m, struct side *x, const struct routing *how, struct err *e)
+static status check_rows(struct race *r, struct side *x, const struct routing *how, struct err *e)
 {
     size_t width = (size_t)x->shape.width, bytes = width * sizeof(float);
     float *whole = race_take(CHECK_TOKENS * width, sizeof(float));
     int together = r->room.limits.sessions;
-    status st = race_prompt(r, m, how, 0, CHECK_TOKENS, e);
+    status st = race_prompt(r, how, 0, CHECK_TOKENS, e);
 
     memcpy(whole, r->hidden, CHECK_TOKENS * bytes);
     for (int t = 0; t < CHECK_TOKENS && !st; t++) {
-        if ((st = race_prompt(r, m, how, t, 1, e))) break;
+        if ((st = race_prompt(r, how, t, 1, e))) break;
         if (memcmp(r->hidden, whole + (size_t)t * width, bytes) != 0 && !x->wrong) {
             x->wrong = true;
             bench_refuse(r->bench, "%s: token %d alone is not what it is in a prompt", x->name, t);
         }
     }
-    if (!st) st = race_decode(r, m, how, together, 0, true, e);
+    if (!st) st = race_decode(r, how, together, 0, true, e);
     for (int i = 0; i < together && !st && !x->wrong; i++)
         if (memcmp(r->hidden + (size_t)i * width, whole, bytes) != 0) {
             x->wrong = true;
             bench_refuse(r->bench, "%s: sequence %d of %d is not what it is alone", x->name, i, together);
         }
-    if (!st && !x->wrong) st = check_prefill(r, m, x, how, whole, e);
+    if (!st && !x->wrong) st = check_prefill(r, x, how, whole, e);
     free(whole);
     return st;
 }
 
 /* With all experts the factorized model is the dense one; a format is near the model in the format of `model`. */
-static status check_logits(struct race *r, struct model *m, struct side *x, struct err *e)
+static status check_logits(struct race *r, struct side *x, struct err *e)
 {
     const struct routing all = {.route = ROUTE_ALL};
     struct side *of = x->dense >= 0 ? &r->side[x->dense] : &r->side[0]; /* dense sides come first */
     size_t n = (size_t)CHECK_TOKENS * (size_t)x->shape.vocab;
 
-    if (race_prompt(r, m, &all, 0, CHECK_TOKENS, e)) return e->code;
+    if (race_prompt(r, &all, 0, CHECK_TOKENS, e)) return e->code;
     float *logits = x->logits ? x->logits : r->logits;
-    forward_logits(m, r->hidden, CHECK_TOKENS, logits);
+    if (cluster_logits(r->bench->job->cluster, r->hidden, CHECK_TOKENS, logits, e)) return e->code;
     if (of == x) return OK;
     if (!of->logits || of->wrong) {
         x->wrong = true;
@@ -129,17 +129,21 @@ static double touched(struct model *m)
     return n ? (double)hit / (double)n : 1;
 }
 
-static status look_at_touched(struct race *r, struct model *m, struct variant *v, struct err *e)
+static status look_at_touched(struct race *r, struct model *m, const struct side *x, struct variant *v, struct err *e)
 {
+    bool several = r->room.limits.coordinators > 1 && r->bench->place.ranks > 1;
+
     for (int i = 0; i < r->measures; i++) {
         const struct measure *w = &r->measure[i];
         status st;
 
         moe_stats_clear(model_moe(m));
-        if (w->sequences) st = race_decode(r, m, &v->how, w->sequences, (int)r->bench->job->spec->bench.context, false, e);
+        if (w->sequences) st = race_decode(r, &v->how, w->sequences, (int)r->bench->job->spec->bench.context, false, e);
         else continue; /* a prompt wants all */
         if (st) return st;
         v->touched[i] = v->active ? touched(m) : 1;
+        /* Rank 0 has counted its own sequences alone: then what is expected of random routers. */
+        if (v->active && several) v->touched[i] = 1 - pow(1 - (double)v->active / x->shape.experts, w->sequences);
     }
     return OK;
 }
@@ -148,12 +152,12 @@ status race_check(struct race *r, struct side *x, struct err *e)
 {
     struct model *m;
 
-    if (room_open(r->bench->job->cluster, x->directory, &r->room, &m, e)) return e->code;
-    status st = check_logits(r, m, x, e);
+    if (race_model(r, x, &m, e)) return e->code;
+    status st = check_logits(r, x, e);
     for (int v = 0; v < x->variants && !st && !x->wrong; v++) {
         /* a row does depend on the others when a batch is held to fewer experts */
-        if (x->variant[v].how.batch_experts == 0.0) st = check_rows(r, m, x, &x->variant[v].how, e);
-        if (!st) st = look_at_touched(r, m, &x->variant[v], e);
+        if (x->variant[v].how.batch_experts == 0.0) st = check_rows(r, x, &x->variant[v].how, e);
+        if (!st) st = look_at_touched(r, m, x, &x->variant[v], e);
     }
     return st;
 }

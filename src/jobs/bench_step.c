@@ -192,17 +192,25 @@ static status race_open(struct race *r, struct err *e)
 
 /* ---- steps ---- */
 
+status race_model(struct race *r, const struct side *x, struct model **m, struct err *e)
+{
+    struct cluster *c = r->bench->job->cluster;
+
+    if (room_open(c, x->directory, &r->room, m, e)) return e->code;
+    return x->shape.experts ? cluster_router(c, &x->router, e) : OK;
+}
+
 static int32_t draw(const struct race *r, int sequence, int position)
 {
     return (int32_t)(rng_hash((uint64_t)r->bench->job->spec->seed, (uint64_t)sequence, (uint64_t)position, 0) %
                      (uint64_t)r->bench->shape.vocab);
 }
 
-static status pass(struct race *r, struct model *m, const struct routing *how, int rows, struct err *e)
+static status pass(struct race *r, const struct routing *how, int rows, struct err *e)
 {
     struct batch b = {.rows = rows, .token = r->token, .position = r->position, .session = r->session};
 
-    return forward(m, &b, how, (int)r->bench->job->spec->cluster.micro_batches, r->hidden, e);
+    return cluster_forward(r->bench->job->cluster, &b, how, (int)r->bench->job->spec->cluster.micro_batches, r->hidden, e);
 }
 
 static void fill_prompt(struct race *r, int first, int n)
@@ -214,10 +222,10 @@ static void fill_prompt(struct race *r, int first, int n)
     }
 }
 
-status race_prompt(struct race *r, struct model *m, const struct routing *how, int first, int n, struct err *e)
+status race_prompt(struct race *r, const struct routing *how, int first, int n, struct err *e)
 {
     fill_prompt(r, first, n);
-    return pass(r, m, how, n, e);
+    return pass(r, how, n, e);
 }
 
 static void fill_decode(struct race *r, int sequences, int position, bool same)
@@ -229,7 +237,7 @@ static void fill_decode(struct race *r, int sequences, int position, bool same)
     }
 }
 
-static void sample(struct race *r, struct model *m, int rows)
+static status sample(struct race *r, int rows, struct err *e)
 {
     const struct sampling greedy = {.temperature = 0, .top_p = 1};
     int vocab = r->bench->shape.vocab;
@@ -238,27 +246,29 @@ static void sample(struct race *r, struct model *m, int rows)
     for (int first = 0; first < rows; first += SAMPLE_ROWS) {
         int n = rows - first < SAMPLE_ROWS ? rows - first : SAMPLE_ROWS;
 
-        forward_logits(m, r->hidden + (size_t)first * (size_t)r->bench->shape.width, n, r->logits);
+        const float *hidden = r->hidden + (size_t)first * (size_t)r->bench->shape.width;
+
+        if (cluster_logits(r->bench->job->cluster, hidden, n, r->logits, e)) return e->code;
         enum timing_section was = timing_enter(t, TIME_SAMPLE);
         for (int i = 0; i < n; i++) sample_token(r->logits + (size_t)i * (size_t)vocab, vocab, &greedy, 0, NULL);
         timing_enter(t, was);
     }
     timing_step(t, 0, rows);
+    return OK;
 }
 
-status race_decode(struct race *r, struct model *m, const struct routing *how, int sequences, int position, bool same,
+status race_decode(struct race *r, const struct routing *how, int sequences, int position, bool same,
                    struct err *e)
 {
     fill_decode(r, sequences, position, same);
-    if (pass(r, m, how, sequences, e)) return e->code;
-    sample(r, m, sequences);
-    return OK;
+    if (pass(r, how, sequences, e)) return e->code;
+    return sample(r, sequences, e);
 }
 
 /* ---- measuring ---- */
 
 /* What a quick first prefill would charge for memory that nobody has touched yet is paid before; in a slow one it is lost among the rest. */
-static status warm_prefill(struct race *r, struct model *m, struct variant *v, int round, struct err *e)
+static status warm_prefill(struct race *r, struct variant *v, int round, struct err *e)
 {
     const double quick = 3;
     double *last = r->measures && !r->measure[0].sequences ? &v->seconds[0][round > 0 ? round - 1 : 0] : NULL;
@@ -267,7 +277,7 @@ static status warm_prefill(struct race *r, struct model *m, struct variant *v, i
     if (!last || *last > quick) return OK;
     double start = clock_now();
     for (int rows = 32; !st && clock_now() - start < quick / 8 && rows <= r->measure[0].rows; rows *= 2)
-        st = race_prompt(r, m, &v->how, 0, rows, e);
+        st = race_prompt(r, &v->how, 0, rows, e);
     return st;
 }
 
@@ -292,20 +302,20 @@ static status measure(struct race *r, struct model *m, struct variant *v, int i,
     status st = OK;
 
     for (int warm = 0; warm < WARM_STEPS && !st && w->sequences; warm++)
-        st = race_decode(r, m, &v->how, w->sequences, context + warm, false, e);
+        st = race_decode(r, &v->how, w->sequences, context + warm, false, e);
     if (st) return st;
     touch_embedding(r, m, w, context + WARM_STEPS, steps);
     timing_stop(t);
     before = *t;
     double start = clock_now();
     if (!w->sequences) {
-        st = race_prompt(r, m, &v->how, 0, w->rows, e);
+        st = race_prompt(r, &v->how, 0, w->rows, e);
         memmove(r->hidden, r->hidden + (size_t)(w->rows - 1) * (size_t)r->bench->shape.width,
                 (size_t)r->bench->shape.width * sizeof(float));
-        if (!st) sample(r, m, 1);
+        if (!st) st = sample(r, 1, e);
     }
     for (int step = 0; step < steps && !st; step++)
-        st = race_decode(r, m, &v->how, w->sequences, context + WARM_STEPS + step, false, e);
+        st = race_decode(r, &v->how, w->sequences, context + WARM_STEPS + step, false, e);
     v->seconds[i][round] = clock_now() - start;
     timing_stop(t);
     int64_t sum = 0;
@@ -328,11 +338,11 @@ static status visit(struct race *r, struct side *x, int round, struct err *e)
     x->read[round] = machine.read;
     x->fma[round] = machine.fma;
     double start = clock_now();
-    if (room_open(r->bench->job->cluster, x->directory, &r->room, &m, e)) return e->code;
+    if (race_model(r, x, &m, e)) return e->code;
     x->open[round] = clock_now() - start;
-    status st = race_decode(r, m, &all, 1, 0, false, e); /* touches all there is */
+    status st = race_decode(r, &all, 1, 0, false, e); /* touches all there is */
     x->first[round] = clock_now() - start;
-    if (!st) st = warm_prefill(r, m, &x->variant[round % x->variants], round, e);
+    if (!st) st = warm_prefill(r, &x->variant[round % x->variants], round, e);
     for (int v = 0; v < x->variants && !st; v++)
         for (int i = 0; i < r->measures && !st; i++) {
             int at = (v + round) % x->variants; /* who begins changes */

@@ -98,7 +98,7 @@ static status print_memory(FILE *to, const struct plan_step *p, const struct pla
     for (int r = 0; r < ranks; r++) {
         char experts[32];
 
-        model_cost(&cost, &p->shape, where, r, ranks, &p->weights, *room);
+        cluster_cost(&cost, &p->shape, where, r, ranks, &p->weights, *room);
         experts_of(experts, where, r);
         bool coordinator = r == 0 || r < room->coordinators;
         fprintf(to, "  %5d  %-11s  %17s  %11.1f  %9.1f  %9.1f  %9.1f  %9.1f\n", r, coordinator ? "coordinator" : "follower",

@@ -139,6 +139,12 @@ status room_eval(struct room *r, const struct spec *s, const struct shape *shape
     return OK;
 }
 
+static void share_attention(struct room *r, const struct spec *s)
+{
+    r->limits.coordinators = (int)s->cluster.coordinators;
+    r->limits.split = s->cluster.tensor_parallel;
+}
+
 status room_infer(struct room *r, const struct spec *s, const struct shape *shape, int64_t requests, int64_t longest,
                   struct err *e)
 {
@@ -148,7 +154,7 @@ status room_infer(struct room *r, const struct spec *s, const struct shape *shap
         return err_set(e, ERR_LIMIT, "%s: limits.positions: expected 2 to the model's %d, found %lld", s->source,
                        shape->positions, (long long)cap);
     *r = (struct room){limits_of(s, s->limits.batch_rows, least(s->limits.sessions, requests), least(cap, most(longest, 2))), 0};
-    r->limits.coordinators = (int)s->cluster.coordinators;
+    share_attention(r, s);
     r->limits.oracle = shape->experts && s->infer.variant == VARIANT_ORACLE;
     r->limits.calibration = shape->experts && s->infer.variant == VARIANT_STATIC;
     return OK;
@@ -167,6 +173,7 @@ status room_bench(struct room *r, const struct spec *s, const struct shape *shap
                        (long long)positions, shape->positions);
     int64_t rows = most(most(s->bench.prefill, together), CHECK_TOKENS);
     *r = (struct room){limits_of(s, rows, together, positions), 0};
+    share_attention(r, s);
     return OK;
 }
 

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "model/model_internal.h"
+#include "model/split.h"
 #include "num/ops.h"
 #include "num/widen.h"
 
@@ -12,26 +13,37 @@ enum { CUT_FROM_ROWS = 64 };
 
 /* ---- memory ---- */
 
-static size_t query_width(const struct shape *s)
+/* Of all heads, and of those that this rank has. */
+static size_t mixed_width(const struct shape *s)
 {
     return (size_t)s->heads * (size_t)s->head_dim;
 }
 
-static size_t kv_width(const struct shape *s)
+static int group_of(const struct shape *s)
 {
-    return (size_t)s->kv_heads * (size_t)s->head_dim;
+    return s->heads / s->kv_heads;
+}
+
+static size_t kv_width(const struct model *m)
+{
+    return (size_t)m->part.heads.n * (size_t)m->shape.head_dim;
+}
+
+static size_t query_width(const struct model *m)
+{
+    return kv_width(m) * (size_t)group_of(&m->shape);
 }
 
 void forward_take_cache(struct model *m, struct arena_taker *t)
 {
     const struct shape *s = &m->shape;
 
-    if (!m->coordinator) return;
+    if (m->part.heads.n == 0) return;
     m->kv = (struct kvcache){.format = m->limits.kv,
                              .layers = s->layers,
                              .sessions = model_share(m->limits.sessions, m->limits.coordinators),
                              .positions = m->limits.positions,
-                             .heads = s->kv_heads,
+                             .heads = m->part.heads.n,
                              .head_dim = s->head_dim};
     m->kv.memory = arena_take(t, kvcache_bytes(&m->kv), 1);
 }
@@ -39,18 +51,20 @@ void forward_take_cache(struct model *m, struct arena_taker *t)
 void forward_take_work(struct model *m, struct arena_taker *t)
 {
     const struct shape *s = &m->shape;
-    size_t rows = (size_t)m->limits.rows, width = (size_t)s->width, q = query_width(s), kv = kv_width(s);
+    size_t rows = (size_t)m->limits.rows, width = (size_t)s->width, q = query_width(m), kv = kv_width(m), all = mixed_width(s);
 
-    if (!m->coordinator) return;
+    if (!m->coordinator && !m->limits.split) return;
     m->rope = arena_take(t, (size_t)m->limits.positions * (size_t)s->head_dim, sizeof(float));
-    m->x = arena_take(t, rows * width, sizeof(float));
-    m->h = arena_take(t, rows * width, sizeof(float));
+    if (m->coordinator) {
+        m->x = arena_take(t, rows * width, sizeof(float));
+        m->h = arena_take(t, rows * width, sizeof(float));
+        m->mixed = arena_take(t, rows * all, sizeof(float));
+    }
     m->q = arena_take(t, rows * q, sizeof(float));
     m->k = arena_take(t, rows * kv, sizeof(float));
     m->v = arena_take(t, rows * kv, sizeof(float));
-    m->mixed = arena_take(t, rows * q, sizeof(float));
     m->tiles = arena_take(t, rows, sizeof(*m->tiles));
-    m->quantized = arena_take(t, rows_bytes(m->limits.rows, (int)(width > q ? width : q)), 1);
+    m->quantized = arena_take(t, rows_bytes(m->limits.rows, (int)(width > all ? width : all)), 1);
 }
 
 /* ---- rows, shared out to threads ---- */
@@ -109,10 +123,12 @@ static void count_product(struct model *m, int rows, const struct packed *w)
 
 /* ---- attention ---- */
 
-struct attention { /* rows first .. first + rows - 1 of a batch in one layer */
+struct attention { /* of some rows in one layer, over the heads of this rank */
     struct model *m;
-    const struct batch *b;
-    int layer, first, rows;
+    const int32_t *position, *session;
+    float *mixed; /* rows at mixed + t * ld */
+    size_t ld;
+    int layer, rows;
     /* Work is cut into tiles of rows of one session by parts of the query heads of a KV head. */
     int tiles, parts, heads_each;
 };
@@ -124,15 +140,16 @@ static void remember_task(void *ctx, int i, int worker)
     struct model *m = a->m;
     const struct shape *s = &m->shape;
     int from = i * ROWS_OF_TASK, rows = rows_of_task(i, a->rows);
-    size_t q = query_width(s), kv = kv_width(s);
-    const int32_t *position = a->b->position + a->first + from;
+    size_t q = query_width(m), kv = kv_width(m);
+    int heads = m->part.heads.n;
+    const int32_t *position = a->position + from;
 
     (void)worker;
-    rope_apply(m->q + (size_t)from * q, position, rows, s->heads, s->head_dim, m->rope);
-    rope_apply(m->k + (size_t)from * kv, position, rows, s->kv_heads, s->head_dim, m->rope);
+    rope_apply(m->q + (size_t)from * q, position, rows, heads * group_of(s), s->head_dim, m->rope);
+    rope_apply(m->k + (size_t)from * kv, position, rows, heads, s->head_dim, m->rope);
     for (int t = 0; t < rows; t++)
-        for (int h = 0; h < s->kv_heads; h++) {
-            struct kv_head head = kvcache_head(&m->kv, a->layer, a->b->session[a->first + from + t], h);
+        for (int h = 0; h < heads; h++) {
+            struct kv_head head = kvcache_head(&m->kv, a->layer, a->session[from + t], h);
             size_t at = (size_t)(from + t) * kv + (size_t)h * (size_t)s->head_dim;
 
             BUG_ON(position[t] < 0 || position[t] >= m->limits.positions);
@@ -145,8 +162,8 @@ static void remember_task(void *ctx, int i, int worker)
 static void cut_attention(struct attention *a)
 {
     const struct shape *s = &a->m->shape;
-    const int32_t *session = a->b->session + a->first;
-    int group = s->heads / s->kv_heads, threads = threads_count(gemm_threads(a->m->gemm)), most;
+    const int32_t *session = a->session;
+    int group = group_of(s), threads = threads_count(gemm_threads(a->m->gemm)), most;
 
     a->heads_each = group < ATTEND_ROWS ? group : ATTEND_ROWS;
     most = ATTEND_ROWS / a->heads_each;
@@ -156,7 +173,7 @@ static void cut_attention(struct attention *a)
         a->m->tiles[a->tiles++] = (struct tile){t, end - t};
     }
     a->parts = (group + a->heads_each - 1) / a->heads_each;
-    while (a->tiles * s->kv_heads * a->parts < threads && a->heads_each > 1) {
+    while (a->tiles * a->m->part.heads.n * a->parts < threads && a->heads_each > 1) {
         a->heads_each = (a->heads_each + 1) / 2;
         a->parts = (group + a->heads_each - 1) / a->heads_each;
     }
@@ -168,18 +185,18 @@ static void attend_task(void *ctx, int i, int worker)
     struct model *m = a->m;
     const struct shape *s = &m->shape;
     struct tile tile = m->tiles[a->tiles - 1 - i % a->tiles]; /* the last see most: they come first */
-    int kv = i / a->tiles / a->parts, group = s->heads / s->kv_heads, begin = i / a->tiles % a->parts * a->heads_each;
-    int heads = group - begin < a->heads_each ? group - begin : a->heads_each, row = a->first + tile.first;
-    struct kv_head head = kvcache_head(&m->kv, a->layer, a->b->session[row], kv);
-    size_t width = query_width(s), at = (size_t)tile.first * width + (size_t)(kv * group + begin) * (size_t)s->head_dim;
+    int kv = i / a->tiles / a->parts, group = group_of(s), begin = i / a->tiles % a->parts * a->heads_each;
+    int heads = group - begin < a->heads_each ? group - begin : a->heads_each, row = tile.first;
+    struct kv_head head = kvcache_head(&m->kv, a->layer, a->session[row], kv);
+    size_t width = query_width(m), at = (size_t)(kv * group + begin) * (size_t)s->head_dim;
 
     attend(&(struct attend){.kernel = gemm_kernel(m->gemm),
                             .kv = &head,
-                            .q = m->q + at,
-                            .out = m->mixed + at,
+                            .q = m->q + (size_t)tile.first * width + at,
+                            .out = a->mixed + (size_t)tile.first * a->ld + at,
                             .ldq = width,
-                            .ldo = width,
-                            .position = a->b->position + row,
+                            .ldo = a->ld,
+                            .position = a->position + row,
                             .rows = tile.rows,
                             .heads = heads},
            gemm_scratch(m->gemm, worker), gemm_room(m->gemm, worker));
@@ -190,51 +207,96 @@ static void count_attention(const struct attention *a)
     struct model *m = a->m;
     const struct block *y = &m->blocks[a->layer];
     const struct shape *s = &m->shape;
-    const int32_t *position = a->b->position + a->first;
+    int heads = m->part.heads.n;
     double bytes = 0.0, seen = 0.0;
 
     if (!m->timing) return;
     for (int i = 0; i < a->tiles; i++) {
         const struct tile *t = &m->tiles[i];
 
-        bytes += (double)kv_head_bytes(m->kv.format, position[t->first + t->rows - 1] + 1, s->head_dim) * s->kv_heads;
+        bytes += (double)kv_head_bytes(m->kv.format, a->position[t->first + t->rows - 1] + 1, s->head_dim) * heads;
     }
-    for (int t = 0; t < a->rows; t++) seen += position[t] + 1;
-    timing_work(m->timing, bytes, 4.0 * seen * s->heads * s->head_dim);
+    for (int t = 0; t < a->rows; t++) seen += a->position[t] + 1;
+    timing_work(m->timing, bytes, 4.0 * seen * heads * group_of(s) * s->head_dim);
     count_product(m, a->rows, &y->q);
     count_product(m, a->rows, &y->k);
     count_product(m, a->rows, &y->v);
-    count_product(m, a->rows, &y->o);
+}
+
+static const float *part_of_bias(const float *bias, size_t first)
+{
+    return bias ? bias + first : NULL;
+}
+
+void forward_heads(struct model *m, int layer, const int32_t *position, const int32_t *session, const struct rows *normed,
+                   float *mixed, size_t ld)
+{
+    const struct block *y = &m->blocks[layer];
+    size_t Q = query_width(m), KV = kv_width(m), first = (size_t)m->part.heads.first * (size_t)m->shape.head_dim;
+    struct attention a = {
+        .m = m, .position = position, .session = session, .mixed = mixed, .ld = ld, .layer = layer, .rows = normed->n};
+
+    if (KV == 0) return;
+    gemm_products(m->gemm, 3, (float *[]){m->q, m->k, m->v}, (size_t[]){Q, KV, KV}, normed,
+                  (const struct packed *[]){&y->q, &y->k, &y->v},
+                  (const float *[]){part_of_bias(y->q_bias, first * (size_t)group_of(&m->shape)), part_of_bias(y->k_bias, first),
+                                    part_of_bias(y->v_bias, first)});
+    moe_progress(m->moe);
+    share_rows(m, a.rows, remember_task, &a);
+    cut_attention(&a);
+    gemm_parallel(m->gemm, a.tiles * m->part.heads.n * a.parts, attend_task, &a);
+    count_attention(&a);
+}
+
+static const struct packed *weights_of(const struct model *m, enum split_kind kind, int layer)
+{
+    if (kind == SPLIT_HEAD) return &m->head;
+    return kind == SPLIT_OUT ? &m->blocks[layer].o : &m->blocks[layer].q;
+}
+
+struct rows forward_input(struct model *m, const float *x, int cols, int n, enum split_kind kind, int layer)
+{
+    struct rows in = input(m, x, cols, n, weights_of(m, kind, layer)->format);
+
+    if (rows_wait(&in)) gemm_quantize(m->gemm, &in);
+    return in;
+}
+
+void forward_part(struct model *m, enum split_kind kind, int layer, const struct rows *in, float *out, size_t ld)
+{
+    const struct packed *w = weights_of(m, kind, layer);
+
+    if (w->rows == 0) return;
+    gemm_product(m->gemm, out, ld, in, w, NULL);
+    count_product(m, in->n, w);
 }
 
 void forward_attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h)
 {
     const struct shape *s = &m->shape;
     const struct block *y = &m->blocks[layer];
-    int D = s->width, Q = (int)query_width(s), KV = (int)kv_width(s);
+    const int32_t *position = b->position + first, *session = b->session + first;
+    int D = s->width, Q = (int)mixed_width(s);
     struct rows normed = input(m, h, D, rows, y->q.format), mixed;
     struct norm before = {.x = x, .out = h, .weight = y->attention_norm, .eps = s->eps, .in = &normed, .rows = rows, .width = D};
     struct norm after = {.x = x, .out = h, .add = x, .weight = y->ffn_norm, .eps = s->eps, .rows = rows, .width = D};
-    struct attention a = {.m = m, .b = b, .layer = layer, .first = first, .rows = rows};
+    bool split = m->limits.split;
 
     enum timing_section was = timing_enter(m->timing, TIME_ATTENTION);
 
     BUG_ON(!m->coordinator || first < 0 || rows < 0 || rows > m->limits.rows || first + rows > b->rows);
     /* The rows of the other micro-batch move only while MPI is called. */
     share_rows(m, rows, norm_task, &before);
-    gemm_products(m->gemm, 3, (float *[]){m->q, m->k, m->v}, (size_t[]){(size_t)Q, (size_t)KV, (size_t)KV}, &normed,
-                  (const struct packed *[]){&y->q, &y->k, &y->v}, (const float *[]){y->q_bias, y->k_bias, y->v_bias});
+    if (split) split_ask(m, SPLIT_ATTEND, layer, rows, position, session, h);
+    forward_heads(m, layer, position, session, &normed, m->mixed, (size_t)Q);
+    if (split) split_take(m, SPLIT_ATTEND, rows, m->mixed, (size_t)Q);
     moe_progress(m->moe);
-    share_rows(m, rows, remember_task, &a);
-    cut_attention(&a);
-    gemm_parallel(m->gemm, a.tiles * s->kv_heads * a.parts, attend_task, &a);
-    moe_progress(m->moe);
-    mixed = input(m, m->mixed, Q, rows, y->o.format);
-    if (rows_wait(&mixed)) gemm_quantize(m->gemm, &mixed);
-    gemm_product(m->gemm, h, (size_t)D, &mixed, &y->o, NULL);
+    if (split) split_ask(m, SPLIT_OUT, layer, rows, NULL, NULL, m->mixed);
+    mixed = forward_input(m, m->mixed, Q, rows, SPLIT_OUT, layer);
+    forward_part(m, SPLIT_OUT, layer, &mixed, h, (size_t)D);
+    if (split) split_take(m, SPLIT_OUT, rows, h, (size_t)D);
     moe_progress(m->moe);
     share_rows(m, rows, norm_task, &after);
-    count_attention(&a);
     timing_enter(m->timing, was);
 }
 
@@ -261,20 +323,35 @@ void forward_norm(struct model *m, const float *x, int rows, float *hidden)
     timing_enter(m->timing, was);
 }
 
-void forward_logits(struct model *m, const float *hidden, int n, float *logits)
+status forward_words(struct model *m, const float *hidden, int n, float *logits, struct err *e)
 {
     enum timing_section was = timing_enter(m->timing, TIME_HEAD);
     size_t D = (size_t)m->shape.width, V = (size_t)m->shape.vocab;
+    bool split = m->limits.split;
+    int most = split && m->limits.rows > SPLIT_HEAD_ROWS ? SPLIT_HEAD_ROWS : m->limits.rows; /* that many can be quantized */
 
     for (int t = 0, some; t < n; t += some) {
-        some = n - t < m->limits.rows ? n - t : m->limits.rows; /* that many can be quantized */
-        struct rows in = input(m, hidden + (size_t)t * D, m->shape.width, some, m->head.format);
+        const float *from = hidden + (size_t)t * D;
+        float *to = logits + (size_t)t * V;
 
-        if (rows_wait(&in)) gemm_quantize(m->gemm, &in);
-        gemm_product(m->gemm, logits + (size_t)t * V, V, &in, &m->head, NULL);
-        count_product(m, some, &m->head);
+        some = n - t < most ? n - t : most;
+        if (split) split_ask(m, SPLIT_HEAD, -1, some, NULL, NULL, from);
+        struct rows in = forward_input(m, from, m->shape.width, some, SPLIT_HEAD, -1);
+
+        forward_part(m, SPLIT_HEAD, -1, &in, to, V);
+        if (split) split_take(m, SPLIT_HEAD, some, to, V);
     }
     timing_enter(m->timing, was);
+    if (m->failed.code) *e = m->failed;
+    return m->failed.code;
+}
+
+void forward_logits(struct model *m, const float *hidden, int n, float *logits)
+{
+    struct err none = {0};
+
+    BUG_ON(m->limits.split);
+    forward_words(m, hidden, n, logits, &none);
 }
 
 /* ---- the whole ---- */
@@ -286,7 +363,8 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
 {
     int T = b->rows, L = m->shape.layers;
     bool keyed = b->key || how->route != ROUTE_RANDOM; /* without keys the rows of a part are numbered */
-    int P = parts > 1 && T > 1 && keyed ? 2 : 1;
+    /* With a split the others have work while attention is on, and a follower would take the other half's experts before it. */
+    int P = parts > 1 && T > 1 && keyed && !m->limits.split ? 2 : 1;
     int first[] = {0, P == 2 ? T / 2 : T, T};
     size_t D = (size_t)m->shape.width;
     status s = OK;
@@ -302,6 +380,10 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
             if (l > 0 && (s = moe_end(m->moe, p, x, NULL, e))) return s;
             if (l == L) continue;
             forward_attention(m, l, b, first[p], rows, x, h);
+            if (m->failed.code) {
+                *e = m->failed;
+                return e->code;
+            }
             s = moe_begin(m->moe, p, l, h, b->key ? b->key + first[p] : NULL, rows, how, e);
             if (s) return s;
         }

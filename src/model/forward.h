@@ -23,7 +23,9 @@ status forward(struct model *m, const struct batch *b, const struct routing *how
                struct err *e);
 /* The same, cut in `parts` (1 or 2) whatever the rows: for tests and measurements. */
 status forward_parts(struct model *m, const struct batch *b, const struct routing *how, int parts, float *hidden, struct err *e);
-/* logits: [n, V] of n rows of hidden. */
+/* logits: [n, V] of n rows of hidden; over all ranks if the model is split (model/split.h), then ERR_RANK and STOPPED. */
+status forward_words(struct model *m, const float *hidden, int n, float *logits, struct err *e);
+/* The same of a model that is not split. */
 void forward_logits(struct model *m, const float *hidden, int n, float *logits);
 
 /* The pieces, for the trainer, which takes the loop over layers into its own hands. */

@@ -60,7 +60,7 @@ static void take_work(struct model *m, struct arena_taker *t)
     m->moe_layers = arena_take(t, (size_t)s->layers, sizeof(*m->moe_layers));
     m->experts = arena_take(t, (size_t)s->layers * (size_t)s->experts, sizeof(*m->experts));
     for (int l = 0; l < s->layers; l++) take_ffn(m->moe_layers ? &m->moe_layers[l] : NULL, m, t);
-    if (!m->coordinator) return;
+    if (!m->coordinator && !m->limits.split) return;
     m->blocks = arena_take(t, (size_t)s->layers, sizeof(*m->blocks));
     for (int l = 0; l < s->layers; l++) take_block(m->blocks ? &m->blocks[l] : NULL, s, t);
     m->final_norm = arena_take(t, (size_t)s->width, sizeof(float));
@@ -81,6 +81,7 @@ struct matrix {
     struct packed *out; /* NULL while planning */
     enum weight_part part;
     int rows, cols;
+    struct span held; /* rows */
     char name[128];
 };
 
@@ -97,7 +98,8 @@ static status walk_expert(const struct walk *k, struct expert *x, const struct s
     status code = OK;
 
     for (int i = 0; !code && i < 3; i++) {
-        struct matrix w = {out[i], WEIGHTS_EXPERTS, i < 2 ? neurons : s->width, i < 2 ? s->width : neurons, ""};
+        int rows = i < 2 ? neurons : s->width;
+        struct matrix w = {out[i], WEIGHTS_EXPERTS, rows, i < 2 ? s->width : neurons, {0, rows}, ""};
 
         snprintf(w.name, sizeof(w.name), "model.layers.%d.mlp.%s%s_proj.weight", layer, which, names[i]);
         code = k->each(k->ctx, &w);
@@ -105,21 +107,29 @@ static status walk_expert(const struct walk *k, struct expert *x, const struct s
     return code;
 }
 
-static status walk_attention(const struct walk *k, struct block *y, const struct shape *s, int layer)
+static struct span times(struct span s, int n)
 {
+    return (struct span){s.first * n, s.n * n};
+}
+
+static status walk_attention(const struct walk *k, struct block *y, const struct model *m, int layer)
+{
+    const struct shape *s = &m->shape;
     int q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
+    struct span heads = times(m->part.heads, s->head_dim);
     struct {
         const char *name;
         struct packed *out;
         int rows, cols;
-    } part[] = {{"q", y ? &y->q : NULL, q, s->width},
-                {"k", y ? &y->k : NULL, kv, s->width},
-                {"v", y ? &y->v : NULL, kv, s->width},
-                {"o", y ? &y->o : NULL, s->width, q}};
+        struct span held;
+    } part[] = {{"q", y ? &y->q : NULL, q, s->width, times(heads, s->heads / s->kv_heads)},
+                {"k", y ? &y->k : NULL, kv, s->width, heads},
+                {"v", y ? &y->v : NULL, kv, s->width, heads},
+                {"o", y ? &y->o : NULL, s->width, q, m->part.out}};
     status code = OK;
 
     for (size_t i = 0; !code && i < sizeof(part) / sizeof(*part); i++) {
-        struct matrix w = {part[i].out, WEIGHTS_ATTENTION, part[i].rows, part[i].cols, ""};
+        struct matrix w = {part[i].out, WEIGHTS_ATTENTION, part[i].rows, part[i].cols, part[i].held, ""};
 
         snprintf(w.name, sizeof(w.name), "model.layers.%d.self_attn.%s_proj.weight", layer, part[i].name);
         code = k->each(k->ctx, &w);
@@ -155,16 +165,16 @@ static status walk_ffn(const struct walk *k, struct model *m, const struct place
 static status walk_matrices(const struct walk *k, struct model *m, const struct placement *p, const struct weights_plan *plan)
 {
     const struct shape *s = &m->shape;
-    struct matrix head = {m->blocks ? &m->head : NULL, WEIGHTS_HEAD, s->vocab, s->width, "lm_head.weight"};
+    struct matrix head = {m->blocks ? &m->head : NULL, WEIGHTS_HEAD, s->vocab, s->width, m->part.words, "lm_head.weight"};
     status code = OK;
 
     /* a packed file has a tied head under its own name */
     if (s->tied && !plan->packed) strcpy(head.name, "model.embed_tokens.weight");
     for (int l = 0; !code && l < s->layers; l++) {
-        if (m->coordinator) code = walk_attention(k, m->blocks ? &m->blocks[l] : NULL, s, l);
+        if (m->coordinator || m->limits.split) code = walk_attention(k, m->blocks ? &m->blocks[l] : NULL, m, l);
         if (!code) code = walk_ffn(k, m, p, l);
     }
-    if (!code && m->coordinator) code = k->each(k->ctx, &head);
+    if (!code && (m->coordinator || m->limits.split)) code = k->each(k->ctx, &head);
     return code;
 }
 
@@ -177,15 +187,31 @@ static status count_matrix(void *ctx, const struct matrix *w)
 {
     struct counting *c = ctx;
 
-    c->bytes += weights_cost(c->plan, w->part, w->rows, w->cols);
+    c->bytes += weights_cost(c->plan, w->part, w->held.n, w->cols);
     return OK;
+}
+
+void model_exchange_limits(struct exchange_limits *x, const struct shape *s, int ranks, struct model_limits limits)
+{
+    struct exchange_limits moe = {0};
+
+    moe_exchange_limits(&moe, s->layers, s->experts, s->width, s->neurons, moe_limits_of(limits));
+    if (moe.request_bytes > x->request_bytes) x->request_bytes = moe.request_bytes;
+    if (moe.answer_bytes > x->answer_bytes) x->answer_bytes = moe.answer_bytes;
+    split_limits(x, s, limits, ranks);
 }
 
 void model_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks,
                 const struct weights_plan *plan, struct model_limits limits)
 {
     if (limits.coordinators > ranks) limits.coordinators = ranks;
-    struct model m = {.shape = *s, .limits = limits, .rank = rank, .coordinator = is_coordinator(rank, limits)};
+    if (ranks == 1) limits.split = false;
+    struct model m = {.shape = *s,
+                      .limits = limits,
+                      .rank = rank,
+                      .ranks = ranks,
+                      .coordinator = is_coordinator(rank, limits),
+                      .part = split_part(s, limits, rank, ranks)};
     struct arena_taker kv = {0}, work = {0}, transposed = {0};
     struct exchange_limits x = {0};
     struct counting matrices = {.plan = plan};
@@ -204,7 +230,7 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
     };
     if (m.coordinator) c->mapped += (size_t)s->vocab * (size_t)s->width * dtype_bytes(plan->embedding);
     if (ranks > 1) {
-        moe_exchange_limits(&x, s->layers, s->experts, s->width, s->neurons, moe_limits_of(limits));
+        model_exchange_limits(&x, s, ranks, limits);
         c->exchange = exchange_costs(rank, ranks, x, limits.coordinators);
     }
 }
@@ -222,7 +248,7 @@ static status bind_matrix(void *ctx, const struct matrix *w)
 {
     struct binder *b = ctx;
 
-    if (weights_matrix(b->w, w->out, w->part, w->name, w->rows, w->cols, b->e)) return b->e->code;
+    if (weights_matrix(b->w, w->out, w->part, w->name, w->rows, w->cols, w->held, b->e)) return b->e->code;
     if (b->m->limits.half && w->out->format == FORMAT_BF16 && w->cols > HALF_COLS)
         return err_set(b->e, ERR_LIMIT, "%s: at most %d inputs with precision.activations: bf16, found %d", w->name, HALF_COLS,
                        w->cols);
@@ -305,7 +331,7 @@ static status bind_all(struct binder *b, const struct placement *p)
     safetensors_trim(b->w->file, b->w->plan.packed ? SIZE_MAX : 0);
     for (int l = 0; s->compensate && l < s->layers; l++)
         if ((code = bind_compensation(b, l, p))) return code;
-    if (!m->coordinator) return OK;
+    if (!m->coordinator && !m->limits.split) return OK;
     for (int l = 0; l < s->layers; l++)
         if ((code = bind_block(b, l))) return code;
     if ((code = bind_vector(b, m->final_norm, s->width, "model.norm.weight"))) return code;
@@ -400,7 +426,16 @@ status model_open(struct model **out, const char *directory, const struct shape 
     if (check_limits(directory, s, limits, e)) return e->code;
     m = arena_take(&t, 1, sizeof(*m));
     if (!m) return e->code;
-    *m = (struct model){.shape = *s, .limits = limits, .gemm = g, .rank = rank, .coordinator = is_coordinator(rank, limits)};
+    if (p->ranks == 1) limits.split = false;
+    BUG_ON(limits.split && limits.coordinators > 1);
+    *m = (struct model){.shape = *s,
+                        .limits = limits,
+                        .gemm = g,
+                        .rank = rank,
+                        .ranks = p->ranks,
+                        .coordinator = is_coordinator(rank, limits),
+                        .part = split_part(s, limits, rank, p->ranks),
+                        .exchange = x};
     forward_take_cache(m, &t);
     take_work(m, &t);
     forward_take_work(m, &t);

@@ -22,6 +22,7 @@ struct model_limits {
     bool calibration;     /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */
     struct moe_wire wire; /* what travels between ranks */
     int coordinators;     /* the lowest ranks, which have attention, and `sessions` in equal shares; 0: one */
+    bool split;           /* attention and head are parted among all ranks (split.h); with one coordinator */
     struct precision precision;
     bool half; /* activations are bfloat16 where weights are (num/half.h); whoever has the gemm sees to it */
 };
@@ -45,7 +46,10 @@ static inline size_t model_cost_total(const struct model_cost *c)
     return c->mapped + c->weights + c->kv + c->work + c->exchange;
 }
 
-/* Local.  Binds what `rank` needs: the coordinator attention, embeddings, norms, head and shared experts; every rank its own experts.  What a packed file
+/* What travels between ranks for a model with these limits: raises x to it. */
+void model_exchange_limits(struct exchange_limits *x, const struct shape *s, int ranks, struct model_limits limits);
+
+/* Local.  Binds what `rank` needs: the coordinator attention, embeddings, norms, head and shared experts; every rank its own experts, and its part of a split.  What a packed file
  * has is used in place, else weights are packed into memory.
  * g, x (NULL with one rank), p and a are borrowed.  The coordinator pings through x meanwhile.  ERR_IO, ERR_FORMAT, ERR_LIMIT. */
 status model_open(struct model **out, const char *directory, const struct shape *s, const struct placement *p, int rank,

@@ -4,13 +4,14 @@
 
 #include "model/kvcache.h"
 #include "model/model.h"
+#include "model/split.h"
 
 struct tile { /* rows of one session that attend together, from the first of the part that is on */
     int first, rows;
 };
 
-struct block { /* one layer's attention; vectors are widened */
-    struct packed q, k, v, o;
+struct block { /* one layer's attention; vectors are widened, and whole */
+    struct packed q, k, v, o; /* the part of this rank */
     float *q_bias, *k_bias, *v_bias;  /* NULL: none */
     float *attention_norm, *ffn_norm; /* [D] */
     /* limits.train: [D outputs, inputs of Q, K and V side by side], [heads * head_dim outputs, D inputs] */
@@ -28,19 +29,26 @@ struct model {
     struct safetensors *calibration;
     struct arena *packed;  /* weights.memory */
     struct timing *timing; /* NULL: nobody counts */
-    int rank;
+    int rank, ranks;
     bool coordinator;
+    struct split_part part;    /* of this rank in attention and head */
+    struct exchange *exchange; /* of a split, or NULL */
+    struct err failed;         /* of a split: what ended it */
 
     /* coordinator only */
     struct mat embed; /* mapped: rows are looked up */
+    float *final_norm;
+    float *x, *h; /* [rows][D] residual stream, FFN input */
+    float *mixed; /* [rows][heads][head_dim] */
+
+    /* who has a part in attention */
     struct packed head, head_t; /* head_t, with limits.train: [D outputs, V inputs] */
     struct block *blocks;
-    float *final_norm, *rope; /* rope: [positions][head_dim] */
+    float *rope; /* [positions][head_dim] */
     struct kvcache kv;
-    float *x, *h;             /* [rows][D] residual stream, FFN input */
-    float *q, *k, *v, *mixed; /* [rows][heads or kv_heads][head_dim] */
-    struct tile *tiles;       /* [rows] */
-    void *quantized;          /* rows of one product, for weights that need them quantized: rows_bytes() */
+    float *q, *k, *v;   /* [rows][this rank's heads or KV heads][head_dim] */
+    struct tile *tiles; /* [rows] */
+    void *quantized;    /* rows of one product, for weights that need them quantized: rows_bytes() */
 };
 
 /* The weights that gradients go back through (transposed.c): counted, or taken and packed. */
@@ -49,5 +57,14 @@ void transposed_take(struct model *m, const struct placement *p, struct arena_ta
 /* The memory of forward.c, counted or taken: the KV cache, and room for the rows of a pass. */
 void forward_take_cache(struct model *m, struct arena_taker *t);
 void forward_take_work(struct model *m, struct arena_taker *t);
+
+/* What this rank computes of attention and head; layer is ignored for the head.
+ * Rows as the weights of `kind` want them; they use m->quantized. */
+struct rows forward_input(struct model *m, const float *x, int cols, int n, enum split_kind kind, int layer);
+/* Q, K, V, the cache and attention, of the rank's heads: row t at mixed + t * ld. */
+void forward_heads(struct model *m, int layer, const int32_t *position, const int32_t *session, const struct rows *normed,
+                   float *mixed, size_t ld);
+/* The rank's outputs of o or words of the head. */
+void forward_part(struct model *m, enum split_kind kind, int layer, const struct rows *in, float *out, size_t ld);
 
 #endif

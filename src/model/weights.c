@@ -206,19 +206,36 @@ status weights_vector(const struct weights *w, float *out, struct safetensors *f
     return s;
 }
 
+/* Rows of a packed matrix: panels do not know of each other. */
+static void cut_packed(struct packed *p, struct span held)
+{
+    size_t panel = (size_t)(held.first / PANEL_LANES);
+
+    if (p->scale) p->scale += panel * (size_t)packed_blocks(p->cols) * PANEL_LANES;
+    p->lines = (const char *)p->lines + panel * (size_t)packed_steps(p->format, p->cols) * LINE_BYTES;
+    p->rows = held.n;
+}
+
 status weights_matrix(struct weights *w, struct packed *out, enum weight_part part, const char *name, int rows, int cols,
-                      struct err *e)
+                      struct span held, struct err *e)
 {
     enum format f = w->plan.format[part];
     struct mat view;
     void *lines, *scale = NULL;
 
-    if (w->plan.packed) return bind_packed(out, w->file, name, f, rows, cols, e);
+    BUG_ON(held.first % PANEL_LANES || (held.n % PANEL_LANES && held.first + held.n != rows));
+    if (w->plan.packed) {
+        if (bind_packed(out, w->file, name, f, rows, cols, e)) return e->code;
+        cut_packed(out, held);
+        return OK;
+    }
     safetensors_trim(w->file, MAPPED_MAX);
     if (weights_view(w, &view, name, rows, cols, e)) return e->code;
-    if (!(lines = arena_alloc(w->memory, packed_line_bytes(f, rows, cols), 1, e))) return e->code;
-    if (format_has_scales(f) && !(scale = arena_alloc(w->memory, packed_scale_bytes(f, rows, cols), 1, e))) return e->code;
+    view.data = (const char *)view.data + (size_t)held.first * view.stride * dtype_bytes(view.dtype);
+    view.rows = held.n;
+    if (!(lines = arena_alloc(w->memory, packed_line_bytes(f, held.n, cols), 1, e))) return e->code;
+    if (format_has_scales(f) && !(scale = arena_alloc(w->memory, packed_scale_bytes(f, held.n, cols), 1, e))) return e->code;
     pack_matrix(lines, scale, f, &view, w->gemm, &w->alive);
-    *out = (struct packed){.lines = lines, .scale = scale, .format = f, .rows = rows, .cols = cols};
+    *out = (struct packed){.lines = lines, .scale = scale, .format = f, .rows = held.n, .cols = cols};
     return OK;
 }

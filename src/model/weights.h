@@ -61,9 +61,13 @@ void weights_close(struct weights *w);
 
 /* Bytes of one matrix: of the arena, or of the file if the plan is to map it. */
 size_t weights_cost(const struct weights_plan *p, enum weight_part part, int rows, int cols);
-/* `name` as in model.safetensors.  Views bound before may be gone, unless the file is packed. */
+struct span {
+    int first, n;
+};
+/* `name` as in model.safetensors, a matrix of so many rows, of which those of `held` are bound: whole panels, or up to the last row.  Views bound before may be gone,
+ * unless the file is packed. */
 status weights_matrix(struct weights *w, struct packed *out, enum weight_part part, const char *name, int rows, int cols,
-                      struct err *e);
+                      struct span held, struct err *e);
 /* Widened, because it is small and used in every row; from `from`, which is w->file or another file. */
 status weights_vector(const struct weights *w, float *out, struct safetensors *from, const char *name, int n, struct err *e);
 /* A view of a matrix as it is stored, e.g. the embedding. */

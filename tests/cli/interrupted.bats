@@ -72,6 +72,24 @@ complete() { # goes on where the job was, and has the rows that an undisturbed r
     complete
 }
 
+@test "with attention over all ranks a killed or silent rank is named once" {
+    make_infer_job
+    sed -i 's/deadline_seconds: 3/deadline_seconds: 3, tensor_parallel: true/' "$dir/infer.yaml"
+    for how in "1 KILL" "2 STOP" "0 KILL"; do
+        set -- $how
+        rm -rf "$dir/infer"
+        start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+        kill -"$2" "$(pid_of_rank "$1")"
+        finish
+        echo "$how"
+        [ "$status" = 6 ]
+        [ "$(grep 'was lost' "$dir/out" | grep -vc "rank $1 heard nothing")" = 1 ]
+        grep -q "rank $1 ($(hostname).*was lost" "$dir/out"
+        whole_rows "$dir/infer/responses.jsonl"
+    done
+    complete
+}
+
 @test "under two coordinators a killed or silent rank is named once, whichever it is" {
     make_infer_job
     sed -i 's/deadline_seconds: 3/deadline_seconds: 3, coordinators: 2/' "$dir/infer.yaml"

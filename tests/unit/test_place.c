@@ -24,12 +24,12 @@ static void balanced(void **state)
     struct shape s = shape_of(256, 1024, 64, 32);
 
     (void)state;
-    assert_int_equal(place_coordinator_experts(&s, 0, 1), 64);
-    int two = place_coordinator_experts(&s, 0, 2), before = two;
+    assert_int_equal(place_coordinator_experts(&s, 0, 1, false), 64);
+    int two = place_coordinator_experts(&s, 0, 2, false), before = two;
 
     assert_in_range(two, 1, 31); /* attention is work, too */
     for (int ranks = 3; ranks <= 64; ranks++) {
-        int n = place_coordinator_experts(&s, 0, ranks);
+        int n = place_coordinator_experts(&s, 0, ranks, false);
 
         assert_true(n <= before);
         before = n;
@@ -37,9 +37,10 @@ static void balanced(void **state)
     assert_int_equal(before, 0); /* with many ranks it has enough to do */
     s.shared[0] = 512;
     s.neurons = 1536;
-    assert_true(place_coordinator_experts(&s, 0, 2) < two);
+    assert_true(place_coordinator_experts(&s, 0, 2, false) < two);
+    assert_true(place_coordinator_experts(&s, 0, 2, true) > place_coordinator_experts(&s, 0, 2, false)); /* attention is shared */
     s.heads = s.kv_heads = 0, s.vocab = 0, s.shared[0] = 0, s.neurons = 1 << 20;
-    assert_int_equal(place_coordinator_experts(&s, 0, 2), 32); /* nothing of its own */
+    assert_int_equal(place_coordinator_experts(&s, 0, 2, false), 32); /* nothing of its own */
 }
 
 static void as_the_spec_says(void **state)
@@ -52,7 +53,7 @@ static void as_the_spec_says(void **state)
     (void)state;
     assert_int_equal(place_experts(&p, &spec, &s, 3, &e), OK);
     for (int l = 0; l < s.layers; l++) {
-        assert_int_equal(placement_count(&p, l, 0), place_coordinator_experts(&s, l, 3));
+        assert_int_equal(placement_count(&p, l, 0), place_coordinator_experts(&s, l, 3, false));
         assert_in_range(placement_count(&p, l, 1) - placement_count(&p, l, 2) + 1, 0, 2);
     }
     placement_free(&p);

@@ -262,6 +262,11 @@ static void test_errors(void **state)
 
         {INFER "cluster: {coordinators: 2, placement: balance}\n",
          "cluster.coordinators: expected 1 with cluster.placement: balance, found 2"},
+        {INFER "cluster: {coordinators: 2, tensor_parallel: true}\n",
+         "cluster.tensor_parallel: expected false with cluster.coordinators: 2, found true"},
+        {EVAL "cluster: {tensor_parallel: true}\n", "cluster.tensor_parallel: expected a key of eval jobs, found an unknown one"},
+        {"kind: finetune\n" HEAD "text: {file: t}\ncluster: {tensor_parallel: true}\n",
+         "cluster.tensor_parallel: expected a key of finetune jobs, found an unknown one"},
 
         {INFER "name: ../x\n", "name: expected at most 64 of a-z, 0-9, _ and -, found '../x'"},
 
