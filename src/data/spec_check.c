@@ -236,9 +236,10 @@ static status check_attention(const struct draft *d, struct err *e)
                           "expected 1 with cluster.placement: balance, found %lld: it eases rank 0 alone",
                           (long long)s->cluster.coordinators);
     if (s->cluster.coordinators > 1 && s->cluster.tensor_parallel)
-        return draft_fail(d, "cluster.tensor_parallel", e,
-                          "expected false with cluster.coordinators: %lld, found true: attention is shared out in one way or the other",
-                          (long long)s->cluster.coordinators);
+        return draft_fail(
+            d, "cluster.tensor_parallel", e,
+            "expected false with cluster.coordinators: %lld, found true: attention is shared out in one way or the other",
+            (long long)s->cluster.coordinators);
     return OK;
 }
 

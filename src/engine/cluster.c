@@ -144,7 +144,8 @@ void cluster_close(struct cluster *c)
 }
 
 /* Of the exchanges of an open model. */
-static struct exchange_limits talk_limits(struct exchange_limits own, const struct shape *s, int ranks, struct model_limits limits)
+static struct exchange_limits talk_limits(struct exchange_limits own, const struct shape *s, int ranks,
+                                          struct model_limits limits)
 {
     if (own.request_bytes < sizeof(struct open_request)) own.request_bytes = sizeof(struct open_request);
     if (own.answer_bytes < ANSWER_BYTES) own.answer_bytes = ANSWER_BYTES;

@@ -43,8 +43,7 @@ static double tolerance(const struct side *x, const struct side *y, bool half)
 }
 
 /* The prompt of the size that is timed: its first rows are those of the short one, `whole`, and its last is that of its token alone behind the others. */
-static status check_prefill(struct race *r, struct side *x, const struct routing *how, const float *whole,
-                            struct err *e)
+static status check_prefill(struct race *r, struct side *x, const struct routing *how, const float *whole, struct err *e)
 {
     int n = r->measures && !r->measure[0].sequences ? r->measure[0].rows : 0, same = n < CHECK_TOKENS ? n : CHECK_TOKENS;
     size_t width = (size_t)x->shape.width, bytes = width * sizeof(float);

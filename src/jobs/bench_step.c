@@ -257,8 +257,7 @@ static status sample(struct race *r, int rows, struct err *e)
     return OK;
 }
 
-status race_decode(struct race *r, const struct routing *how, int sequences, int position, bool same,
-                   struct err *e)
+status race_decode(struct race *r, const struct routing *how, int sequences, int position, bool same, struct err *e)
 {
     fill_decode(r, sequences, position, same);
     if (pass(r, how, sequences, e)) return e->code;

@@ -68,8 +68,7 @@ status race_model(struct race *r, const struct side *x, struct model **m, struct
 /* `n` tokens of one sequence, positions first .. first + n - 1; r->hidden gets their states. */
 status race_prompt(struct race *r, const struct routing *how, int first, int n, struct err *e);
 /* One token of each of `sequences` sequences, at `position`, and a sample of each; `same`: all of the first one's. */
-status race_decode(struct race *r, const struct routing *how, int sequences, int position, bool same,
-                   struct err *e);
+status race_decode(struct race *r, const struct routing *how, int sequences, int position, bool same, struct err *e);
 
 /* bench_check.c: opens a side, says what is wrong with it (side.wrong; no error), and sees what share of the experts its steps want. */
 status race_check(struct race *r, struct side *x, struct err *e);

@@ -10,8 +10,8 @@ struct tile { /* rows of one session that attend together, from the first of the
     int first, rows;
 };
 
-struct block { /* one layer's attention; vectors are widened, and whole */
-    struct packed q, k, v, o; /* the part of this rank */
+struct block {                        /* one layer's attention; vectors are widened, and whole */
+    struct packed q, k, v, o;         /* the part of this rank */
     float *q_bias, *k_bias, *v_bias;  /* NULL: none */
     float *attention_norm, *ffn_norm; /* [D] */
     /* limits.train: [D outputs, inputs of Q, K and V side by side], [heads * head_dim outputs, D inputs] */

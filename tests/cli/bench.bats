@@ -66,6 +66,17 @@ YAML
     jq -e '.bench.timing.ranks | length == 2' "$dir/bench/result.json"
 }
 
+@test "bench on ranks that share attention, in both ways: the same checks, the same rows" {
+    twin
+    small_bench
+    for how in coordinators=2 tensor_parallel=true; do
+        ranks 3 run "$dir/b.yaml" --set parts=step --set prefill=16 --set cluster.$how --set output="$dir/$how"
+        echo "$output"
+        [ "$status" = 0 ]
+        [ "$(jq -s 'map(select(.what == "decode" or .what == "prefill")) | length' "$dir/$how/bench.jsonl")" = 9 ]
+    done
+}
+
 @test "a side that answers wrong gets no figure, and the job ends with 7" {
     twin
     small_bench
