@@ -177,6 +177,25 @@ static inline void plain_expert(double *out, const struct expert *x, const float
     }
 }
 
+/* sum_j (z_j |w_down_j|)^2 */
+static inline double plain_energy(const struct expert *x, const float *h)
+{
+    double sum = 0;
+
+    for (int j = 0; j < x->gate.rows; j++) {
+        double gate = 0, up = 0, norm = 0, z;
+
+        for (int d = 0; d < x->gate.cols; d++) {
+            gate += (double)packed_at(&x->gate, j, d) * (double)h[d];
+            up += (double)packed_at(&x->up, j, d) * (double)h[d];
+        }
+        for (int d = 0; d < x->down.rows; d++) norm += pow((double)packed_at(&x->down, d, j), 2);
+        z = gate / (1 + exp(-gate)) * up;
+        sum += z * z * norm;
+    }
+    return sum;
+}
+
 /* out[D] = yhat(h) for an active set. */
 static inline void plain_layer(double *out, const struct moe_world *w, int l, const float *h, const uint64_t *set, double scale,
                                bool compensate, bool fixed)

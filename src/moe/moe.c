@@ -106,6 +106,7 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
     x->answer_bytes = rows * moe_sum_bytes(&m);
     if (limits.oracle) {
         x->request_bytes = larger(x->request_bytes, rows * 2 * (size_t)width * sizeof(float));
+        x->request_bytes = larger(x->request_bytes, moe_line(rows * set) + rows * (size_t)width * sizeof(float));
         x->answer_bytes = larger(x->answer_bytes, piece_bytes(experts, width, neurons, limits));
         x->answer_bytes = larger(x->answer_bytes, rows * (size_t)experts * sizeof(float));
     }

@@ -118,6 +118,8 @@ void moe_progress(struct moe *m);
 /* Before a router with means of its own is used (r->mu): gives them to the ranks that hold the experts; others need nothing.  They stay until the next call
  * with such a router, beside the model's own, which all other routes use.  Coordinator; synchronous, over slot 0, nothing in flight.  ERR_LIMIT. */
 status moe_select(struct moe *m, const struct router *r, struct err *e);
+status moe_select_layer(struct moe *m, const struct router *r, int layer,
+                        struct err *e); /* the same when only this layer's have changed since */
 /* What moe_select() does on this rank alone: another coordinator's part, whose experts' means rank 0 sends. */
 status moe_select_here(struct moe *m, const struct router *r, struct err *e);
 
@@ -133,6 +135,13 @@ status moe_paper_scores(struct moe *m, int layer, const float *h, const float *y
 status moe_gram_sets(struct moe *m, int layer, const float *h, int rows, int k, bool compensate, uint64_t *set, struct err *e);
 /* gain: [rows][N], gram_gains() of every row. */
 status moe_gram_gains(struct moe *m, int layer, const float *h, int rows, bool compensate, float *gain, struct err *e);
+/* value: [rows][N] of every expert, computed where it lives: its energy sum_j (z_j |w_down_j|)^2, or the square of its output's norm |e_i|^2. */
+enum moe_value { MOE_ENERGY, MOE_NORM };
+status moe_values(struct moe *m, enum moe_value what, int layer, const float *h, int rows, float *value, struct err *e);
+/* The mean output of every expert over the rows that do not select it: mu_i = W_down mean(z).  Rows with their sets [rows][bits_words(N)] are added in calls, the
+ * first of which begins anew; sums are kept by the ranks, per neuron, in double, in the order of the rows.  An expert that all rows select has the mean 0. */
+status moe_rest_add(struct moe *m, int layer, const float *h, const uint64_t *set, int rows, bool first, struct err *e);
+status moe_rest_means(struct moe *m, int layer, float *mu, struct err *e); /* [N][D] */
 
 /* Coordinator: gradients of a loss that knows y = e_s(h) + sum_{i in set} scale * e_i(h) by dy [rows, D]; needs limits.train.  Synchronous, over slot 0.
  *   dh[t] += (dL/dy J)_t, through the shared and the active experts, as exact sums; NULL: nobody asks (and rows do not come back)
@@ -154,7 +163,10 @@ enum {
     MOE_KIND_NEURON_SUM,
     MOE_KIND_MEANS,
     MOE_KIND_BACKWARD,
-    MOE_KIND_LAST = MOE_KIND_BACKWARD
+    MOE_KIND_VALUES,
+    MOE_KIND_REST,
+    MOE_KIND_REST_MEANS,
+    MOE_KIND_LAST = MOE_KIND_REST_MEANS
 };
 void moe_answer(struct moe *m, struct exchange *x, const struct request *r, const void *payload);
 

@@ -5,7 +5,7 @@
 #include "moe/moe_internal.h"
 
 /* The rows of a request as the experts want them: wide, and quantized where that is needed. */
-static struct rows rows_of(struct moe *m, int layer, const void *rows, int n, enum moe_rows as)
+struct rows moe_rows_of(struct moe *m, int layer, const void *rows, int n, enum moe_rows as)
 {
     struct rows h = {.x = rows, .ld = (size_t)m->width, .n = n, .cols = m->width};
 
@@ -25,7 +25,7 @@ static void answer_sum(struct moe *m, struct exchange *x, const struct request *
     size_t bytes = (size_t)r->rows * moe_sum_bytes(m);
 
     BUG_ON(r->bytes != sets + (size_t)r->rows * moe_row_bytes(m));
-    struct rows h = rows_of(m, r->layer, payload + sets, r->rows, m->limits.wire.rows);
+    struct rows h = moe_rows_of(m, r->layer, payload + sets, r->rows, m->limits.wire.rows);
     struct moe_job job = {.layer = r->layer,
                           .h = &h,
                           .set = fixed || neurons ? NULL : (const uint64_t *)(const void *)payload,
@@ -50,7 +50,7 @@ static void answer_oracle(struct moe *m, struct exchange *x, const struct reques
     size_t bytes = scores ? (size_t)r->rows * (size_t)held * sizeof(float) : row_bytes * (size_t)held;
 
     BUG_ON(!m->limits.oracle || r->bytes != (scores ? 2 : 1) * row_bytes || (!scores && bytes > m->piece_bytes));
-    struct rows h = rows_of(m, r->layer, payload, r->rows, MOE_ROWS_F32);
+    struct rows h = moe_rows_of(m, r->layer, payload, r->rows, MOE_ROWS_F32);
     float *room = exchange_answer_room(x, bytes);
 
     if (scores) moe_work_scores(m, r->layer, &h, payload + values, (float)r->number[0], room, held, true);
@@ -64,7 +64,7 @@ static void answer_neurons(struct moe *m, struct exchange *x, const struct reque
     size_t bytes = (size_t)r->rows * (size_t)held * sizeof(float);
 
     BUG_ON(!m->limits.oracle || r->bytes != (size_t)r->rows * moe_row_bytes(m) || bytes > m->piece_bytes);
-    struct rows h = rows_of(m, r->layer, payload, r->rows, m->limits.wire.rows);
+    struct rows h = moe_rows_of(m, r->layer, payload, r->rows, m->limits.wire.rows);
     float *room = exchange_answer_room(x, bytes);
 
     moe_work_neuron_scores(m, r->layer, &h, false, room, held);
@@ -90,6 +90,11 @@ void moe_answer(struct moe *m, struct exchange *x, const struct request *r, cons
         break;
     case MOE_KIND_NEURON_SCORES:
         answer_neurons(m, x, r, payload);
+        break;
+    case MOE_KIND_VALUES:
+    case MOE_KIND_REST:
+    case MOE_KIND_REST_MEANS:
+        moe_answer_rest(m, x, r, payload);
         break;
     case MOE_KIND_MEANS:
         moe_answer_means(m, x, r, payload);

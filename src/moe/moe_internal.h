@@ -22,6 +22,9 @@ enum { MOE_BLOCK_ROWS = 512 };
  *           place number[0] among the held
  *   BACKWARD  sets [n][words], rows, dy [n][D];          [n][D] i64 (not with MOE_FLAG_GATES), [n][held] f32
  *           number[0] scale, MOE_FLAG_GATES
+ *   VALUES  rows; number[0] enum moe_value               [n][held] f32
+ *   REST    as SUM, rows always f32; number[0] 1: first  nothing
+ *   REST_MEANS  nothing                                  [held][D] f32
  * Of SUM, STATIC and the two of neurons rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others, and of scores, all is f32.
  */
 enum { MOE_FLAG_COMPENSATE = 1, MOE_FLAG_MEANS = 2 /* those of MEANS, not the model's own */, MOE_FLAG_GATES = 4 /* no sums */ };
@@ -105,6 +108,9 @@ struct moe {
     float *norm;   /* [layers][norm_room]: the shared expert, then the held ones in order */
     bool *normed;  /* [layers] */
     int norm_room; /* neurons */
+    /* Of the rows that do not select an expert, of one layer: sums of z, as norms lie; and how many rows, by place among the held. */
+    double *rest;
+    int64_t *rest_rows;
 };
 
 static inline const uint64_t *moe_held(const struct moe *m, int layer, int rank)
@@ -155,6 +161,10 @@ void moe_work_scores(struct moe *m, int layer, const struct rows *h, const float
 void moe_work_rows(struct moe *m, int layer, const struct rows *h, bool compensate, float *out, int stride, bool packed);
 
 /* out[t * stride + place] = |z_j| |w_down_j| of the neurons this rank holds, the shared ones (if `shared`) first, then experts in order. */
+void moe_work_values(struct moe *m, int layer, const struct rows *h, enum moe_value what, float *out, int stride, bool packed);
+/* Adds rows to m->rest. */
+void moe_work_rest(struct moe *m, int layer, const struct rows *h, const uint64_t *set, bool first);
+void moe_work_rest_means(struct moe *m, int layer, float *mu, bool packed); /* mu: [held or all][D] */
 void moe_work_neuron_scores(struct moe *m, int layer, const struct rows *h, bool shared, float *out, int stride);
 /* |w_down_j| of the same neurons. */
 const float *moe_norms(struct moe *m, int layer);
@@ -179,14 +189,19 @@ struct moe_work {
     /* Or, for the oracles: */
     const float *dense;
     float *to, part; /* part: k / N */
-    bool scores;     /* of neurons */
+    bool scores;     /* of neurons: shares know their norms */
+    bool norm;       /* |e|^2 */
+    const uint64_t *set;
     int stride;
     bool packed;
 };
-/* For moe_backward.c: how many rows at a time; the shares of a block, their z in place; the second loop; a loop of its own. */
+/* For moe_backward.c and moe_rest.c: how many rows at a time; the shares of a block, their z in place; the first loop; the second loop; a loop of its own.
+ * moe_work_outputs(): all held experts over all rows, and what `like` says becomes of their outputs. */
 int moe_work_rows_at_once(const struct moe *m, int layer, bool backward);
 void moe_work_begin(struct moe_work *w, struct moe *m, const struct moe_job *job, int first, int rows);
+void moe_work_in(struct moe_work *w);
 void moe_work_out(struct moe_work *w);
+void moe_work_outputs(struct moe *m, const struct moe_job *job, struct moe_work like);
 void moe_work_loop(struct moe_work *w, int tasks, void (*task)(void *ctx, int item, int worker), void *ctx);
 
 /* The backward pass over the experts of this rank (moe_backward.c).  sum: [rows][D], or NULL; gate[t * stride + place], place as in moe_work_scores(). */
@@ -216,6 +231,12 @@ static inline bool moe_own_means(const struct moe_slot *s) /* of the slot's rout
 }
 status moe_take_means(struct moe *m, struct err *e); /* room for them, once */
 void moe_answer_means(struct moe *m, struct exchange *x, const struct request *r, const float *payload);
+struct rows moe_rows_of(struct moe *m, int layer, const void *rows, int n,
+                        enum moe_rows as); /* of a request, as the experts want them */
+void moe_answer_rest(struct moe *m, struct exchange *x, const struct request *r, const void *payload);
+/* The oracles' ways: posts rows to every rank that holds experts of the layer, true if there was one; waits; spreads [rows][held][item] over [rows][N][item]. */
+bool moe_ask(struct moe *m, int slot, struct request *r, const void *part0, size_t bytes0, const void *part1, size_t bytes1);
+status moe_collect(struct moe *m, int slot, int layer, int rows, size_t item, float *out, struct err *e);
 /* x[t] += the term of low rank of the slot's router, if it has one. */
 void moe_add_low_rank(struct moe *m, const struct moe_slot *s, float *x);
 

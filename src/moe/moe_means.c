@@ -32,39 +32,32 @@ status moe_take_means(struct moe *m, struct err *e)
 }
 
 /* As bind_compensation() of the model does with its own. */
-static status set_totals(struct moe *m, const struct router *r, struct err *e)
+static status select_layer(struct moe *m, const struct router *r, int l, struct err *e)
 {
     size_t width = (size_t)m->width;
-    const float *mu = r->mu;
+    int n = m->layers[l].experts, place = 0;
+    const float *mu = r->mu + (size_t)l * (size_t)r->experts * width;
+    const uint64_t *held = moe_held(m, l, m->rank);
+    double *total = m->means_total + (size_t)l * width;
 
-    for (int l = 0; l < m->n_layers; l++) {
-        double *total = m->means_total + (size_t)l * width;
-
-        if (moe_check_terms(&m->layers[l], l, true, e)) return e->code;
-        memset(total, 0, width * sizeof(*total));
-        for (int i = 0; i < r->experts; i++, mu += width)
-            for (size_t d = 0; d < width; d++) total[d] += grid(mu[d]);
+    BUG_ON(r->experts != n);
+    if (moe_check_terms(&m->layers[l], l, true, e)) return e->code;
+    memset(total, 0, width * sizeof(*total));
+    for (int i = 0; i < n; i++, mu += width) {
+        for (size_t d = 0; d < width; d++) total[d] += grid(mu[d]);
+        if (bits_has(held, i)) memcpy(m->means[l] + (size_t)place++ * width, mu, width * sizeof(*mu));
     }
-    m->means_of = r->mu;
     return OK;
 }
 
 status moe_select_here(struct moe *m, const struct router *r, struct err *e)
 {
-    size_t width = (size_t)m->width;
-
     BUG_ON(!m->coordinator || r->width != m->width || r->layers != m->n_layers);
     if (!r->mu) return OK;
-    if (moe_take_means(m, e) || set_totals(m, r, e)) return e->code;
-    for (int l = 0; l < m->n_layers; l++) {
-        const uint64_t *held = moe_held(m, l, m->rank);
-        int n = m->layers[l].experts, place = 0;
-
-        BUG_ON(r->experts != n);
-        for (int i = bits_next(held, n, 0); i < n; i = bits_next(held, n, i + 1), place++)
-            memcpy(m->means[l] + (size_t)place * width, r->mu + ((size_t)l * (size_t)n + (size_t)i) * width,
-                   width * sizeof(float));
-    }
+    if (moe_take_means(m, e)) return e->code;
+    for (int l = 0; l < m->n_layers; l++)
+        if (select_layer(m, r, l, e)) return e->code;
+    m->means_of = r->mu;
     return OK;
 }
 
@@ -88,24 +81,36 @@ static void post_means(struct moe *m, const struct router *r, int layer, int ran
     exchange_post(m->exchange, 0, rank, &q, room, bytes, NULL, 0);
 }
 
-status moe_select(struct moe *m, const struct router *r, struct err *e)
+static status send_layer(struct moe *m, const struct router *r, int layer, struct err *e)
 {
     struct exchange_limits x;
 
-    BUG_ON(m->rank != 0);
-    if (!r->mu) return OK;
-    if (moe_select_here(m, r, e)) return e->code;
     if (moe_alone(m)) return OK;
     moe_exchange_limits(&x, m->n_layers, m->experts, m->width, m->neurons, m->limits);
     int fit = (int)(x.request_bytes / ((size_t)m->width * sizeof(float))), each = fit < m->limits.rows ? fit : m->limits.rows;
 
-    for (int l = 0; l < m->n_layers; l++)
-        for (int first = 0; first < m->layers[l].experts; first += each) {
-            for (int rank = 0; rank < m->ranks; rank++)
-                if (rank != m->rank) post_means(m, r, l, rank, first, each);
-            if (exchange_wait(m->exchange, 0, e)) return e->code;
-        }
+    for (int first = 0; first < m->layers[layer].experts; first += each) {
+        for (int rank = 0; rank < m->ranks; rank++)
+            if (rank != m->rank) post_means(m, r, layer, rank, first, each);
+        if (exchange_wait(m->exchange, 0, e)) return e->code;
+    }
     return OK;
+}
+
+status moe_select(struct moe *m, const struct router *r, struct err *e)
+{
+    BUG_ON(m->rank != 0);
+    if (!r->mu) return OK;
+    if (moe_select_here(m, r, e)) return e->code;
+    for (int l = 0; l < m->n_layers; l++)
+        if (send_layer(m, r, l, e)) return e->code;
+    return OK;
+}
+
+status moe_select_layer(struct moe *m, const struct router *r, int layer, struct err *e)
+{
+    BUG_ON(m->rank != 0 || !r->mu || m->means_of != r->mu);
+    return select_layer(m, r, layer, e) ? e->code : send_layer(m, r, layer, e);
 }
 
 void moe_answer_means(struct moe *m, struct exchange *x, const struct request *r, const float *payload)

@@ -30,18 +30,23 @@ status moe_teach_dense(struct moe *m, int slot, int layer, const float *h, int r
     return moe_combine(m, slot, y, e);
 }
 
-/* Posts rows to every rank that holds experts of the layer; true if there was one. */
-static bool ask(struct moe *m, int slot, struct request *r, const float *part0, const float *part1)
+bool moe_ask(struct moe *m, int slot, struct request *r, const void *part0, size_t bytes0, const void *part1, size_t bytes1)
 {
-    size_t bytes = (size_t)r->rows * (size_t)m->width * sizeof(float);
     bool any = false;
 
     for (int rank = 0; rank < m->ranks; rank++) {
         if (rank == m->rank || !moe_holds(m, r->layer, rank)) continue;
-        exchange_post(m->exchange, slot, rank, r, part0, bytes, part1, part1 ? bytes : 0);
+        exchange_post(m->exchange, slot, rank, r, part0, bytes0, part1, bytes1);
         any = true;
     }
     return any;
+}
+
+static bool ask(struct moe *m, int slot, struct request *r, const float *part0, const float *part1)
+{
+    size_t bytes = (size_t)r->rows * (size_t)m->width * sizeof(float);
+
+    return moe_ask(m, slot, r, part0, bytes, part1, part1 ? bytes : 0);
 }
 
 /* Spreads a rank's packed answer [rows][held][item] over out [rows][N][item]. */
@@ -61,7 +66,7 @@ static void unpack(const struct moe *m, int slot, int rank, int layer, int rows,
     }
 }
 
-static status collect(struct moe *m, int slot, int layer, int rows, size_t item, float *out, struct err *e)
+status moe_collect(struct moe *m, int slot, int layer, int rows, size_t item, float *out, struct err *e)
 {
     status s = exchange_wait(m->exchange, slot, e);
 
@@ -84,7 +89,7 @@ status moe_teach_scores(struct moe *m, int slot, int layer, const float *h, cons
     bool asked = ask(m, slot, &r, h, y);
 
     moe_work_scores(m, layer, &m->slot[slot].h, y, share, score, n, false);
-    return asked ? collect(m, slot, layer, rows, 1, score, e) : OK;
+    return asked ? moe_collect(m, slot, layer, rows, 1, score, e) : OK;
 }
 
 /* What becomes of the Gram matrix of every row. */
@@ -133,7 +138,7 @@ static status teach_gram(struct moe *m, int slot, int layer, const float *h, int
         bool asked = ask(m, slot, &r, from, NULL);
 
         moe_work_rows(m, layer, &m->slot[slot].h, compensate, m->piece, n, false);
-        if (asked) s = collect(m, slot, layer, r.rows, width, m->piece, e);
+        if (asked) s = moe_collect(m, slot, layer, r.rows, width, m->piece, e);
         if (s) return s;
         for (int t = 0; t < r.rows; t++) {
             gram_matrix(m->gram, m->piece + (size_t)t * (size_t)n * width, n, m->width);

@@ -66,6 +66,8 @@ void moe_take_work(struct moe *m, struct arena_taker *t)
         m->norm_room = (int)neurons;
         m->norm = arena_take(t, (size_t)m->n_layers * neurons, sizeof(*m->norm));
         m->normed = arena_take(t, (size_t)m->n_layers, sizeof(*m->normed));
+        m->rest = arena_take(t, neurons, sizeof(*m->rest));
+        m->rest_rows = arena_take(t, (size_t)m->most_held, sizeof(*m->rest_rows));
     }
     m->active.begin = arena_take(t, (size_t)m->experts + 1, sizeof(*m->active.begin));
     m->active.row = arena_take(t, rows * held, sizeof(*m->active.row));
@@ -383,6 +385,11 @@ static void out_task(void *ctx, int item, int worker)
     task_progress(w, worker);
 }
 
+void moe_work_in(struct moe_work *w)
+{
+    loop(w, w->in_tasks, in_task);
+}
+
 void moe_work_out(struct moe_work *w)
 {
     cut_out(w);
@@ -425,6 +432,13 @@ static void oracle_row(const struct moe_work *w, const struct moe_share *s, cons
         w->to[at] = paper_score(e, w->dense + (size_t)t * width, w->part, w->m->width);
         return;
     }
+    if (w->norm) {
+        double sum = 0;
+
+        for (size_t d = 0; d < width; d++) sum += (double)e[d] * e[d];
+        w->to[at] = (float)sum;
+        return;
+    }
     for (size_t d = 0; d < width; d++) w->to[at * width + d] = s->mu ? e[d] - s->mu[d] : e[d];
 }
 
@@ -443,7 +457,7 @@ static void oracle_task(void *ctx, int item, int worker)
 }
 
 /* All held experts over all rows. */
-static void oracle(struct moe *m, const struct moe_job *job, struct moe_work like)
+void moe_work_outputs(struct moe *m, const struct moe_job *job, struct moe_work like)
 {
     enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
     int rows = job->h->n, each = moe_work_rows_at_once(m, job->layer, false);
@@ -466,14 +480,14 @@ void moe_work_scores(struct moe *m, int layer, const struct rows *h, const float
 {
     struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f};
 
-    oracle(m, &job, (struct moe_work){.dense = y, .to = out, .part = share, .stride = stride, .packed = packed});
+    moe_work_outputs(m, &job, (struct moe_work){.dense = y, .to = out, .part = share, .stride = stride, .packed = packed});
 }
 
 void moe_work_rows(struct moe *m, int layer, const struct rows *h, bool compensate, float *out, int stride, bool packed)
 {
     struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f, .compensate = compensate};
 
-    oracle(m, &job, (struct moe_work){.to = out, .stride = stride, .packed = packed});
+    moe_work_outputs(m, &job, (struct moe_work){.to = out, .stride = stride, .packed = packed});
 }
 
 /* ---- neurons ---- */

@@ -252,6 +252,60 @@ static void compare_versions(struct part *whole, struct part *spread, const stru
     free(r.mu), free(r.factor), free(r.scale), free(r.inward), free(r.outward), free(r.offset);
 }
 
+/* Values of experts and means of what is left out, against plain loops over the experts' outputs, and the same bits everywhere. */
+static void compare_rest(struct part *whole, struct part *spread)
+{
+    struct part *parts[2] = {whole, spread};
+    int width = whole->w->width, experts = whole->w->experts, words = bits_words(experts);
+    size_t cells = (size_t)(ROWS * experts), means = (size_t)(experts * width);
+    float h[ROWS * WIDTH_MAX];
+    uint64_t set[ROWS * WORDS_MAX] = {0};
+    struct err e = {0};
+
+    if (experts == 0) return;
+    float *value[2] = {world_alloc(cells, sizeof(float)), world_alloc(cells, sizeof(float))};
+    float *mu[2] = {world_alloc(means, sizeof(float)), world_alloc(means, sizeof(float))};
+    world_rows(h, ROWS, width, 61);
+    for (int t = 0; t < ROWS; t++)
+        for (int i = 0; i < experts; i++)
+            if (i == 0 || (t + i) % 3 == 0) bits_set(set + t * words, i); /* expert 0 is always there */
+    for (int what = MOE_ENERGY; what <= MOE_NORM; what++) {
+        for (int i = 0; i < 2; i++) ok(moe_values(parts[i]->m, (enum moe_value)what, 1, h, ROWS, value[i], &e), &e);
+        assert_memory_equal(value[0], value[1], cells * sizeof(float));
+        for (int t = 0; t < ROWS; t += 5)
+            for (int i = 0; i < experts; i++) {
+                double want = what == MOE_ENERGY ? plain_energy(&whole->w->layer[1].expert[i], h + t * width) : 0,
+                       y[WIDTH_MAX] = {0};
+
+                if (what == MOE_NORM) {
+                    plain_expert(y, &whole->w->layer[1].expert[i], h + t * width, false, 1);
+                    for (int d = 0; d < width; d++) want += y[d] * y[d];
+                }
+                assert_true(fabs((double)value[0][t * experts + i] - want) < 1e-4 * (1e-6 + want));
+            }
+    }
+    for (int i = 0; i < 2; i++) {
+        ok(moe_rest_add(parts[i]->m, 1, h, set, 10, true, &e), &e); /* forgotten */
+        ok(moe_rest_add(parts[i]->m, 1, h, set, 9, true, &e), &e);
+        ok(moe_rest_add(parts[i]->m, 1, h + 9 * width, set + 9 * words, ROWS - 9, false, &e), &e);
+        ok(moe_rest_means(parts[i]->m, 1, mu[i], &e), &e);
+    }
+    assert_memory_equal(mu[0], mu[1], means * sizeof(float));
+    for (int i = 0; i < experts; i++) {
+        double y[WIDTH_MAX] = {0};
+        int n = 0;
+
+        for (int t = 0; t < ROWS; t++) {
+            if (bits_has(set + t * words, i)) continue;
+            plain_expert(y, &whole->w->layer[1].expert[i], h + t * width, false, 1);
+            n++;
+        }
+        for (int d = 0; d < width; d++)
+            assert_true(fabs((double)mu[0][i * width + d] - (n ? y[d] / n : 0)) < 1e-4 * (1e-3 + fabs(n ? y[d] / n : 0)));
+    }
+    for (int i = 0; i < 2; i++) free(value[i]), free(mu[i]);
+}
+
 static void check_cancels(struct part *u)
 {
     float h[ROWS * WIDTH_MAX], y[ROWS * WIDTH_MAX];
@@ -348,6 +402,7 @@ static void coordinate(struct part *spread, int shape, int ranks)
     if (experts) check_traffic(spread, &router);
     compare_teacher(&whole, spread);
     compare_versions(&whole, spread, &router);
+    compare_rest(&whole, spread);
     if (shapes[shape].cancel) check_cancels(&whole), check_cancels(spread);
     if (ranks > 1) stop_followers(spread, ranks);
     part_close(&whole);
