@@ -519,6 +519,11 @@ size_t model_packed_bytes(const struct model *m)
     return arena_used(m->packed);
 }
 
+const float *model_means(const struct model *m, int layer)
+{
+    return m->moe_layers[layer].mu;
+}
+
 const struct expert *model_dense_ffn(const struct model *m, int layer)
 {
     BUG_ON(!m->coordinator || m->shape.experts || layer < 0 || layer >= m->shape.layers);

@@ -66,6 +66,8 @@ struct gemm *model_gemm(const struct model *m);
 struct moe *model_moe(struct model *m);
 const struct weights_plan *model_weights(const struct model *m);
 size_t model_packed_bytes(const struct model *m); /* packed into memory by this rank */
+/* Coordinator: the means of a layer's experts, [N, D], or NULL if the model has none. */
+const float *model_means(const struct model *m, int layer);
 /* Coordinator, a dense model: the whole FFN of a layer. */
 const struct expert *model_dense_ffn(const struct model *m, int layer);
 

@@ -35,7 +35,7 @@ status windows_open(struct windows *w, const struct corpus *c, int sequence, int
     w->order = malloc((size_t)w->n * sizeof(int));
     w->batch = malloc((size_t)w->room * sizeof(*w->batch));
     w->input = malloc((size_t)w->room * sizeof(int32_t));
-    w->target = malloc((size_t)sequence * sizeof(int32_t));
+    w->target = malloc((size_t)w->room * sizeof(int32_t));
     if (!w->order || !w->batch || !w->input || !w->target)
         return err_set(e, ERR_LIMIT, "out of memory for %d windows in batches of %lld tokens", w->n, (long long)w->room);
     for (int i = 0; i < w->n; i++) w->order[i] = i;
@@ -59,9 +59,10 @@ static void add(struct windows *w, int i)
     int32_t *at = w->input + w->batch_tokens;
 
     BUG_ON(w->batch_tokens + length_of(w, i) > w->room);
-    int n = corpus_window(w->corpus, w->sequence, (size_t)i, w->bos, at, w->target);
+    int32_t *target = w->target + w->batch_tokens;
+    int n = corpus_window(w->corpus, w->sequence, (size_t)i, w->bos, at, target);
 
-    w->batch[w->n_batch++] = (struct window){.token = at, .n = n};
+    w->batch[w->n_batch++] = (struct window){.token = at, .n = n, .target = target};
     w->batch_tokens += n;
 }
 

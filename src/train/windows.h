@@ -14,6 +14,7 @@
 struct window {
     const int32_t *token; /* [n], BOS first */
     int n;
+    const int32_t *target; /* [n] the token behind each */
 };
 
 struct windows {
