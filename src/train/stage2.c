@@ -564,7 +564,7 @@ static status share_at(struct stage2 *s, const struct window *w, int n, double s
 status stage2_shift(struct stage2 *s, const struct window *w, int n, double *shift, struct err *e)
 {
     enum { HALVES = 12, DOUBLES = 12 };
-    double share, low = 0, high = 0, step = 0.02;
+    double share = 0, low = 0, high = 0, step = 0.02;
     status code;
 
     BUG_ON(!s->router->by_threshold);

@@ -1,0 +1,230 @@
+/* Stage 2 on a toy model, wherever its experts are: gradients of every group of parameters against central differences of the whole loss in double.
+ * np: 1 2 3 5 */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../check.h"
+#include "../student.h"
+#include "base/directory.h"
+#include "base/file.h"
+#include "base/rng.h"
+#include "base/stop.h"
+#include "comm/comm.h"
+#include "jobs/job.h"
+#include "model/router_file.h"
+#include "train/stage2.h"
+
+#define TOY "tests/golden/toy-llama"
+
+static struct {
+    struct comm *comm;
+    struct cluster *cluster;
+    char directory[64];
+} world;
+
+static status run(struct json_t **result, const char *yaml, struct err *e)
+{
+    struct json_t *file;
+    struct err late;
+    struct spec *s;
+
+    if (result) *result = NULL;
+    if (spec_parse(&s, yaml, strlen(yaml), "test.yaml", NULL, 0, e)) fail_msg("%s", e->text);
+    struct log *log = log_open(stderr, 1);
+    status st = job_run(s, "test", world.cluster, log, e);
+    char *path = str_join(s->output, "result.json");
+
+    log_close(log);
+    if (result && !st && json_read(&file, path, 1 << 24, &late) == OK) {
+        *result = json_clone(json_at(file, s->name));
+        json_free(file);
+    }
+    free(path);
+    spec_free(s);
+    return st;
+}
+
+static void make_model(void **state)
+{
+    static const char *const words[] = {"the", "cat", "sat",  "on",  "a",   "mat",  "and",
+                                        "saw", "two", "dogs", "run", "far", "away", "."};
+    struct str text = {0}, yaml = {0};
+    char *path = str_join(world.directory, "text");
+    struct rng r;
+    struct err e;
+
+    (void)state;
+    rng_seed(&r, 1, 0);
+    for (int i = 0; i < 500; i++) str_addf(&text, "%s ", words[rng_below(&r, sizeof(words) / sizeof(words[0]))]);
+    assert_int_equal(file_write(path, text.text, text.length, &e), OK);
+    str_addf(&yaml,
+             "kind: factorize\ngrouping: coactivation\ncompensation: mean\nmodel: " TOY
+             "\noutput: %s\nexperts: 6\nactive: 3\nshared: 0.2\ncalibration: {file: %s}\n",
+             world.directory, path);
+    if (run(NULL, yaml.text, &e)) fail_msg("%s", e.text);
+    free(path);
+    str_free(&text);
+    str_free(&yaml);
+}
+
+enum { FIRST = 13, SECOND = 6, TOKENS = FIRST + SECOND };
+static int32_t tokens[TOKENS + 1];
+
+static void random_numbers(float *x, size_t n, double spread, uint64_t seed)
+{
+    struct rng r;
+
+    rng_seed(&r, seed, 5);
+    for (size_t i = 0; i < n; i++) x[i] = (float)(spread * rng_normal(&r));
+}
+
+static void compare(struct student *s, const struct window *w, const struct router_param *p, double *values)
+{
+    size_t step = p->n / 23 + 1;
+    double largest = 0;
+
+    for (size_t i = 0; i < p->n; i++) largest = fmax(largest, fabs((double)p->gradient[i]));
+    assert_true(largest > 0);
+    for (size_t i = 0; i < p->n; i += step) {
+        double slope = student_slope(s, w, 2, values + i), found = (double)p->gradient[i];
+
+        if (!(fabs(found - slope) < 2e-4 * (largest + fabs(slope))))
+            fail_msg("%s[%zu]: expected %.8g, found %.8g; the largest is %.3g", p->name, i, slope, found, largest);
+    }
+}
+
+static void gradients(const struct router_form *form, bool by_threshold)
+{
+    char *directory = str_join(world.directory, "model");
+    const struct window w[] = {{tokens, FIRST, tokens + 1}, {tokens + FIRST, SECOND, tokens + FIRST + 1}};
+    struct model_limits limits = {.rows = TOKENS, .sessions = 2, .positions = 32, .train = true};
+    struct router_param *param[STAGE2_PARAMS];
+    struct stage2 *trainer;
+    struct student s;
+    struct router r;
+    struct model *m;
+    struct err e;
+
+    if (cluster_model(world.cluster, directory, limits, &m, &e)) fail_msg("%s", e.text);
+    const struct shape *y = model_shape(m);
+    if (router_alloc_form(&r, y, form, &e)) fail_msg("%s", e.text);
+    router_random(&r, 3);
+    size_t n = (size_t)(r.layers * r.experts);
+    random_numbers(r.bias, n, 0.3, 4);
+    for (size_t i = 0; i < n * (size_t)router_inner(&r); i++) r.weight[i] *= 4;
+    for (int l = 0; l < r.layers; l++)
+        memcpy(r.mu + (size_t)l * (size_t)(r.experts * r.width), model_means(m, l),
+               (size_t)(r.experts * r.width) * sizeof(float));
+    r.by_threshold = by_threshold;
+    random_numbers(r.threshold, (size_t)r.layers, 0.1, 6);
+
+    struct stage2_options o = {.lm = 0.3,
+                               .budget = 0.5,
+                               .load = 0.2,
+                               .target = 0.4,
+                               .train_router = true,
+                               .train_means = true,
+                               .means_rate = 0.5,
+                               .compensate = true,
+                               .scale = 1.25f,
+                               .rows = TOKENS,
+                               .sessions = 2,
+                               .adamw = {0.9, 0.95, 1e-8, 0.01}};
+    if (stage2_open(&trainer, &r, m, &o, &e) || stage2_batch(trainer, STAGE2_LEARN, w, 2, &e)) fail_msg("%s", e.text);
+    const struct stage2_tally *tally = stage2_tally(trainer);
+
+    student_open(&s, directory, &r);
+    s.scale = 1.25, s.lm = 0.3, s.budget = 0.5, s.load = 0.2, s.target = 0.4;
+    s.capture = true;
+    double loss = student_loss(&s, w, 2) / TOKENS;
+    s.capture = false;
+    assert_true(fabs(s.share - tally->share) < 1e-9);
+    assert_true(s.kl / TOKENS > 0.01 && fabs(s.kl / TOKENS - tally->kl) < 1e-5);
+    assert_true(fabs(s.nll / TOKENS - tally->nll) < 1e-5);
+    assert_true(fabs(loss - tally->loss) < 2e-5);
+    int params = stage2_params(trainer, param);
+    assert_int_equal(params, form->kind == ROUTER_LINEAR ? 3 : 4);
+    for (int i = 0; i < params; i++)
+        compare(&s, w, param[i],
+                !strcmp(param[i]->name, "weight") ? s.weight
+                : !strcmp(param[i]->name, "bias") ? s.bias
+                : !strcmp(param[i]->name, "mu")   ? s.mu
+                                                  : s.factor);
+
+    /* A step along it is one down. */
+    double before = tally->loss;
+    assert_true(stage2_update(trainer, 1e-4) > 0);
+    if (stage2_batch(trainer, STAGE2_MEASURE, w, 2, &e)) fail_msg("%s", e.text);
+    assert_true(tally->loss < before + 1e-3);
+    student_close(&s);
+    stage2_close(trainer);
+    router_free(&r);
+    free(directory);
+}
+
+static void top_k_router(void **state)
+{
+    (void)state;
+    gradients(&(struct router_form){.means = true}, false);
+}
+
+static void threshold_router(void **state)
+{
+    (void)state;
+    gradients(&(struct router_form){.means = true}, true);
+}
+
+static void gate_router(void **state)
+{
+    (void)state;
+    gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true}, true);
+}
+
+static int lead(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(make_model), cmocka_unit_test(top_k_router),
+                                       cmocka_unit_test(threshold_router), cmocka_unit_test(gate_router)};
+    struct rng r;
+
+    rng_seed(&r, 9, 9);
+    for (int i = 0; i <= TOKENS; i++) tokens[i] = (int32_t)rng_below(&r, 384);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const placements[] = {"{placement: block, threads: 2}",
+                                             "{placement: round_robin, coordinator_experts: false}"};
+    int failed = 0;
+    struct err e;
+
+    if (comm_open(&world.comm, &argc, &argv, &e)) return 1;
+    stop_install();
+    strcpy(world.directory, "/tmp/factorllm-test-XXXXXX");
+    if (comm_rank(world.comm) == 0 && !mkdtemp(world.directory)) return 1;
+    for (int turn = 0; turn < 1; turn++) {
+        struct str yaml = {0};
+        struct spec *s;
+
+        str_addf(&yaml, "kind: finetune\nmodel: unused\noutput: unused-too\ntext: {file: unused}\ncluster: %s\n",
+                 placements[turn]);
+        if (spec_parse(&s, yaml.text, yaml.length, "world", NULL, 0, &e) || cluster_open(&world.cluster, world.comm, s, &e)) {
+            fprintf(stderr, "%s\n", e.text);
+            return 1;
+        }
+        if (comm_rank(world.comm) == 0) {
+            failed += lead();
+            cluster_release(world.cluster);
+            cluster_stop(world.cluster, OK);
+        } else {
+            failed += cluster_follow(world.cluster, &e) != OK;
+        }
+        cluster_close(world.cluster);
+        spec_free(s);
+        str_free(&yaml);
+    }
+    if (comm_rank(world.comm) == 0 && directory_remove(world.directory, &e)) printf("# %s\n", e.text);
+    comm_close(world.comm, OK);
+    return failed != 0;
+}
