@@ -72,6 +72,31 @@ complete() { # goes on where the job was, and has the rows that an undisturbed r
     complete
 }
 
+@test "ranks that wait long for the coordinator do not burn their processors" {
+    make_infer_job
+    sed -i 's/deadline_seconds: 3/deadline_seconds: 60/' "$dir/infer.yaml"
+    ticks() { awk '{print $14 + $15}' "/proc/$1/stat"; } # of 10 ms
+    for memory in auto never; do
+        rm -rf "$dir/infer"
+        mpirun -n 3 "$FACTORLLM" run "$dir/infer.yaml" --quiet --set cluster.shared_memory=$memory >"$dir/out" 2>&1 &
+        mpirun_pid=$!
+        for _ in $(seq 300); do
+            [ -s "$dir/infer/responses.jsonl" ] && break
+            sleep 0.1
+        done
+        first=$(pid_of_rank 0) second=$(pid_of_rank 1)
+        kill -STOP "$first"
+        sleep 0.5
+        before=$(ticks "$second")
+        sleep 2
+        used=$(($(ticks "$second") - before))
+        kill -KILL "$first"
+        finish
+        echo "$memory: $used of 200 ticks"
+        [ "$used" -lt 20 ]
+    done
+}
+
 @test "with attention over all ranks a killed or silent rank is named once" {
     make_infer_job
     sed -i 's/deadline_seconds: 3/deadline_seconds: 3, tensor_parallel: true/' "$dir/infer.yaml"
