@@ -90,6 +90,34 @@ static status check_place(const struct draft *d, int row, const char *where, str
     return OK;
 }
 
+/* A map NAME: TEXT as the list of its NAME=TEXT. */
+static status put_pairs(struct draft *d, const struct key *k, const struct yaml *v, struct err *e)
+{
+    int n = v->n / 2;
+    struct str *text = calloc((size_t)n + 1, sizeof(*text)), where = {0};
+    struct scalar *items = calloc((size_t)n + 1, sizeof(*items));
+    status st = OK;
+
+    BUG_ON(!text || !items);
+    str_addf(&where, "%s:%d", d->source, v->line);
+    for (int i = 0; i < n && st == OK; i++) {
+        const struct yaml *name = &v->item[2 * i], *value = &v->item[2 * i + 1];
+
+        if (value->kind != YAML_TEXT || strlen(name->text) != name->length || strlen(value->text) != value->length ||
+            strchr(name->text, '='))
+            st = err_set(e, ERR_SPEC, "%s:%d: %s%s: expected NAME: TEXT, found %s", d->source, value->line, d->prefix, k->name,
+                         value->kind != YAML_TEXT ? spec_yaml_kind_name(value->kind) : "something else");
+        else str_addf(&text[i], "%s=%s", name->text, value->text);
+        items[i] = (struct scalar){.text = text[i].text, .length = text[i].length};
+    }
+    if (st == OK) st = key_put(d->s, k, items, n, true, where.text, d->prefix, e);
+    for (int i = 0; i < n; i++) str_free(&text[i]);
+    free(text);
+    free(items);
+    str_free(&where);
+    return st;
+}
+
 static status put_node(struct draft *d, int row, const struct yaml *v, struct err *e)
 {
     const struct key *k = key_row(row);
@@ -100,6 +128,8 @@ static status put_node(struct draft *d, int row, const struct yaml *v, struct er
     str_addf(&where, "%s:%d", d->source, v->line);
     if (check_place(d, row, where.text, e)) {
         st = e->code;
+    } else if (v->kind == YAML_MAP && k->flags & KEY_MAP) {
+        st = put_pairs(d, k, v, e);
     } else if (v->kind == YAML_MAP) {
         struct str expected = {0};
 

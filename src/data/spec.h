@@ -32,7 +32,19 @@ enum spec_labels { LABELS_PAPER, LABELS_GRAM };
 enum spec_loss { LOSS_PAPER /* KL(softmax(0/1 label) || router) */, LOSS_BCE };
 enum spec_select { SELECT_TOP_K, SELECT_THRESHOLD };
 enum spec_part { PART_KERNELS, PART_EXCHANGE, PART_STEP, PART_STARTUP, PARTS };
-enum spec_variant { VARIANT_DENSE, VARIANT_STATIC, VARIANT_RANDOM, VARIANT_ROUTER, VARIANT_ORACLE, VARIANTS };
+enum spec_variant {
+    VARIANT_DENSE,
+    VARIANT_STATIC,
+    VARIANT_RANDOM,
+    VARIANT_ROUTER,
+    VARIANT_ORACLE,
+    VARIANTS_INFER, /* a prompt can be answered by those above: the others need more than the token at hand, or are no way to run */
+    VARIANT_ORACLE_VARIABLE = VARIANTS_INFER,
+    VARIANT_NEURONS,
+    VARIANTS
+};
+
+enum { EVAL_VARIANTS_MAX = 64 }; /* VARIANTS and router versions */
 
 struct spec_list {
     char **items;
@@ -110,16 +122,22 @@ struct spec {
     struct {
         struct spec_text text;
         int64_t window;                 /* 0: 2048 or the model's positions */
-        struct spec_list variants;      /* names of enum spec_variant */
+        struct spec_list variants;      /* names of enum spec_variant, and router@VERSION */
+        char *baseline;                 /* one of them: every other one is held against it, too */
         struct spec_list minimal_pairs; /* JSONL files */
         struct spec_list multiple_choice;
-        int64_t items;        /* first items of each set; 0: all */
-        char *compare_model;  /* another directory: side by side with `model` */
-        char *compare_router; /* or another router version of the same one */
-        int64_t bootstrap;    /* resamples */
-        int64_t decode_batch;  /* sequences that are scored in lockstep, a token of each in a pass; 0: prompts as they come */
-        double batch_experts; /* of variant router, as in infer */
-        double max_drop;      /* gate: largest relative loss of next-token accuracy of `router` against `dense`; < 0: no gate */
+        struct spec_list last_word;
+        struct spec_list domains; /* "NAME=FILE": texts for the knowledge map */
+        int64_t domain_tokens;    /* first tokens of each */
+        int64_t items;            /* first items of each set; 0: all */
+        char *compare_model;      /* another directory: side by side with `model` */
+        char *compare_router;     /* or another router version of the same one */
+        int64_t bootstrap;        /* resamples */
+        int64_t decode_batch;     /* sequences that are scored in lockstep, a token of each in a pass; 0: prompts as they come */
+        double batch_experts;     /* of variant router, as in infer */
+        double
+            min_agreement; /* gate: least share of the oracle's experts that `router` chooses, mean over layers; < 0: no gate */
+        double max_drop;   /* gate: largest relative loss of next-token accuracy of `router` against `dense`; < 0: no gate */
     } eval;
     struct {
         char *input;  /* JSONL */
@@ -136,7 +154,8 @@ struct spec {
         struct spec_list parts;   /* names of enum spec_part */
         struct spec_list compare; /* directories that are measured beside `model` */
         struct spec_list shares;  /* numbers: k / N of factorized models, 0 < share <= 1; none: the model's own */
-        double batch_experts;     /* decoding batches of factorized models once more with this share of the experts (infer.batch_experts); 1: not */
+        double
+            batch_experts; /* decoding batches of factorized models once more with this share of the experts (infer.batch_experts); 1: not */
         struct spec_list formats; /* names of formats, for kernels */
         struct spec_list rows;    /* numbers, for kernels */
         struct spec_list batches; /* numbers: sequences that decode together */
@@ -174,6 +193,8 @@ double spec_largest(const struct spec_list *l);
 const char *spec_kind_name(enum job_kind k);
 int spec_kind_find(const char *name); /* -1 */
 const char *spec_variant_name(enum spec_variant v);
+/* An item of eval.variants: its kind; *version is VERSION of router@VERSION, else NULL. */
+enum spec_variant spec_variant_of(const char *item, const char **version);
 const char *spec_part_name(enum spec_part p);
 void spec_help(FILE *to, enum job_kind k); /* the keys of a kind, with defaults and help, as an aligned table */
 

@@ -186,6 +186,31 @@ static status check_finetune(const struct draft *d, struct err *e)
     return OK;
 }
 
+static bool listed(const struct spec_list *list, const char *name)
+{
+    for (int i = 0; i < list->n; i++)
+        if (!strcmp(list->items[i], name)) return true;
+    return false;
+}
+
+static status check_variants(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+    const char *version;
+
+    if (s->eval.variants.n == 0) return draft_fail(d, "variants", e, "expected at least one variant, found none");
+    if (s->eval.variants.n > EVAL_VARIANTS_MAX)
+        return draft_fail(d, "variants", e, "expected at most %d variants, found %d", EVAL_VARIANTS_MAX, s->eval.variants.n);
+    for (int i = 0; i < s->eval.variants.n; i++) {
+        spec_variant_of(s->eval.variants.items[i], &version);
+        if (version && !good_version(version))
+            return draft_fail(d, "variants", e, "expected the name of a router version behind router@, found '%.80s'", version);
+    }
+    if (s->eval.baseline && !listed(&s->eval.variants, s->eval.baseline))
+        return draft_fail(d, "baseline", e, "expected one of variants, found '%.80s'", s->eval.baseline);
+    return OK;
+}
+
 static bool has(const struct spec_list *list, enum spec_variant v)
 {
     for (int i = 0; i < list->n; i++)
@@ -197,13 +222,14 @@ static status check_eval(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
     bool text = s->eval.text.file || s->eval.text.sample_tokens > 0;
-    bool sets = s->eval.minimal_pairs.n > 0 || s->eval.multiple_choice.n > 0;
+    bool sets = s->eval.minimal_pairs.n > 0 || s->eval.multiple_choice.n > 0 || s->eval.last_word.n > 0;
 
     if (check_text(d, &s->eval.text, "text", e)) return e->code;
-    if (!text && !sets)
-        return draft_fail(d, "text", e,
-                          "expected something to evaluate on in text, minimal_pairs or multiple_choice, found none");
-    if (s->eval.variants.n == 0) return draft_fail(d, "variants", e, "expected at least one variant, found none");
+    if (!text && !sets && s->eval.domains.n == 0)
+        return draft_fail(
+            d, "text", e,
+            "expected something to evaluate on in text, minimal_pairs, multiple_choice, last_word or domains, found none");
+    if (check_variants(d, e)) return e->code;
     if (s->eval.compare_model && s->eval.compare_router)
         return draft_fail(d, "compare_router", e, "expected compare_model or compare_router, found both");
     if (s->eval.compare_model && !strcmp(s->eval.compare_model, s->model))
@@ -218,8 +244,13 @@ static status check_eval(const struct draft *d, struct err *e)
     if (s->eval.max_drop >= 0 && !text)
         return draft_fail(d, "max_drop", e, "expected only with text, found none: the gate is on next-token accuracy");
     if (s->eval.items > 0 && !sets)
-        return draft_fail(d, "items", e, "expected only with minimal_pairs or multiple_choice, found neither");
-    if (s->eval.window > 0 && !text) return draft_fail(d, "window", e, "expected only with text, found none");
+        return draft_fail(d, "items", e, "expected only with minimal_pairs, multiple_choice or last_word, found none of them");
+    if (s->eval.min_agreement >= 0 && !has(&s->eval.variants, VARIANT_ROUTER))
+        return draft_fail(d, "min_agreement", e, "expected only with the variant router, found variants without it");
+    if (s->eval.min_agreement >= 0 && !text && !sets)
+        return draft_fail(d, "min_agreement", e, "expected only with text or items, found neither");
+    if (s->eval.window > 0 && !text && s->eval.domains.n == 0)
+        return draft_fail(d, "window", e, "expected only with text, found none");
     if (s->limits.positions > 0 && s->eval.window > s->limits.positions)
         return draft_fail(d, "window", e, "expected at most limits.positions = %lld, found %lld", (long long)s->limits.positions,
                           (long long)s->eval.window);

@@ -31,6 +31,18 @@ static void dump_text(struct str *out, const char *text)
     str_addz(out, "\"");
 }
 
+static void dump_pairs(struct str *out, const struct spec_list *list)
+{
+    str_addz(out, "{");
+    for (int i = 0; i < list->n; i++) {
+        const char *equal = strchr(list->items[i], '=');
+
+        str_addf(out, "%s\"%.*s\": ", i > 0 ? ", " : "", (int)(equal - list->items[i]), list->items[i]);
+        dump_text(out, equal + 1);
+    }
+    str_addz(out, "}");
+}
+
 static void dump_value(struct str *out, const struct spec *s, const struct key *k)
 {
     struct str number = {0};
@@ -58,6 +70,10 @@ static void dump_value(struct str *out, const struct spec *s, const struct key *
         str_addz(out, k->set[*key_int(s, k)]);
         break;
     case KEY_LIST:
+        if (k->flags & KEY_MAP) {
+            dump_pairs(out, key_list(s, k));
+            break;
+        }
         str_addz(out, "[");
         for (int i = 0; i < key_list(s, k)->n; i++) {
             if (i > 0) str_addz(out, ", ");

@@ -25,7 +25,8 @@ static const char *const loss_names[] = {"paper", "bce", NULL};
 static const char *const select_names[] = {"top_k", "threshold", NULL};
 static const char *const part_names[] = {"kernels", "exchange", "step", "startup", NULL};
 static const char *const bench_formats[] = {"f32", "bf16", "q8", "q4", NULL};
-static const char *const variant_names[] = {"dense", "static", "random", "router", "oracle", NULL};
+static const char *const variant_names[] = {"dense", "static", "random", "router", "oracle", "oracle_variable", "neurons", NULL};
+static const char *const infer_variants[] = {"dense", "static", "random", "router", "oracle", NULL};
 
 enum {
     F = 1 << JOB_FACTORIZE,
@@ -121,15 +122,20 @@ static const struct key table[] = {
     {"text.sample_tokens", E, KEY_INT, AT(eval.text.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
     {"text.sample_seed", E, KEY_INT, AT(eval.text.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
     {"window", E, KEY_INT, AT(eval.window), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: 2048, or the model's positions if it has fewer"},
-    {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, oracle]", NULL, 0, 0, variant_names, 0, "what is measured side by side"},
+    {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, oracle, oracle_variable, neurons]", NULL, 0, 0, variant_names, KEY_VERSIONS, "what is measured side by side"},
+    {"baseline", E, KEY_TEXT, AT(eval.baseline), NULL, NULL, 0, 0, NULL, 0, "a variant that all others are held against, beside dense"},
     {"minimal_pairs", E, KEY_LIST, AT(eval.minimal_pairs), NULL, NULL, 0, 0, NULL, 0, "JSONL files of sentence pairs"},
     {"multiple_choice", E, KEY_LIST, AT(eval.multiple_choice), NULL, NULL, 0, 0, NULL, 0, "JSONL files of questions with choices"},
+    {"last_word", E, KEY_LIST, AT(eval.last_word), NULL, NULL, 0, 0, NULL, 0, "JSONL files of contexts whose next word is the target"},
+    {"domains", E, KEY_LIST, AT(eval.domains), NULL, NULL, 0, 0, NULL, KEY_MAP, "texts by name: which experts answer which, the knowledge map"},
+    {"domain_tokens", E, KEY_INT, AT(eval.domain_tokens), "8192", NULL, 16, 1 << 24, NULL, 0, "first tokens of each of domains"},
     {"items", E, KEY_INT, AT(eval.items), "0", NULL, 0, LARGE, NULL, 0, "first items of each set in these files, 0: all"},
     {"compare_model", E, KEY_TEXT, AT(eval.compare_model), NULL, NULL, 0, 0, NULL, 0, "another model directory, side by side"},
     {"compare_router", E, KEY_TEXT, AT(eval.compare_router), NULL, NULL, 0, 0, NULL, 0, "another router version of the model, side by side"},
     {"bootstrap", E, KEY_INT, AT(eval.bootstrap), "1000", NULL, 0, 1000000, NULL, 0, "resamples for confidence intervals, 0: none"},
     {"decode_batch", E, KEY_INT, AT(eval.decode_batch), "0", NULL, 0, 4096, NULL, 0, "score so many sequences in lockstep, as they would decode together; 0: whole prompts (the same figures, sooner, unless batch_experts is below 1)"},
     {"batch_experts", E, KEY_REAL, AT(eval.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "as in infer, for the variant router: what that costs is seen with decode_batch"},
+    {"min_agreement", E, KEY_REAL, AT(eval.min_agreement), "-1", NULL, 0, 1, NULL, 0, "gate: least share of the oracle's experts that the router chooses"},
     {"max_drop", E, KEY_REAL, AT(eval.max_drop), "-1", NULL, 0, 1, NULL, 0, "gate: largest relative loss of accuracy, router against dense"},
 
     {"input", I, KEY_TEXT, AT(infer.input), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "JSONL with one request per line"},
@@ -140,7 +146,7 @@ static const struct key table[] = {
     {"top_p", I, KEY_REAL, AT(infer.top_p), "1", NULL, 1e-6, 1, NULL, 0, "sample from the likeliest tokens of this total probability"},
     {"min_p", I, KEY_REAL, AT(infer.min_p), "0", NULL, 0, 1, NULL, 0, "drop tokens below this share of the likeliest one's probability"},
     {"stop", I, KEY_LIST, AT(infer.stop), NULL, NULL, 0, 0, NULL, KEY_FREE, "texts that end an answer"},
-    {"variant", I, KEY_ENUM, AT(infer.variant), "router", NULL, 0, 0, variant_names, 0, "how tokens are routed"},
+    {"variant", I, KEY_ENUM, AT(infer.variant), "router", NULL, 0, 0, infer_variants, 0, "how tokens are routed"},
     {"ignore_eos", I, KEY_BOOL, AT(infer.ignore_eos), "false", NULL, 0, 0, NULL, 0, "go on behind the end of the text"},
     {"batch_experts", I, KEY_REAL, AT(infer.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "share of a layer's experts that a decoding batch may touch; below 1 an answer depends on what else is in the batch"},
 
@@ -165,6 +171,7 @@ _Static_assert((int)KEYS <= (int)KEYS_MAX, "struct draft has a line per row");
 _Static_assert(sizeof(kind_names) / sizeof(kind_names[0]) == JOB_KINDS + 1, "a name per kind");
 _Static_assert(sizeof(part_names) / sizeof(part_names[0]) == PARTS + 1, "a name per part");
 _Static_assert(sizeof(variant_names) / sizeof(variant_names[0]) == VARIANTS + 1, "a name per variant");
+_Static_assert(sizeof(infer_variants) / sizeof(infer_variants[0]) == VARIANTS_INFER + 1, "the first of them");
 
 int key_count(void)
 {
@@ -207,6 +214,17 @@ const char *spec_kind_name(enum job_kind k)
 const char *spec_variant_name(enum spec_variant v)
 {
     return variant_names[v];
+}
+
+enum spec_variant spec_variant_of(const char *item, const char **version)
+{
+    size_t n = strlen(variant_names[VARIANT_ROUTER]);
+
+    *version = !strncmp(item, variant_names[VARIANT_ROUTER], n) && item[n] == '@' ? item + n + 1 : NULL;
+    for (int v = 0; v < VARIANTS && !*version; v++)
+        if (!strcmp(item, variant_names[v])) return (enum spec_variant)v;
+    BUG_ON(!*version); /* put_list() let nothing else in */
+    return VARIANT_ROUTER;
 }
 
 const char *spec_part_name(enum spec_part p)
@@ -297,6 +315,9 @@ void key_expected(struct str *out, const struct key *k)
         if (k->set) {
             str_addz(out, "a list of ");
             add_names(out, k);
+            if (k->flags & KEY_VERSIONS) str_addz(out, ", or router@VERSION");
+        } else if (k->flags & KEY_MAP) {
+            str_addz(out, "a map of names to texts");
         } else {
             str_addz(out, "a list of texts");
         }
@@ -402,6 +423,29 @@ static status put_real(struct spec *s, const struct key *k, const struct scalar 
     return OK;
 }
 
+static bool is_version(const struct scalar *v)
+{
+    return v->length > 7 && !strncmp(v->text, "router@", 7);
+}
+
+/* NAME=TEXT, the name plain enough for tables and file names, and once. */
+static status check_pair(const struct key *k, const struct scalar *items, int i, const char *where, const char *prefix,
+                         struct err *e)
+{
+    const struct scalar *v = &items[i];
+    size_t n = strspn(v->text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-");
+
+    if (n < 1 || n > 32 || v->text[n] != '=' || !v->text[n + 1])
+        return err_set(e, ERR_SPEC,
+                       "%s: %s%s: expected NAME: TEXT with a name of 1 to 32 of A-Z, a-z, 0-9, _ and -, found '%.60s'", where,
+                       prefix, k->name, v->text);
+    for (int j = 0; j < i; j++)
+        if (!strncmp(items[j].text, v->text, n + 1))
+            return err_set(e, ERR_SPEC, "%s: %s%s: expected each name once, found '%.*s' twice", where, prefix, k->name, (int)n,
+                           v->text);
+    return OK;
+}
+
 static void store_list(struct spec *s, const struct key *k, const struct scalar *items, int n)
 {
     key_clear(s, k);
@@ -418,8 +462,11 @@ static status put_list(struct spec *s, const struct key *k, const struct scalar 
     if (n > LIST_MAX)
         return err_set(e, ERR_SPEC, "%s: %s%s: expected at most %d items, found %d", where, prefix, k->name, LIST_MAX, n);
     for (int i = 0; i < n; i++) {
-        if (k->set && name_index(k, &items[i]) < 0) return refuse_name(k, &items[i], where, prefix, e);
+        bool version = k->flags & KEY_VERSIONS && is_version(&items[i]);
+
+        if (k->set && !version && name_index(k, &items[i]) < 0) return refuse_name(k, &items[i], where, prefix, e);
         if (check_text(k, &items[i], where, prefix, e)) return e->code;
+        if (k->flags & KEY_MAP && check_pair(k, items, i, where, prefix, e)) return e->code;
         for (int j = 0; j < i; j++)
             if (items[i].length == items[j].length && !memcmp(items[i].text, items[j].text, items[i].length))
                 return err_set(e, ERR_SPEC, "%s: %s%s: expected each item once, found '%.60s' twice", where, prefix, k->name,

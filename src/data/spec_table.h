@@ -15,9 +15,11 @@ enum key_type { KEY_BOOL, KEY_INT, KEY_REAL, KEY_TEXT, KEY_ENUM, KEY_LIST, KEY_N
 
 enum {
     KEY_REQUIRED = 1,
-    KEY_TOP = 2,   /* of the whole launch: in a pipeline at the top only */
-    KEY_FREE = 4,  /* text that may hold control characters: stop strings */
-    KEY_WHOLE = 8, /* KEY_NUMBERS: integers */
+    KEY_TOP = 2,       /* of the whole launch: in a pipeline at the top only */
+    KEY_FREE = 4,      /* text that may hold control characters: stop strings */
+    KEY_WHOLE = 8,     /* KEY_NUMBERS: integers */
+    KEY_VERSIONS = 16, /* KEY_LIST with names: router@VERSION, too */
+    KEY_MAP = 32,      /* KEY_LIST: a map NAME: TEXT in YAML, items "NAME=TEXT" everywhere else */
 };
 
 struct key {

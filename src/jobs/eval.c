@@ -15,174 +15,78 @@
 
 enum { AGREEMENT_TOKENS = 8192 };
 
-/* --- what is scored --- */
-
-static void make_windows(struct eval_run *r)
-{
-    r->n_windows = corpus_windows(&r->corpus, r->window);
-    r->windows = calloc(r->n_windows + 1, sizeof(*r->windows));
-    BUG_ON(!r->windows);
-    for (size_t i = 0; i < r->n_windows; i++) {
-        size_t begin = i * (size_t)r->window, n = r->corpus.n_tokens - begin;
-
-        r->windows[i].target = r->corpus.tokens + begin;
-        r->windows[i].n = (int)(n < (size_t)r->window ? n : (size_t)r->window);
-    }
-}
-
-struct tokens {
-    int32_t *id;
-    size_t n, room;
-};
-
-static void add_tokens(struct tokens *to, const int32_t *id, size_t n)
-{
-    if (to->n + n > to->room) {
-        to->room = 2 * (to->n + n) + 1024;
-        to->id = realloc(to->id, to->room * sizeof(*to->id));
-        BUG_ON(!to->id);
-    }
-    if (n) memcpy(to->id + to->n, id, n * sizeof(*id));
-    to->n += n;
-}
-
-/* One continuation behind its context: whole = context + blank + text is tokenized at once, the continuation is what stands behind the context's
- * own number of tokens.  What does not fit is dropped from the left of the context; *fits: the continuation alone does. */
-static status make_piece(bool *fits, struct eval_sequence *q, size_t *begin, struct tokens *to, const struct eval_run *r,
-                         const struct item *i, const char *text, int positions, struct err *e)
-{
-    struct str whole = {0};
-    int32_t *ids = NULL, *context = NULL;
-    size_t n = 0, before = 0;
-    status s = OK;
-
-    if (i->context) {
-        str_addf(&whole, "%s %s", i->context, text);
-        s = tokenizer_encode(r->tokenizer, &context, &before, i->context, strlen(i->context), e);
-    } else {
-        str_addz(&whole, text);
-    }
-    if (!s) s = tokenizer_encode(r->tokenizer, &ids, &n, whole.text, whole.length, e);
-    if (!s && before > n) before = n;
-    *fits = s || n - before <= (size_t)positions;
-    if (!s && *fits) {
-        size_t room = (size_t)positions - (n - before), dropped = before > room ? before - room : 0;
-
-        *begin = to->n;
-        add_tokens(to, ids + dropped, n - dropped);
-        *q = (struct eval_sequence){.n = (int)(n - dropped), .from = (int)(before - dropped)};
-    }
-    str_free(&whole);
-    free(ids);
-    free(context);
-    return s;
-}
-
-static status make_pieces(struct eval_run *r, int positions, struct err *e)
-{
-    struct tokens all = {0};
-    size_t *begin = NULL, n = 0, kept = 0, i = 0;
-    char first[256] = "";
-    status s = OK;
-
-    for (size_t k = 0; k < r->items.n; k++) r->n_pieces += (size_t)r->items.item[k].n;
-    r->pieces = calloc(r->n_pieces + 1, sizeof(*r->pieces));
-    begin = calloc(r->n_pieces + 1, sizeof(*begin));
-    BUG_ON(!r->pieces || !begin);
-    for (; i < r->items.n && !s; i++) {
-        struct item *item = &r->items.item[i];
-        bool fits = true;
-
-        item->first = n;
-        for (int t = 0; t < item->n && !s && fits; t++, n++)
-            s = make_piece(&fits, &r->pieces[n], &begin[n], &all, r, item, item->text[t], positions, e);
-        if (fits) {
-            r->items.item[kept++] = *item;
-        } else { /* sums over different numbers of tokens could not be compared: the whole item goes */
-            n = item->first;
-            if (!r->left_out++) snprintf(first, sizeof(first), "%.200s:%d", item->file, item->line);
-            items_leave_out(&r->items, item);
-        }
-        if (i % 256 == 0) cluster_alive(r->job->cluster);
-    }
-    memmove(r->items.item + kept, r->items.item + i, (r->items.n - i) * sizeof(*r->items.item)); /* after an error: the rest */
-    r->items.n = kept + r->items.n - i;
-    r->n_pieces = n;
-    if (!s && r->left_out && !kept)
-        s = err_set(e, ERR_LIMIT, "%s: has more tokens to score than the model takes positions (%d), and so have all other items",
-                    first, positions);
-    else if (!s && r->left_out)
-        log_warn(
-            r->job->log,
-            "items left out because they have more tokens to score than the model takes positions (%d): %zu, the first is %s",
-            positions, r->left_out, first);
-    r->piece_tokens = all.id;
-    for (size_t k = 0; k < n && !s; k++) r->pieces[k].target = all.id + begin[k];
-    free(begin);
-    return s;
-}
-
-static status check_ids(const struct eval_run *r, const struct shape *shape, const char *directory, struct err *e)
-{
-    if (tokenizer_vocab(r->tokenizer) > shape->vocab)
-        return err_set(e, ERR_FORMAT, "%s: its tokenizer has %d tokens, the model %d", directory, tokenizer_vocab(r->tokenizer),
-                       shape->vocab);
-    return OK;
-}
-
-/* The other side is scored on this side's tokens: they must mean the same to it. */
-static status check_same_tokens(const struct eval_run *r, const char *directory, struct err *e)
-{
-    struct tokenizer *other;
-    struct str a = {0}, b = {0};
-    status s = tokenizer_open(&other, directory, e);
-
-    if (s) return s;
-    if (tokenizer_vocab(other) != tokenizer_vocab(r->tokenizer))
-        s = err_set(e, ERR_SPEC, "%s: compare_model: %s has a tokenizer of %d tokens, expected the same as model's, %d",
-                    r->job->spec->source, directory, tokenizer_vocab(other), tokenizer_vocab(r->tokenizer));
-    for (int32_t id = 0; !s && id < tokenizer_vocab(other); id++) {
-        str_clear(&a);
-        str_clear(&b);
-        tokenizer_piece(r->tokenizer, &a, id);
-        tokenizer_piece(other, &b, id);
-        if (a.length != b.length || (a.length && memcmp(a.text, b.text, a.length)) ||
-            tokenizer_is_special(r->tokenizer, id) != tokenizer_is_special(other, id))
-            s = err_set(e, ERR_SPEC,
-                        "%s: compare_model: token %d of %s is \"%s\", expected the same tokenizer as model's: \"%s\"",
-                        r->job->spec->source, id, directory, b.text ? b.text : "", a.text ? a.text : "");
-    }
-    str_free(&a);
-    str_free(&b);
-    tokenizer_close(other);
-    return s;
-}
-
 /* --- which variants --- */
 
-static bool wanted(const struct spec *s, enum spec_variant v)
+bool eval_is_routed(enum spec_variant kind)
 {
-    for (int i = 0; i < s->eval.variants.n; i++)
-        if (!strcmp(s->eval.variants.items[i], spec_variant_name(v))) return true;
-    return false;
+    return kind != VARIANT_DENSE && kind != VARIANT_STATIC && kind != VARIANT_NEURONS;
 }
 
-/* NULL if the model can be routed so, or why not. */
-static const char *missing(enum spec_variant v, const struct shape *shape, bool has_router)
+void eval_variant_clear(struct eval_variant *x)
 {
-    if (v == VARIANT_DENSE) return NULL;
-    if (!shape->experts) return "the model is dense";
-    if (v == VARIANT_STATIC && !shape->calibrated) return "the model was factorized without calibration";
-    if (v == VARIANT_ROUTER && !has_router) return "the model has no trained router; run a finetune job";
+    free(x->blocks);
+    free(x->pieces);
+    free(x->load);
+    free(x->agreement);
+    struct eval_variant empty = {.kind = x->kind, .version = x->version};
+    memcpy(empty.name, x->name, sizeof(empty.name));
+    *x = empty;
+}
+
+const struct eval_variant *eval_find(const struct eval_side *side, enum spec_variant kind)
+{
+    for (int i = 0; i < side->n; i++)
+        if (side->variant[i].kind == kind && side->variant[i].done && !strchr(side->variant[i].name, '@'))
+            return &side->variant[i];
     return NULL;
 }
 
-static status has_router(bool *has, const char *directory, const char *version, struct err *e)
+const struct eval_variant *eval_find_name(const struct eval_side *side, const char *name)
+{
+    for (int i = 0; i < side->n; i++)
+        if (!strcmp(side->variant[i].name, name) && side->variant[i].done) return &side->variant[i];
+    return NULL;
+}
+
+static void add_variant(struct eval_side *side, enum spec_variant kind, const char *name, const char *version)
+{
+    struct eval_variant *x = &side->variant[side->n++];
+
+    BUG_ON(side->n > EVAL_VARIANTS_MAX);
+    *x = (struct eval_variant){.kind = kind, .version = version};
+    snprintf(x->name, sizeof(x->name), "%.79s", name);
+}
+
+/* In the order of their kinds; router versions stand behind the router.  version: the router is this one, and the only variant. */
+static void list_variants(struct eval_side *side, const struct spec *s, const char *version, bool versions)
+{
+    const char *of;
+
+    if (version) {
+        add_variant(side, VARIANT_ROUTER, spec_variant_name(VARIANT_ROUTER), version);
+        return;
+    }
+    for (int v = 0; v < VARIANTS; v++)
+        for (int at = 0; at < 2; at++)
+            for (int i = 0; i < s->eval.variants.n; i++)
+                if ((int)spec_variant_of(s->eval.variants.items[i], &of) == v && (of != NULL) == (at == 1) && (!of || versions))
+                    add_variant(side, (enum spec_variant)v, s->eval.variants.items[i], of);
+}
+
+/* NULL if the model can be routed so, or why not. */
+static const char *missing(const struct eval_variant *x, const struct shape *shape, bool has_router)
+{
+    if (x->kind == VARIANT_DENSE) return NULL;
+    if (!shape->experts) return "the model is dense";
+    if (x->kind == VARIANT_STATIC && !shape->calibrated) return "the model was factorized without calibration";
+    if (x->kind == VARIANT_ROUTER && !x->version && !has_router) return "the model has no trained router; run a finetune job";
+    return NULL;
+}
+
+static status has_router(bool *has, const char *directory, struct err *e)
 {
     char current[64];
 
-    *has = version != NULL;
-    if (version) return OK;
     if (router_current(current, directory, e)) return e->code;
     *has = current[0] != 0;
     return OK;
@@ -190,7 +94,10 @@ static status has_router(bool *has, const char *directory, const char *version, 
 
 static struct routing route_of(enum spec_variant v, const struct shape *shape, const struct router *router, const struct spec *s)
 {
-    static const enum route routes[VARIANTS] = {ROUTE_ALL, ROUTE_STATIC, ROUTE_RANDOM, ROUTE_ROUTER, ROUTE_GRAM};
+    static const enum route routes[VARIANTS] = {
+        [VARIANT_DENSE] = ROUTE_ALL,      [VARIANT_STATIC] = ROUTE_STATIC, [VARIANT_RANDOM] = ROUTE_RANDOM,
+        [VARIANT_ROUTER] = ROUTE_ROUTER,  [VARIANT_ORACLE] = ROUTE_GRAM,   [VARIANT_ORACLE_VARIABLE] = ROUTE_GRAM_VARIABLE,
+        [VARIANT_NEURONS] = ROUTE_NEURONS};
 
     bool own = v == VARIANT_ROUTER && (router->mu || router->low_rank); /* compensation */
 
@@ -204,53 +111,105 @@ static struct routing route_of(enum spec_variant v, const struct shape *shape, c
 
 /* --- measuring --- */
 
+/* One side's work. */
+struct measuring {
+    struct eval_run *r;
+    struct eval_side *side;
+    const char *directory;
+    struct eval_scorer scorer;
+};
+
 static void keep_load(struct eval_variant *x, const struct moe_stats *stats, const struct shape *shape)
 {
     size_t n = (size_t)shape->layers * (size_t)shape->experts;
     double rows = (double)stats->tokens / shape->layers;
 
+    if (x->load || !eval_is_routed(x->kind)) return;
     x->load = calloc(n, sizeof(*x->load));
     BUG_ON(!x->load);
     for (size_t i = 0; i < n; i++) x->load[i] = (double)stats->load[i] / rows;
 }
 
-static status measure_text(struct eval_run *r, struct eval_variant *x, struct eval_scorer *scorer, const struct routing *how,
-                           const char *name, struct err *e)
+/* Of one token in the mean over the layers, as a share of the dense FFN's 3 D F. */
+static void count_overhead(struct eval_variant *x, const struct routing *how, const struct shape *shape)
 {
+    double ffn = 3.0 * shape->width * shape->neurons, active = 0;
+
+    x->overhead = (struct eval_overhead){0};
+    for (int i = 0; x->load && i < shape->layers * shape->experts; i++) active += x->load[i] / shape->layers;
+    if (x->kind == VARIANT_ROUTER) {
+        struct router_cost c = router_cost(how->router, active, how->compensate);
+
+        x->overhead = (struct eval_overhead){c.scores / ffn, (c.low_rank + c.additions) / ffn};
+    } else if (eval_is_routed(x->kind) && how->compensate) {
+        x->overhead.compensation = active * shape->width / ffn;
+    }
+}
+
+static status measure_text(struct measuring *m, struct eval_variant *x, const struct routing *how, struct err *e)
+{
+    struct eval_run *r = m->r;
     double start = clock_now();
-    char what[64];
+    char what[128];
+    bool known = r->reference.hidden && r->reference.filled, fills = r->reference.hidden && x->kind == VARIANT_DENSE;
 
     if (!r->n_windows) return OK;
-    x->windows = calloc(r->n_windows, sizeof(*x->windows));
-    BUG_ON(!x->windows);
-    snprintf(what, sizeof(what), "eval: %.20s, text", name);
-    if (eval_score(scorer, x->windows, r->windows, r->n_windows, how, 0, what, e)) return e->code;
+    x->blocks = calloc(r->n_blocks, sizeof(*x->blocks));
+    BUG_ON(!x->blocks);
+    snprintf(what, sizeof(what), "eval: %.79s, text", x->name);
+    if (eval_score(&m->scorer,
+                   &(struct eval_pass){.q = r->windows,
+                                       .n = r->n_windows,
+                                       .how = how,
+                                       .what = what,
+                                       .score = x->blocks,
+                                       .n_scores = r->n_blocks,
+                                       .reference = fills || (known && x->kind != VARIANT_DENSE) ? &r->reference : NULL},
+                   e))
+        return e->code;
+    if (known && x->kind != VARIANT_DENSE) x->kl_tokens = r->reference.rows;
     x->seconds = clock_now() - start;
-    for (size_t i = 0; i < r->n_windows; i++) {
-        x->nats -= x->windows[i].logp;
-        x->hits += x->windows[i].hits;
+    for (size_t i = 0; i < r->n_blocks; i++) {
+        x->nats -= x->blocks[i].logp;
+        x->hits += x->blocks[i].hits;
     }
     return OK;
 }
 
-static status measure_agreement(struct eval_run *r, struct eval_variant *x, struct eval_scorer *scorer, const struct routing *how,
-                                struct err *e)
+static status measure_pieces(struct measuring *m, struct eval_variant *x, const struct routing *how, struct err *e)
 {
+    struct eval_run *r = m->r;
+    char what[128];
+
+    if (!r->n_pieces) return OK;
+    x->pieces = calloc(r->n_pieces, sizeof(*x->pieces));
+    BUG_ON(!x->pieces);
+    snprintf(what, sizeof(what), "eval: %.79s, items", x->name);
+    return eval_score(
+        &m->scorer,
+        &(struct eval_pass){
+            .q = r->pieces, .n = r->n_pieces, .how = how, .stream = 1, .what = what, .score = x->pieces, .n_scores = r->n_pieces},
+        e);
+}
+
+static status measure_agreement(struct measuring *m, struct eval_variant *x, const struct routing *how, struct err *e)
+{
+    const struct eval_run *r = m->r;
     const struct eval_sequence *q = r->n_windows ? r->windows : r->pieces;
     size_t most = r->n_windows ? r->n_windows : r->n_pieces, n = 0;
 
     for (; n < most && x->agreement_tokens < AGREEMENT_TOKENS; n++) x->agreement_tokens += q[n].n;
-    x->agreement = calloc((size_t)model_shape(scorer->model)->layers, sizeof(*x->agreement));
+    x->agreement = calloc((size_t)m->side->layers, sizeof(*x->agreement));
     BUG_ON(!x->agreement);
-    return eval_agreement(scorer, x->agreement, q, n, how, e);
+    return n ? eval_agreement(&m->scorer, x->agreement, q, n, how, e) : OK;
 }
 
-static void report_variant(struct eval_run *r, const struct eval_side *side, const struct eval_variant *x, const char *name)
+static void report_variant(struct eval_run *r, const struct eval_side *side, const struct eval_variant *x)
 {
     struct json_t *o = json_object_new();
 
     json_put_text(o, "side", side->name);
-    json_put_text(o, "variant", name);
+    json_put_text(o, "variant", x->name);
     json_put_real(o, "active_share", x->active_share);
     if (r->n_windows) {
         json_put_real(o, "nats_per_token", x->nats / (double)r->corpus.n_tokens);
@@ -260,79 +219,146 @@ static void report_variant(struct eval_run *r, const struct eval_side *side, con
     job_event(r->job, "variant", o);
 }
 
-static status measure(struct eval_run *r, struct eval_side *side, enum spec_variant v, struct eval_scorer *scorer,
-                      const struct router *router, struct err *e)
+static status measure_routed(struct measuring *m, struct eval_variant *x, const struct routing *how, struct err *e)
 {
-    const struct shape *shape = model_shape(scorer->model);
-    struct routing how = route_of(v, shape, router, r->job->spec);
-    struct moe *moe = model_moe(scorer->model);
-    struct eval_variant *x = &side->variant[v];
-    const char *name = spec_variant_name(v);
-    char what[64];
-
-    if (v == VARIANT_ROUTER && cluster_router(r->job->cluster, router, e)) return e->code;
-    moe_stats_clear(moe);
-    if (measure_text(r, x, scorer, &how, name, e)) return e->code;
-    if (r->n_pieces) {
-        x->pieces = calloc(r->n_pieces, sizeof(*x->pieces));
-        BUG_ON(!x->pieces);
-        if (r->n_windows && v != VARIANT_DENSE && v != VARIANT_STATIC) keep_load(x, moe_stats(moe), shape);
-        snprintf(what, sizeof(what), "eval: %.20s, items", name);
-        if (eval_score(scorer, x->pieces, r->pieces, r->n_pieces, &how, 1, what, e)) return e->code;
-    }
+    const struct shape *shape = model_shape(m->scorer.model);
+    struct moe *moe = model_moe(m->scorer.model);
     const struct moe_stats *stats = moe_stats(moe);
-    if (!x->load && v != VARIANT_DENSE && v != VARIANT_STATIC) keep_load(x, stats, shape);
+
+    moe_stats_clear(moe);
+    if (measure_text(m, x, how, e)) return e->code;
+    if (m->r->n_windows) keep_load(x, stats, shape);
+    if (measure_pieces(m, x, how, e)) return e->code;
+    if (stats->tokens) keep_load(x, stats, shape);
     x->active_share = stats->tokens ? (double)stats->neurons / ((double)stats->tokens * shape->neurons) : 0;
-    if (v == VARIANT_ROUTER && measure_agreement(r, x, scorer, &how, e)) return e->code;
-    x->done = true;
-    report_variant(r, side, x, name);
+    count_overhead(x, how, shape);
+    if (x->kind == VARIANT_ROUTER && measure_agreement(m, x, how, e)) return e->code;
     return OK;
 }
 
-/* All wanted variants of the open model; `only` restricts to one (VARIANTS: no restriction). */
-static status measure_side(struct eval_run *r, struct model *m, const char *directory, const char *version, bool router_only,
-                           struct err *e)
+static status open_router(struct router *router, const struct measuring *m, const struct eval_variant *x, struct err *e)
 {
-    const struct spec *s = r->job->spec;
-    const struct shape *shape = model_shape(m);
-    struct eval_side *side = &r->side[r->n_sides++];
-    struct eval_scorer scorer = {0};
+    struct job *j = m->r->job;
+
+    if (router_read(router, m->directory, x->version, model_shape(m->scorer.model), e)) return e->code;
+    if (router_pack(router, room_router(j->spec), cluster_gemm(j->cluster), e)) return e->code;
+    return cluster_router(j->cluster, router, e);
+}
+
+static status measure(struct measuring *m, struct eval_variant *x, struct err *e)
+{
+    const struct shape *shape = model_shape(m->scorer.model);
+    const struct eval_run *r = m->r;
     struct router router = {0};
-    bool has = false, any = false;
+    double *gain = calloc((size_t)shape->layers, sizeof(*gain));
     status st = OK;
 
-    side->name = version ? version : directory;
-    side->layers = shape->layers;
-    side->experts = shape->experts;
-    if (shape->experts && wanted(s, VARIANT_ROUTER)) {
-        if (has_router(&has, directory, version, e)) return e->code;
-        if (has && router_read(&router, directory, version, shape, e)) return e->code;
-        if (has && router_pack(&router, room_router(s), cluster_gemm(r->job->cluster), e)) {
-            router_free(&router);
-            return e->code;
-        }
+    BUG_ON(!gain);
+    if (x->kind == VARIANT_ROUTER) st = open_router(&router, m, x, e);
+    struct routing how = route_of(x->kind, shape, &router, r->job->spec);
+    how.gain = gain;
+    if (!st && x->kind == VARIANT_ORACLE_VARIABLE)
+        st = eval_gains(&m->scorer, gain, r->n_windows ? r->windows : r->pieces, r->n_windows ? r->n_windows : r->n_pieces, &how,
+                        e);
+    if (!st) st = measure_routed(m, x, &how, e);
+    if (!st) {
+        x->done = true;
+        report_variant(m->r, m->side, x);
     }
-    st = eval_scorer_open(&scorer, r->job, m, e);
-    for (int v = 0; v < VARIANTS && !st; v++) {
-        const char *why = missing((enum spec_variant)v, shape, has);
+    router_free(&router);
+    free(gain);
+    return st;
+}
 
-        if (!wanted(s, (enum spec_variant)v) || (router_only && v != VARIANT_ROUTER)) continue;
+/* --- the dense model's distributions, which KL is measured against --- */
+
+static void reference_open(struct eval_run *r, const struct eval_side *side, const struct shape *shape)
+{
+    size_t row = (size_t)shape->width * sizeof(float), rows = r->corpus.n_tokens;
+    bool dense = false;
+
+    for (int i = 0; i < side->n; i++) dense = dense || side->variant[i].kind == VARIANT_DENSE;
+    if (!dense || side->n < 2 || !r->n_windows || !shape->experts) return;
+    if (rows > EVAL_REFERENCE_BYTES / row) rows = EVAL_REFERENCE_BYTES / row;
+    r->reference = (struct eval_reference){.tokens = r->corpus.tokens, .hidden = malloc(rows * row), .rows = rows};
+    if (!r->reference.hidden) log_warn(r->job->log, "no memory for %zu states of the dense model: KL is left out", rows);
+}
+
+static void reference_close(struct eval_run *r)
+{
+    free(r->reference.hidden);
+    r->reference = (struct eval_reference){0};
+}
+
+/* When the dense figures are those of an earlier launch. */
+static status reference_again(struct measuring *m, struct err *e)
+{
+    struct eval_run *r = m->r;
+    const struct routing how = {.route = ROUTE_ALL};
+
+    if (!r->reference.hidden || r->reference.filled) return OK;
+    struct eval_score *ignored = calloc(r->n_blocks, sizeof(*ignored));
+    BUG_ON(!ignored);
+    status st = eval_score(&m->scorer,
+                           &(struct eval_pass){.q = r->windows,
+                                               .n = r->n_windows,
+                                               .how = &how,
+                                               .what = "eval: dense once more, for KL",
+                                               .score = ignored,
+                                               .n_scores = r->n_blocks,
+                                               .reference = &r->reference},
+                           e);
+    free(ignored);
+    return st;
+}
+
+/* --- a side --- */
+
+static status measure_variants(struct measuring *m, bool has, bool *any, struct err *e)
+{
+    struct eval_run *r = m->r;
+    const struct shape *shape = model_shape(m->scorer.model);
+    status st = OK;
+
+    for (int v = 0; v < m->side->n && !st; v++) {
+        struct eval_variant *x = &m->side->variant[v];
+        const char *why = missing(x, shape, has);
+
         if (why) {
-            log_line(r->job->log, "%s: %s is left out: %s", directory, spec_variant_name((enum spec_variant)v), why);
+            log_line(r->job->log, "%s: %s is left out: %s", m->directory, x->name, why);
             continue;
         }
-        any = true;
+        *any = true;
         if (eval_partial_take(r, r->n_sides - 1, v)) {
-            log_line(r->job->log, "%s: %s was measured before the evaluation was stopped", directory,
-                     spec_variant_name((enum spec_variant)v));
+            log_line(r->job->log, "%s: %s was measured before the evaluation was stopped", m->directory, x->name);
             continue;
         }
-        st = measure(r, side, (enum spec_variant)v, &scorer, &router, e);
+        if (x->kind != VARIANT_DENSE) st = reference_again(m, e);
+        if (!st) st = measure(m, x, e);
         if (!st) st = eval_partial_keep(r, r->n_sides - 1, v, e);
     }
+    return st;
+}
+
+/* All wanted variants of the open model; with a version that router alone. */
+static status measure_side(struct eval_run *r, struct model *model, const char *directory, const char *version, struct err *e)
+{
+    const struct spec *s = r->job->spec;
+    const struct shape *shape = model_shape(model);
+    struct measuring m = {.r = r, .side = &r->side[r->n_sides++], .directory = directory};
+    bool has = false, any = false;
+
+    m.side->name = version ? version : directory;
+    m.side->layers = shape->layers;
+    m.side->experts = shape->experts;
+    list_variants(m.side, s, version, r->n_sides == 1);
+    if (shape->experts && has_router(&has, directory, e)) return e->code;
+    if (!version) reference_close(r);
+    if (!version) reference_open(r, m.side, shape);
+    status st = eval_scorer_open(&m.scorer, r->job, model, e);
+    if (!st) st = measure_variants(&m, has, &any, e);
     if (!st && !any) st = err_set(e, ERR_SPEC, "%s: variants: none of them can be measured on %s", s->source, directory);
-    eval_scorer_close(&scorer);
-    router_free(&router);
+    eval_scorer_close(&m.scorer);
     return st;
 }
 
@@ -355,18 +381,15 @@ static status prepare(struct model **m, struct eval_run *r, struct shape *shape,
     if (shape_read(shape, s->model, e)) return e->code;
     struct room room;
     if (room_eval(&room, s, shape, 0, e)) return e->code;
-    if (tokenizer_open(&r->tokenizer, s->model, e) || check_ids(r, shape, s->model, e)) return e->code;
+    if (tokenizer_open(&r->tokenizer, s->model, e) || eval_check_ids(r, shape, s->model, e)) return e->code;
     /* hostile or missing item files are known before the model is opened */
-    for (int i = 0; i < s->eval.minimal_pairs.n; i++)
-        if (items_read(&r->items, s->eval.minimal_pairs.items[i], true, s->eval.items, e)) return e->code;
-    for (int i = 0; i < s->eval.multiple_choice.n; i++)
-        if (items_read(&r->items, s->eval.multiple_choice.items[i], false, s->eval.items, e)) return e->code;
+    if (items_read_spec(&r->items, s, e)) return e->code;
     int positions = room_positions(s, shape);
     if (items_longest(&r->longest, &r->items, r->tokenizer, positions, e)) return e->code;
-    if ((r->items.n && make_pieces(r, positions, e)) || open_side(m, r, s->model, shape, e)) return e->code;
+    if ((r->items.n && eval_make_pieces(r, positions, e)) || open_side(m, r, s->model, shape, e)) return e->code;
     if (!text) return OK;
     if (job_text(r->job, &s->eval.text, "eval", *m, r->tokenizer, &r->corpus, e)) return e->code;
-    make_windows(r);
+    eval_make_windows(r);
     return OK;
 }
 
@@ -375,10 +398,10 @@ static status measure_other(struct eval_run *r, struct model *m, const struct sh
     const struct spec *s = r->job->spec;
     struct shape other;
 
-    if (s->eval.compare_router) return measure_side(r, m, s->model, s->eval.compare_router, true, e);
+    if (s->eval.compare_router) return measure_side(r, m, s->model, s->eval.compare_router, e);
     if (!s->eval.compare_model) return OK;
-    if (shape_read(&other, s->eval.compare_model, e) || check_ids(r, &other, s->eval.compare_model, e) ||
-        check_same_tokens(r, s->eval.compare_model, e))
+    if (shape_read(&other, s->eval.compare_model, e) || eval_check_ids(r, &other, s->eval.compare_model, e) ||
+        eval_check_same_tokens(r, s->eval.compare_model, e))
         return e->code;
     struct room mine;
     if (room_eval(&mine, s, shape, r->longest, e)) return e->code;
@@ -388,43 +411,65 @@ static status measure_other(struct eval_run *r, struct model *m, const struct sh
             "%s: compare_model: %s takes %d positions, expected %d as model uses, or a smaller window or limits.positions",
             s->source, s->eval.compare_model, other.positions, mine.limits.positions);
     if (open_side(&m, r, s->eval.compare_model, &other, e)) return e->code;
-    return measure_side(r, m, s->eval.compare_model, NULL, false, e);
+    return measure_side(r, m, s->eval.compare_model, NULL, e);
 }
 
+static double mean_agreement(const struct eval_side *side, const struct eval_variant *x)
+{
+    double sum = 0;
+
+    for (int l = 0; l < side->layers; l++) sum += x->agreement[l];
+    return sum / side->layers;
+}
+
+/* The gates that the spec asks for, all of them into result.json; then the first that was not passed. */
 static status gate(const struct eval_run *r, struct err *e)
 {
     const struct spec *s = r->job->spec;
-    const struct eval_variant *dense = &r->side[0].variant[VARIANT_DENSE], *router = &r->side[0].variant[VARIANT_ROUTER];
+    const struct eval_variant *dense = eval_find(&r->side[0], VARIANT_DENSE), *router = eval_find(&r->side[0], VARIANT_ROUTER);
+    bool drops = s->eval.max_drop >= 0, agrees = s->eval.min_agreement >= 0;
 
-    if (s->eval.max_drop < 0) return OK;
-    if (!dense->done || !router->done || !r->n_windows)
+    if (!drops && !agrees) return OK;
+    if (drops && (!dense || !router || !r->n_windows))
         return err_set(e, ERR_SPEC,
                        "%s: max_drop: the gate needs text and the variants dense and router, and one could not be measured",
                        s->source);
-    double drop = dense->hits ? 1 - (double)router->hits / (double)dense->hits : 0, n = (double)r->corpus.n_tokens;
+    if (agrees && (!router || !router->agreement))
+        return err_set(e, ERR_SPEC, "%s: min_agreement: the gate needs the variant router, and it could not be measured",
+                       s->source);
+    double drop = drops && dense->hits ? 1 - (double)router->hits / (double)dense->hits : 0, n = (double)r->corpus.n_tokens;
+    double agreement = agrees ? mean_agreement(&r->side[0], router) : 1;
+    bool dropped = drops && drop > s->eval.max_drop, strays = agrees && agreement < s->eval.min_agreement;
     struct json_t *o = json_object_new();
-    json_put_real(o, "drop", drop);
-    json_put_real(o, "max_drop", s->eval.max_drop);
-    json_put_bool(o, "passed", drop <= s->eval.max_drop);
+
+    if (drops) {
+        json_put_real(o, "drop", drop);
+        json_put_real(o, "max_drop", s->eval.max_drop);
+    }
+    if (agrees) {
+        json_put_real(o, "agreement", agreement);
+        json_put_real(o, "min_agreement", s->eval.min_agreement);
+    }
+    json_put_bool(o, "passed", !dropped && !strays);
     json_put(r->job->result, "gate", o);
-    if (drop <= s->eval.max_drop) return OK;
-    return err_set(
-        e, ERR_GATE,
-        "%s: max_drop: the router's next-token accuracy %.4f is %.2f %% below the dense model's %.4f, at most %.2f %% allowed",
-        s->source, (double)router->hits / n, 100 * drop, (double)dense->hits / n, 100 * s->eval.max_drop);
+    if (dropped)
+        return err_set(e, ERR_GATE,
+                       "%s: max_drop: the router's next-token accuracy %.4f is %.2f %% below the dense model's %.4f, at most "
+                       "%.2f %% allowed",
+                       s->source, (double)router->hits / n, 100 * drop, (double)dense->hits / n, 100 * s->eval.max_drop);
+    if (strays)
+        return err_set(e, ERR_GATE,
+                       "%s: min_agreement: the router chooses %.2f %% of the oracle's experts, at least %.2f %% wanted",
+                       s->source, 100 * agreement, 100 * s->eval.min_agreement);
+    return OK;
 }
 
 static void run_free(struct eval_run *r)
 {
     for (int i = 0; i < r->n_sides; i++)
-        for (int v = 0; v < VARIANTS; v++) {
-            struct eval_variant *x = &r->side[i].variant[v];
-
-            free(x->windows);
-            free(x->pieces);
-            free(x->load);
-            free(x->agreement);
-        }
+        for (int v = 0; v < r->side[i].n; v++) eval_variant_clear(&r->side[i].variant[v]);
+    reference_close(r);
+    free(r->block_tokens);
     items_free(&r->items);
     corpus_free(&r->corpus);
     tokenizer_close(r->tokenizer);
@@ -444,7 +489,7 @@ status job_eval(struct job *j, struct err *e)
     r->job = j;
     s = prepare(&m, r, &shape, e);
     if (!s) eval_partial_open(r);
-    if (!s) s = measure_side(r, m, j->spec->model, NULL, false, e);
+    if (!s) s = measure_side(r, m, j->spec->model, NULL, e);
     if (!s) s = measure_other(r, m, &shape, e);
     if (!s) {
         eval_fill_result(r);

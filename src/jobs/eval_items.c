@@ -75,9 +75,11 @@ static status get_choices(struct item *i, const struct json_t *o, const char *so
     return OK;
 }
 
-static status read_item(struct item *i, const struct json_t *o, bool pairs, const char *source, struct err *e)
+static status read_item(struct item *i, const struct json_t *o, enum item_file as, const char *source, struct err *e)
 {
-    if (pairs) {
+    bool words = as == ITEMS_LAST_WORDS;
+
+    if (as == ITEMS_PAIRS) {
         i->kind = ITEM_PAIR;
         if (get_text(&i->text[0], o, "good", source, e)) return e->code;
         i->n = 1;
@@ -85,8 +87,11 @@ static status read_item(struct item *i, const struct json_t *o, bool pairs, cons
         i->n = 2;
         return OK;
     }
-    i->kind = json_at(o, "choices") ? ITEM_CHOICE : ITEM_TARGET;
-    if (!json_at(o, "choices") && !json_at(o, "target"))
+    i->kind = json_at(o, "choices") && !words ? ITEM_CHOICE : ITEM_TARGET;
+    if (words && json_at(o, "choices"))
+        return err_set(e, ERR_FORMAT, "%s: expected a context and its target, found choices: those belong into multiple_choice",
+                       source);
+    if (!words && !json_at(o, "choices") && !json_at(o, "target"))
         return err_set(e, ERR_FORMAT, "%s: expected choices and answer, or a target", source);
     if (get_text(&i->context, o, "context", source, e)) return e->code;
     if (i->kind == ITEM_CHOICE) return get_choices(i, o, source, e);
@@ -95,11 +100,11 @@ static status read_item(struct item *i, const struct json_t *o, bool pairs, cons
     return OK;
 }
 
-status items_parse_line(struct items *to, const char *line, size_t length, const char *file, int number, bool pairs, int64_t most,
-                        struct err *e)
+status items_parse_line(struct items *to, const char *line, size_t length, const char *file, int number, enum item_file as,
+                        int64_t most, struct err *e)
 {
     struct item item = {.line = number, .file = file};
-    const char *id = NULL, *set = pairs ? "pairs" : NULL;
+    const char *id = NULL, *set = as == ITEMS_PAIRS ? "pairs" : NULL;
     struct json_t *o = NULL;
     char source[512];
 
@@ -109,7 +114,7 @@ status items_parse_line(struct items *to, const char *line, size_t length, const
     if (json_parse(&o, line, length, source, e)) return e->code;
     status s = OK;
     if (!json_is_object(o)) s = err_set(e, ERR_FORMAT, "%s: expected a JSON object", source);
-    if (!s) s = read_item(&item, o, pairs, source, e);
+    if (!s) s = read_item(&item, o, as, source, e);
     if (!s) s = json_get_text(&id, o, "id", JSON_OPTIONAL, source, e);
     if (!s) s = json_get_text(&set, o, "set", JSON_OPTIONAL, source, e);
     if (!s) s = find_set(&item.set, to, set ? set : item.kind == ITEM_TARGET ? "lambada" : "choices", item.kind, source, e);
@@ -130,7 +135,7 @@ status items_parse_line(struct items *to, const char *line, size_t length, const
     return OK;
 }
 
-status items_read(struct items *to, const char *file, bool pairs, int64_t most, struct err *e)
+status items_read(struct items *to, const char *file, enum item_file as, int64_t most, struct err *e)
 {
     char *text;
     size_t length, before = to->n;
@@ -144,12 +149,24 @@ status items_read(struct items *to, const char *file, bool pairs, int64_t most, 
         bool blank = strspn(text + at, " \t\r") >= n;
 
         number++;
-        if (!blank) s = items_parse_line(to, text + at, n, file, number, pairs, most, e);
+        if (!blank) s = items_parse_line(to, text + at, n, file, number, as, most, e);
         at += n + 1;
     }
     free(text);
     if (!s && to->n == before) s = err_set(e, ERR_FORMAT, "%s: no items", file);
     return s;
+}
+
+status items_read_spec(struct items *to, const struct spec *s, struct err *e)
+{
+    const struct spec_list *files[] = {[ITEMS_PAIRS] = &s->eval.minimal_pairs,
+                                       [ITEMS_QUESTIONS] = &s->eval.multiple_choice,
+                                       [ITEMS_LAST_WORDS] = &s->eval.last_word};
+
+    for (int as = ITEMS_PAIRS; as <= ITEMS_LAST_WORDS; as++)
+        for (int i = 0; i < files[as]->n; i++)
+            if (items_read(to, files[as]->items[i], (enum item_file)as, s->eval.items, e)) return e->code;
+    return OK;
 }
 
 status items_longest(int *longest, const struct items *all, const struct tokenizer *t, int cap, struct err *e)

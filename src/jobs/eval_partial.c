@@ -12,9 +12,9 @@ static char *path_of(const struct eval_run *r)
     return str_join(r->job->spec->output, "partial.json");
 }
 
-static void key_of(char out[32], int side, int variant)
+static void key_of(char out[100], const struct eval_run *r, int side, int variant)
 {
-    snprintf(out, 32, "%d.%.20s", side, spec_variant_name((enum spec_variant)variant));
+    snprintf(out, 100, "%d.%.80s", side, r->side[side].variant[variant].name);
 }
 
 static struct json_t *reals(const double *x, size_t n)
@@ -32,6 +32,7 @@ static struct json_t *scores(const struct eval_score *x, size_t n)
     for (size_t i = 0; x && i < n; i++) {
         json_append(list, json_real_new(x[i].logp));
         json_append(list, json_int_new(x[i].hits));
+        json_append(list, json_real_new(x[i].kl));
     }
     return list;
 }
@@ -50,10 +51,11 @@ static double *read_reals(const struct json_t *o, const char *key, size_t n)
 
 static struct eval_score *read_scores(const struct json_t *o, const char *key, size_t n)
 {
-    double *x = read_reals(o, key, 2 * n);
+    double *x = read_reals(o, key, 3 * n);
     struct eval_score *s = x ? calloc(n, sizeof(*s)) : NULL;
 
-    for (size_t i = 0; s && i < n; i++) s[i] = (struct eval_score){x[2 * i], (int)x[2 * i + 1]};
+    for (size_t i = 0; s && i < n; i++)
+        s[i] = (struct eval_score){.logp = x[3 * i], .hits = (int)x[3 * i + 1], .kl = x[3 * i + 2]};
     free(x);
     return s;
 }
@@ -82,31 +84,29 @@ bool eval_partial_take(struct eval_run *r, int side, int variant)
     const struct eval_side *of = &r->side[side];
     struct eval_variant *x = &r->side[side].variant[variant];
     size_t layers = (size_t)of->layers;
-    char key[32];
+    char key[100];
 
-    key_of(key, side, variant);
+    key_of(key, r, side, variant);
     const struct json_t *o = r->partial ? json_at(r->partial, key) : NULL;
     if (!o) return false;
-    *x = (struct eval_variant){.windows = read_scores(o, "windows", r->n_windows),
-                               .pieces = read_scores(o, "pieces", r->n_pieces),
-                               .load = read_reals(o, "load", layers * (size_t)of->experts),
-                               .agreement = read_reals(o, "agreement", layers),
-                               .seconds = json_number(json_at(o, "seconds")),
-                               .active_share = json_number(json_at(o, "active_share")),
-                               .agreement_tokens = (int64_t)json_number(json_at(o, "agreement_tokens"))};
-    x->done = (x->windows || !r->n_windows) && (x->pieces || !r->n_pieces) && (x->agreement || variant != VARIANT_ROUTER) &&
-              (x->load || variant == VARIANT_DENSE || variant == VARIANT_STATIC);
-    for (size_t i = 0; x->done && i < r->n_windows; i++) {
-        x->nats -= x->windows[i].logp;
-        x->hits += x->windows[i].hits;
+    x->blocks = read_scores(o, "blocks", r->n_blocks);
+    x->pieces = read_scores(o, "pieces", r->n_pieces);
+    x->load = read_reals(o, "load", layers * (size_t)of->experts);
+    x->agreement = read_reals(o, "agreement", layers);
+    x->seconds = json_number(json_at(o, "seconds"));
+    x->active_share = json_number(json_at(o, "active_share"));
+    x->overhead.router = json_number(json_at(o, "overhead_router"));
+    x->overhead.compensation = json_number(json_at(o, "overhead_compensation"));
+    x->kl_tokens = (size_t)json_number(json_at(o, "kl_tokens"));
+    x->agreement_tokens = (int64_t)json_number(json_at(o, "agreement_tokens"));
+    x->done = (x->blocks || !r->n_blocks) && (x->pieces || !r->n_pieces) && (x->agreement || x->kind != VARIANT_ROUTER) &&
+              (x->load || !eval_is_routed(x->kind));
+    for (size_t i = 0; x->done && i < r->n_blocks; i++) {
+        x->nats -= x->blocks[i].logp;
+        x->hits += x->blocks[i].hits;
     }
-    if (x->done) return true;
-    free(x->windows);
-    free(x->pieces);
-    free(x->load);
-    free(x->agreement);
-    *x = (struct eval_variant){0};
-    return false;
+    if (!x->done) eval_variant_clear(x);
+    return x->done;
 }
 
 status eval_partial_keep(struct eval_run *r, int side, int variant, struct err *e)
@@ -115,17 +115,20 @@ status eval_partial_keep(struct eval_run *r, int side, int variant, struct err *
     const struct eval_variant *x = &of->variant[variant];
     size_t layers = (size_t)of->layers;
     struct json_t *o;
-    char key[32];
+    char key[100];
 
     if (!r->partial) return OK;
     o = json_object_new();
-    key_of(key, side, variant);
-    json_put(o, "windows", scores(x->windows, r->n_windows));
+    key_of(key, r, side, variant);
+    json_put(o, "blocks", scores(x->blocks, r->n_blocks));
     json_put(o, "pieces", scores(x->pieces, r->n_pieces));
     json_put(o, "load", reals(x->load, layers * (size_t)of->experts));
     json_put(o, "agreement", reals(x->agreement, layers));
     json_put_real(o, "seconds", x->seconds);
     json_put_real(o, "active_share", x->active_share);
+    json_put_real(o, "overhead_router", x->overhead.router);
+    json_put_real(o, "overhead_compensation", x->overhead.compensation);
+    json_put_int(o, "kl_tokens", (int64_t)x->kl_tokens);
     json_put_int(o, "agreement_tokens", x->agreement_tokens);
     json_put(r->partial, key, o);
     char *path = path_of(r);

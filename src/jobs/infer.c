@@ -160,7 +160,7 @@ static status open_journal(struct infer *f, struct err *e)
 /* A dense model has nothing to route; `dense` and the default are then the same thing. */
 static status choose_routing(struct infer *f, struct err *e)
 {
-    static const enum route routes[VARIANTS] = {[VARIANT_DENSE] = ROUTE_ALL,
+    static const enum route routes[VARIANTS_INFER] = {[VARIANT_DENSE] = ROUTE_ALL,
                                                 [VARIANT_STATIC] = ROUTE_STATIC,
                                                 [VARIANT_RANDOM] = ROUTE_RANDOM,
                                                 [VARIANT_ROUTER] = ROUTE_ROUTER,

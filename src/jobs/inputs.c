@@ -77,8 +77,16 @@ static status gather(struct gathering *g, const struct spec *s, struct err *e)
         return add_router(g, s->model, NULL, e);
     case JOB_EVAL:
         if (add_router(g, s->model, NULL, e) || add_file(g, s->eval.text.file, e) || add_files(g, &s->eval.minimal_pairs, e) ||
-            add_files(g, &s->eval.multiple_choice, e))
+            add_files(g, &s->eval.multiple_choice, e) || add_files(g, &s->eval.last_word, e))
             return e->code;
+        for (int i = 0; i < s->eval.domains.n; i++)
+            if (add_file(g, strchr(s->eval.domains.items[i], '=') + 1, e)) return e->code;
+        for (int i = 0; i < s->eval.variants.n; i++) {
+            const char *version;
+
+            spec_variant_of(s->eval.variants.items[i], &version);
+            if (version && add_router(g, s->model, version, e)) return e->code;
+        }
         if (s->eval.compare_router && *s->eval.compare_router && add_router(g, s->model, s->eval.compare_router, e))
             return e->code;
         if (!s->eval.compare_model || !*s->eval.compare_model) return OK;

@@ -178,7 +178,8 @@ static void print_writes(FILE *to, const struct plan_step *p)
         break;
     case JOB_EVAL:
         fprintf(to, "%s%s", sampled(&s->eval.text, ", eval.tokens.json"),
-                s->eval.minimal_pairs.n + s->eval.multiple_choice.n > 0 ? ", items.json" : "");
+                s->eval.minimal_pairs.n + s->eval.multiple_choice.n + s->eval.last_word.n > 0 ? ", items.json" : "");
+        if (s->eval.domains.n > 0) fputs(", knowledge.json", to);
         fputs(", partial.json while it runs", to);
         break;
     case JOB_INFER:

@@ -77,6 +77,10 @@ static status check_files(const struct spec *s, const struct spec *before, int n
         if (check_readable(s->eval.minimal_pairs.items[i], before, n_before, e)) return e->code;
     for (int i = 0; s->kind == JOB_EVAL && i < s->eval.multiple_choice.n; i++)
         if (check_readable(s->eval.multiple_choice.items[i], before, n_before, e)) return e->code;
+    for (int i = 0; s->kind == JOB_EVAL && i < s->eval.last_word.n; i++)
+        if (check_readable(s->eval.last_word.items[i], before, n_before, e)) return e->code;
+    for (int i = 0; s->kind == JOB_EVAL && i < s->eval.domains.n; i++)
+        if (check_readable(strchr(s->eval.domains.items[i], '=') + 1, before, n_before, e)) return e->code;
     return OK;
 }
 
@@ -93,14 +97,11 @@ static status longest_item(int *longest, const struct plan_step *p, const struct
 {
     const struct spec *s = p->spec;
     struct items *items = calloc(1, sizeof(*items)); /* large for a stack */
-    status st = OK;
+    status st;
 
     BUG_ON(!items);
     *longest = 0;
-    for (int i = 0; i < s->eval.minimal_pairs.n && !st; i++)
-        st = items_read(items, s->eval.minimal_pairs.items[i], true, s->eval.items, e);
-    for (int i = 0; i < s->eval.multiple_choice.n && !st; i++)
-        st = items_read(items, s->eval.multiple_choice.items[i], false, s->eval.items, e);
+    st = items_read_spec(items, s, e);
     if (!st) st = items_longest(longest, items, t, room_positions(s, &p->shape), e);
     items_free(items);
     free(items);
@@ -192,9 +193,9 @@ static status check_output(const struct plan_step *p, struct err *e)
     return st;
 }
 
-static status check_router(const struct plan_step *p, const struct spec *before, int n, struct err *e)
+static status check_version(const struct plan_step *p, const struct spec *before, int n, const char *key, const char *version,
+                            struct err *e)
 {
-    const char *version = p->spec->kind == JOB_EVAL ? p->spec->eval.compare_router : NULL;
     struct str path = {0};
     status st = OK;
 
@@ -202,10 +203,22 @@ static status check_router(const struct plan_step *p, const struct spec *before,
     for (int i = 0; i < n; i++)
         if (before[i].kind == JOB_FINETUNE && !strcmp(before[i].model, p->spec->model)) return OK; /* it may make this one */
     str_addf(&path, "%s/routers/%s/router.safetensors", p->spec->model, version);
-    if (access(path.text, R_OK))
-        st = err_set(e, ERR_IO, "%s: compare_router: %s: %s", p->spec->source, path.text, strerror(errno));
+    if (access(path.text, R_OK)) st = err_set(e, ERR_IO, "%s: %s: %s: %s", p->spec->source, key, path.text, strerror(errno));
     str_free(&path);
     return st;
+}
+
+static status check_router(const struct plan_step *p, const struct spec *before, int n, struct err *e)
+{
+    const struct spec *s = p->spec;
+    const char *version = s->kind == JOB_EVAL ? s->eval.compare_router : NULL;
+
+    if (check_version(p, before, n, "compare_router", version, e)) return e->code;
+    for (int i = 0; s->kind == JOB_EVAL && i < s->eval.variants.n; i++) {
+        spec_variant_of(s->eval.variants.items[i], &version);
+        if (check_version(p, before, n, "variants", version, e)) return e->code;
+    }
+    return OK;
 }
 
 /* The model and the job must be of the same sort. */

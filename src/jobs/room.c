@@ -83,8 +83,10 @@ static int64_t short_sessions(const struct spec *s, int64_t positions)
 
 static bool measures(const struct spec *s, enum spec_variant v)
 {
+    const char *version;
+
     for (int i = 0; i < s->eval.variants.n; i++)
-        if (!strcmp(s->eval.variants.items[i], spec_variant_name(v))) return true;
+        if (spec_variant_of(s->eval.variants.items[i], &version) == v) return true;
     return false;
 }
 
@@ -125,7 +127,7 @@ status room_eval(struct room *r, const struct spec *s, const struct shape *shape
     if (window > cap)
         return err_set(e, ERR_SPEC, "%s: window: %lld tokens, the model takes %lld positions", s->source, (long long)window,
                        (long long)cap);
-    int64_t positions = most(text ? window : 1, longest);
+    int64_t positions = most(text || s->eval.domains.n ? window : 1, longest);
     if (sampled) positions = most(positions, least(cap, ROOM_SAMPLE_WINDOW));
     int64_t sessions = (rows + positions - 1) / positions; /* a sequence may be cut by the end of a pass */
     if (sampled || longest) sessions = most(sessions, short_sessions(s, positions));
@@ -134,7 +136,8 @@ status room_eval(struct room *r, const struct spec *s, const struct shape *shape
                        (long long)s->eval.decode_batch, (long long)rows);
     sessions = most(sessions, s->eval.decode_batch);
     *r = (struct room){limits_of(s, rows, sessions, positions), (int)window};
-    r->limits.oracle = shape->experts && (measures(s, VARIANT_ORACLE) || measures(s, VARIANT_ROUTER));
+    r->limits.oracle = shape->experts && (measures(s, VARIANT_ORACLE) || measures(s, VARIANT_ROUTER) ||
+                                          measures(s, VARIANT_ORACLE_VARIABLE) || measures(s, VARIANT_NEURONS));
     r->limits.calibration = shape->experts && shape->calibrated && measures(s, VARIANT_STATIC);
     return OK;
 }

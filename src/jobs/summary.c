@@ -49,7 +49,7 @@ static void print_model(struct log *l, const struct json_t *factorize, const str
                  number(finetune, "training_seconds"));
 }
 
-static void print_variants(struct log *l, const struct json_t *eval)
+static const char *what_it_is(const char *variant)
 {
     static const char *const says[VARIANTS] = {
         [VARIANT_DENSE] = "the model as it came",
@@ -57,21 +57,31 @@ static void print_variants(struct log *l, const struct json_t *eval)
         [VARIANT_RANDOM] = "experts drawn by lot",
         [VARIANT_ROUTER] = "experts chosen by the trained router",
         [VARIANT_ORACLE] = "the best experts, seen in hindsight",
+        [VARIANT_ORACLE_VARIABLE] = "the same, more of them where they matter",
+        [VARIANT_NEURONS] = "the best single neurons: a ceiling",
     };
+
+    for (int v = 0; v < VARIANTS; v++)
+        if (!strcmp(variant, spec_variant_name((enum spec_variant)v))) return says[v];
+    return "another version of the router";
+}
+
+static void print_variants(struct log *l, const struct json_t *eval)
+{
     const struct json_t *perplexity = json_at(eval, "perplexity"), *accuracy = json_at(eval, "accuracy");
     const struct json_t *share = json_at(eval, "active_share"), *speed = json_at(eval, "tokens_per_second");
     double dense_ppl = number(perplexity, "dense"), dense_acc = number(accuracy, "dense");
 
     if (!perplexity) return;
-    log_line(l, "\n  %-8s %10s %11s %8s %9s %7s %9s   %s", "variant", "FFN active", "perplexity", "x dense", "accuracy", "kept",
+    log_line(l, "\n  %-15s %10s %11s %8s %9s %7s %9s   %s", "variant", "FFN active", "perplexity", "x dense", "accuracy", "kept",
              "tokens/s", "what it is");
-    for (int v = 0; v < VARIANTS; v++) {
-        const char *name = spec_variant_name((enum spec_variant)v);
+    for (void *i = json_first(perplexity); i; i = json_next(perplexity, i)) {
+        const char *name = json_key(i);
         double ppl = number(perplexity, name), acc = number(accuracy, name);
 
         if (isnan(ppl)) continue;
-        log_line(l, "  %-8s %8.1f %% %11.2f %8.2f %9.4f %5.1f %% %9.0f   %s", name, 100 * number(share, name), ppl,
-                 ppl / dense_ppl, acc, 100 * acc / dense_acc, number(speed, name), says[v]);
+        log_line(l, "  %-15s %8.1f %% %11.2f %8.2f %9.4f %5.1f %% %9.0f   %s", name, 100 * number(share, name), ppl,
+                 ppl / dense_ppl, acc, 100 * acc / dense_acc, number(speed, name), what_it_is(name));
     }
 }
 

@@ -14,7 +14,7 @@ essence() {
     toy_pipeline >"$dir/job.yaml"
     "$FACTORLLM" run "$dir/job.yaml" --set output="$dir/alone"
     essence "$dir/alone" >"$dir/alone.txt"
-    [ "$(jq '.eval.perplexity | length' "$dir/alone/result.json")" = 5 ]
+    [ "$(jq '.eval.perplexity | length' "$dir/alone/result.json")" = 7 ]
     [ "$(wc -l <"$dir/alone/infer/responses.jsonl")" = 9 ]
     for how in 2 3 5 "3 cluster.placement=round_robin" "3 cluster.shared_memory=never" "3 cluster.placement=balance" "2 cluster.tensor_parallel=true" "3 cluster.tensor_parallel=true cluster.shared_memory=never cluster.placement=balance" "2 cluster.coordinators=2" "3 cluster.coordinators=2" "5 cluster.coordinators=3 cluster.coordinator_experts=false" "3 cluster.coordinators=3 cluster.shared_memory=never limits.sessions=5" "2 cluster.coordinator_experts=true" "3 cluster.micro_batches=1 limits.sessions=3" "1 cluster.threads=3"; do
         set -- $how

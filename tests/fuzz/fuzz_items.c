@@ -7,7 +7,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    for (int pairs = 0; pairs < 2; pairs++) {
+    for (int as = ITEMS_PAIRS; as <= ITEMS_LAST_WORDS; as++) {
         struct items items = {0};
         const char *at = (const char *)data, *end = at + size;
         int line = 0;
@@ -16,7 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             const char *stop = memchr(at, '\n', (size_t)(end - at));
             size_t n = (size_t)((stop ? stop : end) - at), before = items.n;
             struct err e = {0};
-            status s = items_parse_line(&items, at, n, "fuzz", ++line, pairs, 3, &e);
+            status s = items_parse_line(&items, at, n, "fuzz", ++line, (enum item_file)as, 3, &e);
 
             BUG_ON(s && (strncmp(e.text, "fuzz:", 5) != 0 || items.n != before));
             at += n + 1;

@@ -11,7 +11,7 @@
 
 static status parse(struct items *to, const char *line, bool pairs, int64_t most, struct err *e)
 {
-    return items_parse_line(to, line, strlen(line), "f.jsonl", 7, pairs, most, e);
+    return items_parse_line(to, line, strlen(line), "f.jsonl", 7, pairs ? ITEMS_PAIRS : ITEMS_QUESTIONS, most, e);
 }
 
 static void refused(const char *line, bool pairs, const char *says)
@@ -107,20 +107,20 @@ static void test_files(void **state)
     FILE *f = fopen(path, "wb");
     fputs("{\"good\":\"a\",\"bad\":\"b\"}\r\n\n   \n{\"good\":\"c\",\"bad\":\"d\"}", f);
     fclose(f);
-    assert_int_equal(items_read(&items, path, true, 0, &e), OK);
+    assert_int_equal(items_read(&items, path, ITEMS_PAIRS, 0, &e), OK);
     assert_int_equal(items.n, 2);
     assert_int_equal(items.item[1].line, 4);
     f = fopen(path, "wb");
     fputs("{\"good\":\"a\",\"bad\":\"b\"}\n{\"good\":\"c\"}\n", f);
     fclose(f);
-    assert_int_equal(items_read(&items, path, true, 0, &e), ERR_FORMAT);
+    assert_int_equal(items_read(&items, path, ITEMS_PAIRS, 0, &e), ERR_FORMAT);
     assert_non_null(strstr(e.text, "i.jsonl:2: "));
     f = fopen(path, "wb");
     fputs("\n\n", f);
     fclose(f);
-    assert_int_equal(items_read(&items, path, true, 0, &e), ERR_FORMAT);
+    assert_int_equal(items_read(&items, path, ITEMS_PAIRS, 0, &e), ERR_FORMAT);
     unlink(path);
-    assert_int_equal(items_read(&items, path, true, 0, &e), ERR_IO);
+    assert_int_equal(items_read(&items, path, ITEMS_PAIRS, 0, &e), ERR_IO);
     items_free(&items);
     rmdir(directory);
 }
@@ -128,7 +128,7 @@ static void test_files(void **state)
 static void test_right(void **state)
 {
     struct item pair = {.kind = ITEM_PAIR, .n = 2}, choice = {.kind = ITEM_CHOICE, .n = 3, .answer = 1, .first = 1};
-    struct eval_score p[] = {{-3, 0}, {-3, 0}, {-4, 0}, {-3, 0}};
+    struct eval_score p[] = {{.logp = -3}, {.logp = -3}, {.logp = -4}, {.logp = -3}};
 
     (void)state;
     choice.text[0] = "ab";

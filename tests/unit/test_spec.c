@@ -195,7 +195,7 @@ static void test_errors(void **state)
         {"kind: factorize\nmodel: \"\"\noutput: o\n", "model: expected text, found an empty text"},
         {"kind: factorize\nmodel: \"a\\nb\"\noutput: o\n", "model: expected text, found a control character"},
         {"kind: factorize\nmodel: \"a\\0b\"\noutput: o\n", "model: expected text, found a control character"},
-        {EVAL "variants: router\n", "variants: expected a list of dense, static, random, router or oracle, found 'router'"},
+        {EVAL "variants: router\n", "variants: expected a list of dense, static, random, router, oracle, oracle_variable or neurons, or router@VERSION, found 'router'"},
         {EVAL "variants: [dense, sttic]\n", "found 'sttic'; did you mean 'static'?"},
         {EVAL "variants: [dense, dense]\n", "variants: expected each item once, found 'dense' twice"},
         {EVAL "variants: [[dense]]\n", "variants: expected a list of single values, found a list in it"},
@@ -247,6 +247,18 @@ static void test_errors(void **state)
         {TUNE "version: .x\n", "version: expected"},
         {"kind: eval\n" HEAD, "text: expected something to evaluate on"},
         {EVAL "cluster: {coordinators: 2}\n", "cluster.coordinators: expected a key of eval jobs, found an unknown one"},
+        {EVAL "variants: [router@]\n", "variants: expected a list of"},
+        {EVAL "variants: [router@a/b]\n", "variants: expected the name of a router version behind router@, found 'a/b'"},
+        {EVAL "variants: [dense]\nbaseline: router@v1\n", "baseline: expected one of variants, found 'router@v1'"},
+        {EVAL "variants: [dense, router@v1]\nmin_agreement: 0.5\n", "min_agreement: expected only with the variant router"},
+        {EVAL "min_agreement: 1.5\n", "min_agreement: expected a number from 0 to 1"},
+        {EVAL "domains: a.txt\n", "domains: expected a map of names to texts, found 'a.txt'"},
+        {EVAL "domains: [a.txt]\n", "domains: expected NAME: TEXT with a name of 1 to 32"},
+        {EVAL "domains: {a: [b]}\n", "domains: expected NAME: TEXT, found a list"},
+        {EVAL "domains: {a b: c}\n", "domains: expected NAME: TEXT with a name"},
+        {EVAL "domains: {a: b, a: c}\n", "domains: expected each name once, found 'a' twice"},
+        {EVAL "domains: {a: ''}\n", "domains: expected NAME: TEXT with a name"},
+        {EVAL "domain_tokens: 1\n", "domain_tokens: expected an integer from 16 to"},
         {EVAL "variants: []\n", "variants: expected at least one variant, found none"},
         {EVAL "compare_model: x\ncompare_router: v1\n", "compare_router: expected compare_model or compare_router, found both"},
         {EVAL "compare_model: m\n", "compare_model: expected another directory than model"},
@@ -254,7 +266,7 @@ static void test_errors(void **state)
         {EVAL "variants: [router]\nmax_drop: 0.1\n", "max_drop: expected only with the variants dense and router"},
         {"kind: eval\n" HEAD "minimal_pairs: [p]\nmax_drop: 0.1\n", "max_drop: expected only with text"},
         {"kind: eval\n" HEAD "minimal_pairs: [p]\nwindow: 8\n", "window: expected only with text"},
-        {EVAL "items: 3\n", "items: expected only with minimal_pairs or multiple_choice"},
+        {EVAL "items: 3\n", "items: expected only with minimal_pairs, multiple_choice or last_word"},
         {EVAL "max_drop: -0.1\n", "max_drop: expected a number from 0 to 1, found '-0.1'"},
         {"kind: infer\n" HEAD, "job.yaml:1: input: expected"},
         {INFER "result: i\n", "result: expected another file than input, found 'i' for both"},
@@ -457,6 +469,7 @@ static void test_round_trips(void **state)
     survives(FACTOR "shared: 0.1\nseed: 9007199254740991\nshard_mib: 0\n");
     survives(TUNE "version: v7\nlearning_rate: 0.1\nbeta2: 0.999\n");
     survives(TUNE "method: factorllm\nloss: bce\n");
+    survives(EVAL "variants: [router, router@v1, dense]\nbaseline: router@v1\ndomains: {b: 'x y', a-1: /z=1}\nlast_word: [w]\nmin_agreement: 0.25\n");
     survives(EVAL "variants: [router, dense]\nmax_drop: 0\nmultiple_choice: ['a: b', \"#c\", '12', 'a, b']\n");
     survives(INFER "stop: [\"\\\"\\\\\", '~', ' x ', \"\\U0001F600\"]\n");
     survives(pipeline);
