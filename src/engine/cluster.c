@@ -231,6 +231,13 @@ static status choose_kernels(struct cluster *c, struct open_request *q, struct e
         isa_name(mine), isa_name((enum isa)q->level), isa_name((int32_t)mine < q->level ? mine : (enum isa)q->level));
 }
 
+static status read_shape(struct shape *s, const struct open_request *q, struct err *e)
+{
+    if (shape_read(s, q->directory, e)) return e->code;
+    if (q->limits.slices) shape_slice(s);
+    return OK;
+}
+
 /* Local on every rank.  The exchange of the model is opened by the caller, after both sides have come this far. */
 static status open_part(struct cluster *c, const struct open_request *q, struct exchange_limits *limits, struct err *e)
 {
@@ -241,7 +248,7 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
 
     BUG_ON(!s);
     *limits = own_limits(c);
-    st = shape_read(s, q->directory, e);
+    st = read_shape(s, q, e);
     if (!st) st = place_experts(&c->placement, c->spec, s, comm_size(c->comm), e);
     if (!st) st = weights_plan(&weights, q->directory, s, &q->limits.precision, e);
     if (!st && is_coordinator(c)) {
@@ -262,7 +269,7 @@ static status open_model(struct cluster *c, const struct open_request *q, struct
 {
     struct shape s;
 
-    if (shape_read(&s, q->directory, e)) return e->code;
+    if (read_shape(&s, q, e)) return e->code;
     if (c->spread.coordinators) x = spread_own(&c->spread);
     status st = model_open(&c->model, q->directory, &s, &c->placement, comm_rank(c->comm), q->limits, c->gemm, x, c->arena, e);
     if (st == OK) model_time(c->model, &c->timing);

@@ -8,17 +8,17 @@
 #include "base/bits.h"
 #include "base/stop.h"
 #include "model/forward.h"
+#include "moe/grouping.h"
+#include "num/ops.h"
 
 /* One pass over a batch of windows. */
 struct pass {
     struct calibration *c;
     struct model *m;
-    struct gemm *gemm;
     struct batch batch;
     int64_t first, total; /* of this batch in the text; of the text */
     float *x, *h;         /* [rows][D] */
-    float *z, *up;        /* [rows][F] */
-    uint64_t *chosen;     /* [rows][bits_words(F)] the strongest of a row */
+    int32_t *place;       /* [rows] in the sample, -1: not there */
 };
 
 /* |w_down_j| of every neuron: norms of columns, row by row because that is how the matrix lies. */
@@ -39,124 +39,37 @@ static status find_norms(float *norm, struct safetensors *weights, const struct 
     return OK;
 }
 
-/* The k-th largest of x (k >= 1), which is reordered: Hoare's selection with the middle of three as pivot. */
-static float kth_largest(float *x, int n, int k)
-{
-    int low = 0, high = n - 1;
-
-    while (low < high) {
-        float a = x[low], b = x[(low + high) / 2], c = x[high];
-        float pivot = a < b ? (b < c ? b : a < c ? c : a) : (a < c ? a : b < c ? c : b);
-        int i = low, j = high;
-
-        while (i <= j) {
-            while (x[i] > pivot) i++;
-            while (x[j] < pivot) j--;
-            if (i <= j) {
-                float t = x[i];
-                x[i++] = x[j];
-                x[j--] = t;
-            }
-        }
-        if (k - 1 <= j) high = j;
-        else if (k - 1 >= i) low = i;
-        else break;
-    }
-    return x[k - 1];
-}
-
-/* The strongest quarter of row t's neurons; of equals the lower ones.  Overwrites the row of `up`, which is done with. */
-struct choosing {
-    const struct pass *p;
-    const float *norm;
-};
-
-static void choose_row(void *ctx, int t, int worker)
-{
-    const struct choosing *o = ctx;
-    const struct pass *p = o->p;
-    int n = p->c->neurons, k = n / STRONG_SHARE > 1 ? n / STRONG_SHARE : 1;
-    const float *z = p->z + (size_t)t * (size_t)n;
-    float *strength = p->up + (size_t)t * (size_t)n;
-    uint64_t *set = p->chosen + (size_t)t * (size_t)bits_words(n);
-
-    (void)worker;
-    for (int j = 0; j < n; j++) strength[j] = fabsf(z[j]) * o->norm[j];
-    float least = kth_largest(strength, n, k);
-    memset(set, 0, (size_t)bits_words(n) * sizeof(*set));
-    int left = k;
-    for (int j = 0; j < n; j++)
-        if (fabsf(z[j]) * o->norm[j] > least) {
-            bits_set(set, j);
-            left--;
-        }
-    for (int j = 0; j < n && left > 0; j++)
-        if (fabsf(z[j]) * o->norm[j] == least) {
-            bits_set(set, j);
-            left--;
-        }
-}
-
 /* The place of token t of the text in the even sample, or -1. */
-static int sample_place(const struct pass *p, int64_t t)
+static int32_t sample_place(const struct pass *p, int64_t t)
 {
-    int64_t before = t * p->c->strong_tokens / p->total, behind = (t + 1) * p->c->strong_tokens / p->total;
+    int64_t before = t * p->c->sample / p->total, behind = (t + 1) * p->c->sample / p->total;
 
-    return behind > before ? (int)before : -1;
+    return behind > before ? (int32_t)before : -1;
 }
 
-static void note_strong(struct pass *p, int layer)
+static void keep_inputs(struct pass *p, int layer)
 {
-    struct choosing o = {p, p->c->down_norm + (size_t)layer * (size_t)p->c->neurons};
-    int n = p->c->neurons;
-    size_t words = (size_t)bits_words(p->c->strong_tokens);
-    uint64_t *rows = p->c->strong + (size_t)layer * (size_t)n * words;
+    size_t width = (size_t)p->c->width;
+    uint16_t *h = p->c->h + (size_t)layer * (size_t)p->c->sample * width;
 
-    gemm_parallel(p->gemm, p->batch.rows, choose_row, &o);
-    for (int t = 0; t < p->batch.rows; t++) {
-        const uint64_t *set = p->chosen + (size_t)t * (size_t)bits_words(n);
-        int place = sample_place(p, p->first + t);
-
-        if (place < 0) continue;
-        for (int j = bits_next(set, n, 0); j < n; j = bits_next(set, n, j + 1)) bits_set(rows + (size_t)j * words, place);
-    }
+    for (int t = 0; t < p->batch.rows; t++)
+        for (size_t d = 0; p->place[t] >= 0 && d < width; d++)
+            h[(size_t)p->place[t] * width + d] = narrow_bf16(p->h[(size_t)t * width + d]);
 }
 
-/* Sums run over the tokens in the order of the text, so they do not depend on how it is cut into batches. */
-static void note_sums(struct pass *p, int layer)
-{
-    size_t n = (size_t)p->c->neurons;
-    double *sum = p->c->sum + (size_t)layer * n, *square = p->c->square + (size_t)layer * n;
-
-    for (int t = 0; t < p->batch.rows; t++) {
-        const float *z = p->z + (size_t)t * n;
-
-        for (size_t j = 0; j < n; j++) {
-            double v = z[j];
-
-            sum[j] += v;
-            square[j] += v * v;
-        }
-    }
-}
-
-/* The dense model's layers over one batch of windows: the same steps as forward(), with the neurons in sight. */
+/* The dense model's layers over one batch of windows: the same steps as forward(), with notes of the neurons. */
 static status run_batch(struct pass *p, struct job *j, struct err *e)
 {
-    size_t width = (size_t)model_shape(p->m)->width, n = (size_t)p->c->neurons;
     int rows = p->batch.rows;
-    struct rows neurons = {.x = p->z, .ld = n, .n = rows, .cols = p->c->neurons};
 
+    for (int t = 0; t < rows; t++) p->place[t] = sample_place(p, p->first + t);
     forward_embed(p->m, &p->batch, p->x);
     for (int l = 0; l < p->c->layers; l++) {
         if (stop_asked()) return err_set(e, STOPPED, "%s: stopped while calibrating; run it again", j->spec->source);
         cluster_alive(j->cluster);
         forward_attention(p->m, l, &p->batch, 0, rows, p->x, p->h);
-        expert_neurons(p->gemm, p->z, p->up, model_dense_ffn(p->m, l), p->h, rows);
-        note_sums(p, l);
-        if (p->c->strong) note_strong(p, l);
-        gemm_product(p->gemm, p->h, width, &neurons, &model_dense_ffn(p->m, l)->down, NULL);
-        for (size_t i = 0; i < (size_t)rows * width; i++) p->x[i] += p->h[i];
+        if (p->c->sample) keep_inputs(p, l);
+        if (moe_note(model_moe(p->m), l, p->h, p->place, rows, p->x, e)) return e->code;
     }
     return OK;
 }
@@ -215,50 +128,70 @@ static status check_finite(const struct calibration *c, struct err *e)
     return OK;
 }
 
-static status reserve(struct calibration *c, const struct shape *s, int64_t tokens, bool strong, struct err *e)
-{
-    size_t all = (size_t)s->layers * (size_t)s->neurons, room = STRONG_BYTES_MAX / (all * sizeof(uint64_t)) * 64;
-
-    *c = (struct calibration){.layers = s->layers, .neurons = s->neurons, .tokens = tokens};
-    c->sum = calloc(all, sizeof(*c->sum));
-    c->square = calloc(all, sizeof(*c->square));
-    c->down_norm = calloc(all, sizeof(*c->down_norm));
-    if (strong) {
-        if (room < 64) room = 64;
-        c->strong_tokens = tokens < STRONG_TOKENS_MAX ? (int)tokens : STRONG_TOKENS_MAX;
-        if (room < (size_t)c->strong_tokens) c->strong_tokens = (int)room;
-        c->strong = calloc(all, (size_t)bits_words(c->strong_tokens) * sizeof(*c->strong));
-    }
-    if (!c->sum || !c->square || !c->down_norm || (strong && !c->strong))
-        return err_set(e, ERR_LIMIT, "no memory to calibrate %d layers of %d neurons", s->layers, s->neurons);
-    return OK;
-}
-
-status calibrate(struct calibration *c, struct job *j, struct model *m, struct safetensors *weights, const struct corpus *text,
-                 int window, bool strong, struct err *e)
+static status reserve(struct calibration *c, const struct model *m, int64_t tokens, struct err *e)
 {
     const struct shape *s = model_shape(m);
     const struct model_limits *limits = model_limits_of(m);
-    size_t rows = (size_t)limits->rows, n = (size_t)s->neurons, width = (size_t)s->width;
-    struct cursor at = {0};
-    struct pass p = {.c = c, .m = m, .gemm = cluster_gemm(j->cluster), .total = (int64_t)text->n_tokens};
-    int32_t *ids = malloc(3 * rows * sizeof(*ids)), *input = malloc(2 * (size_t)window * sizeof(*input));
-    double *square = malloc(n * sizeof(*square));
+    size_t all = (size_t)s->layers * (size_t)s->neurons;
+    int sample = tokens < limits->sample ? (int)tokens : limits->sample;
 
-    BUG_ON(window < 1 || window > limits->positions);
-    status st = reserve(c, s, (int64_t)text->n_tokens, strong, e);
+    *c = (struct calibration){
+        .layers = s->layers, .neurons = s->neurons, .width = s->width, .tokens = tokens, .sample = sample};
+    c->sum = calloc(all, sizeof(*c->sum));
+    c->square = calloc(all, sizeof(*c->square));
+    c->down_norm = calloc(all, sizeof(*c->down_norm));
+    if (sample) c->h = calloc((size_t)s->layers * (size_t)sample * (size_t)s->width, sizeof(*c->h));
+    if (!c->sum || !c->square || !c->down_norm || (sample && !c->h))
+        return err_set(e, ERR_LIMIT,
+                       "no memory to calibrate %d layers of %d neurons; lower calibration.profile_tokens (%d fit profile_mib)",
+                       s->layers, s->neurons, sample);
+    return OK;
+}
+
+/* Of every layer: norms of W_down from the files, sums from the ranks. */
+static status collect(struct calibration *c, struct job *j, struct model *m, struct safetensors *weights, struct err *e)
+{
+    const struct shape *s = model_shape(m);
+    size_t n = (size_t)s->neurons;
+    double *square = malloc(n * sizeof(*square));
+    float *row = malloc(n * sizeof(*row));
+    status st = OK;
+
+    if (!square || !row) st = err_set(e, ERR_LIMIT, "no memory for the norms of %d neurons", s->neurons);
+    for (int l = 0; !st && l < s->layers; l++) {
+        size_t at = (size_t)l * n;
+
+        cluster_alive(j->cluster);
+        st = find_norms(c->down_norm + at, weights, s, l, square, row, e);
+        for (int i = 0; !st && i < s->experts; i++) {
+            size_t first = at + (size_t)group_begin(s->neurons, 0, s->experts, i);
+
+            st = moe_notes(model_moe(m), l, i, c->sum + first, c->square + first, NULL, e);
+        }
+    }
+    free(square);
+    free(row);
+    return st;
+}
+
+status calibrate(struct calibration *c, struct job *j, struct model *m, struct safetensors *weights, const struct corpus *text,
+                 int window, struct err *e)
+{
+    const struct shape *s = model_shape(m);
+    const struct model_limits *limits = model_limits_of(m);
+    size_t rows = (size_t)limits->rows, width = (size_t)s->width;
+    struct cursor at = {0};
+    struct pass p = {.c = c, .m = m, .total = (int64_t)text->n_tokens};
+    int32_t *ids = malloc(3 * rows * sizeof(*ids)), *input = malloc(2 * (size_t)window * sizeof(*input));
+
+    BUG_ON(window < 1 || window > limits->positions || !s->sliced || !limits->notes);
+    status st = reserve(c, m, (int64_t)text->n_tokens, e);
     p.x = malloc(rows * width * sizeof(float));
     p.h = malloc(rows * width * sizeof(float));
-    p.z = malloc(rows * n * sizeof(float));
-    p.up = malloc(rows * n * sizeof(float));
-    p.chosen = malloc(rows * (size_t)bits_words(s->neurons) * sizeof(*p.chosen));
-    if (!st && (!ids || !input || !square || !p.x || !p.h || !p.z || !p.up || !p.chosen))
+    p.place = malloc(rows * sizeof(*p.place));
+    if (!st && (!ids || !input || !p.x || !p.h || !p.place))
         st = err_set(e, ERR_LIMIT, "no memory to calibrate on %zu rows at once: lower limits.batch_rows", rows);
     if (!st) st = check_tokens(text, s, e);
-    for (int l = 0; !st && l < s->layers; l++) {
-        cluster_alive(j->cluster);
-        st = find_norms(c->down_norm + (size_t)l * n, weights, s, l, square, p.z, e);
-    }
     while (!st && at.window < corpus_windows(text, window)) {
         fill_batch(&p, text, window, &at, ids, input);
         st = run_batch(&p, j, e);
@@ -267,15 +200,13 @@ status calibrate(struct calibration *c, struct job *j, struct model *m, struct s
                      (long long)p.total);
     }
     log_progress_end(j->log);
+    if (!st) st = collect(c, j, m, weights, e);
     if (!st) st = check_finite(c, e);
     free(ids);
     free(input);
-    free(square);
     free(p.x);
     free(p.h);
-    free(p.z);
-    free(p.up);
-    free(p.chosen);
+    free(p.place);
     if (st) calibration_free(c);
     return st;
 }
@@ -285,8 +216,73 @@ void calibration_free(struct calibration *c)
     free(c->sum);
     free(c->square);
     free(c->down_norm);
-    free(c->strong);
+    free(c->h);
     *c = (struct calibration){0};
+}
+
+/* ---- the sample ---- */
+
+status calibration_values(const struct calibration *c, struct model *m, int layer, float *z, struct err *e)
+{
+    const struct shape *s = model_shape(m);
+    size_t n = (size_t)c->neurons, room = (size_t)model_limits_of(m)->sample, most = (size_t)group_size(c->neurons, 0, s->experts, 0);
+    double *sums = malloc(2 * most * sizeof(*sums));
+    uint16_t *kept = malloc(most * room * sizeof(*kept));
+    status st = OK;
+
+    if (!sums || !kept) st = err_set(e, ERR_LIMIT, "no memory for %d tokens of %zu neurons", c->sample, most);
+    for (int i = 0; !st && i < s->experts; i++) {
+        size_t first = (size_t)group_begin(c->neurons, 0, s->experts, i), some = (size_t)group_size(c->neurons, 0, s->experts, i);
+
+        st = moe_notes(model_moe(m), layer, i, sums, sums + most, kept, e);
+        for (size_t t = 0; !st && t < (size_t)c->sample; t++)
+            for (size_t j = 0; j < some; j++) z[t * n + first + j] = widen_bf16(kept[j * room + t]);
+    }
+    free(sums);
+    free(kept);
+    return st;
+}
+
+void calibration_inputs(const struct calibration *c, int layer, float *h)
+{
+    size_t all = (size_t)c->sample * (size_t)c->width;
+
+    for (size_t i = 0; i < all; i++) h[i] = widen_bf16(c->h[(size_t)layer * all + i]);
+}
+
+void calibration_energies(const struct calibration *c, int layer, float *z)
+{
+    size_t n = (size_t)c->neurons, at = (size_t)layer * n;
+
+    for (size_t t = 0; t < (size_t)c->sample; t++)
+        for (size_t j = 0; j < n; j++) {
+            double x = ((double)z[t * n + j] - c->sum[at + j] / (double)c->tokens) * (double)c->down_norm[at + j];
+
+            z[t * n + j] = (float)(x * x);
+        }
+}
+
+uint64_t *calibration_strong(const struct calibration *c, int layer, const float *z, int *tokens)
+{
+    int n = c->neurons, k = n / STRONG_SHARE > 1 ? n / STRONG_SHARE : 1, all = c->sample;
+    const float *norm = c->down_norm + (size_t)layer * (size_t)n;
+
+    *tokens = all < STRONG_TOKENS_MAX ? all : STRONG_TOKENS_MAX;
+    size_t words = (size_t)bits_words(*tokens);
+    uint64_t *strong = calloc((size_t)n * words, sizeof(*strong)), *set = calloc((size_t)bits_words(n), sizeof(*set));
+    float *strength = malloc((size_t)n * sizeof(*strength));
+
+    BUG_ON(!strong || !set || !strength);
+    for (int t = 0; t < *tokens; t++) {
+        const float *row = z + (size_t)((int64_t)t * all / *tokens) * (size_t)n;
+
+        for (int j = 0; j < n; j++) strength[j] = fabsf(row[j]) * norm[j];
+        top_k(set, strength, n, k);
+        for (int j = bits_next(set, n, 0); j < n; j = bits_next(set, n, j + 1)) bits_set(strong + (size_t)j * words, t);
+    }
+    free(set);
+    free(strength);
+    return strong;
 }
 
 double calibration_mean(const struct calibration *c, int layer, int neuron)

@@ -71,6 +71,8 @@ static struct moe_limits moe_limits_of(struct model_limits limits)
     return (struct moe_limits){.rows = limits.rows,
                                .oracle = limits.oracle,
                                .train = limits.train,
+                               .notes = limits.notes,
+                               .sample = limits.sample,
                                .wire = limits.wire,
                                .coordinators = limits.coordinators};
 }
@@ -82,6 +84,7 @@ struct matrix {
     enum weight_part part;
     int rows, cols;
     struct span held; /* rows */
+    int first, of;    /* of > 0: all of these rows and columns, which are a part of a matrix of `of` neurons: weights_slice() */
     char name[128];
 };
 
@@ -90,8 +93,9 @@ struct walk {
     void *ctx;
 };
 
-static status walk_expert(const struct walk *k, struct expert *x, const struct shape *s, int layer, const char *which,
-                          int neurons)
+/* The neurons from `first` on: of the tensors of `which` expert, or of a dense model's (of > 0). */
+static status walk_part(const struct walk *k, struct expert *x, const struct shape *s, int layer, const char *which, int neurons,
+                        int first, int of)
 {
     static const char *const names[] = {"gate", "up", "down"};
     struct packed *out[] = {x ? &x->gate : NULL, x ? &x->up : NULL, x ? &x->down : NULL};
@@ -99,12 +103,18 @@ static status walk_expert(const struct walk *k, struct expert *x, const struct s
 
     for (int i = 0; !code && i < 3; i++) {
         int rows = i < 2 ? neurons : s->width;
-        struct matrix w = {out[i], WEIGHTS_EXPERTS, rows, i < 2 ? s->width : neurons, {0, rows}, ""};
+        struct matrix w = {out[i], WEIGHTS_EXPERTS, rows, i < 2 ? s->width : neurons, {0, rows}, first, of, ""};
 
         snprintf(w.name, sizeof(w.name), "model.layers.%d.mlp.%s%s_proj.weight", layer, which, names[i]);
         code = k->each(k->ctx, &w);
     }
     return code;
+}
+
+static status walk_expert(const struct walk *k, struct expert *x, const struct shape *s, int layer, const char *which,
+                          int neurons)
+{
+    return walk_part(k, x, s, layer, which, neurons, 0, 0);
 }
 
 static struct span times(struct span s, int n)
@@ -129,7 +139,7 @@ static status walk_attention(const struct walk *k, struct block *y, const struct
     status code = OK;
 
     for (size_t i = 0; !code && i < sizeof(part) / sizeof(*part); i++) {
-        struct matrix w = {part[i].out, WEIGHTS_ATTENTION, part[i].rows, part[i].cols, part[i].held, ""};
+        struct matrix w = {part[i].out, WEIGHTS_ATTENTION, part[i].rows, part[i].cols, part[i].held, 0, 0, ""};
 
         snprintf(w.name, sizeof(w.name), "model.layers.%d.self_attn.%s_proj.weight", layer, part[i].name);
         code = k->each(k->ctx, &w);
@@ -156,7 +166,11 @@ static status walk_ffn(const struct walk *k, struct model *m, const struct place
 
         if (!held(m, p, l, i)) continue;
         snprintf(which, sizeof(which), "experts.%d.", i);
-        code = walk_expert(k, experts ? &experts[i] : NULL, s, l, which, group_size(s->neurons, s->shared[l], s->experts, i));
+        int n = group_size(s->neurons, s->shared[l], s->experts, i);
+        struct expert *x = experts ? &experts[i] : NULL;
+
+        if (s->sliced) code = walk_part(k, x, s, l, "", n, group_begin(s->neurons, 0, s->experts, i), s->neurons);
+        else code = walk_expert(k, x, s, l, which, n);
     }
     return code;
 }
@@ -165,7 +179,7 @@ static status walk_ffn(const struct walk *k, struct model *m, const struct place
 static status walk_matrices(const struct walk *k, struct model *m, const struct placement *p, const struct weights_plan *plan)
 {
     const struct shape *s = &m->shape;
-    struct matrix head = {m->blocks ? &m->head : NULL, WEIGHTS_HEAD, s->vocab, s->width, m->part.words, "lm_head.weight"};
+    struct matrix head = {m->blocks ? &m->head : NULL, WEIGHTS_HEAD, s->vocab, s->width, m->part.words, 0, 0, "lm_head.weight"};
     status code = OK;
 
     /* a packed file has a tied head under its own name */
@@ -248,7 +262,9 @@ static status bind_matrix(void *ctx, const struct matrix *w)
 {
     struct binder *b = ctx;
 
-    if (weights_matrix(b->w, w->out, w->part, w->name, w->rows, w->cols, w->held, b->e)) return b->e->code;
+    if (w->of ? weights_slice(b->w, w->out, w->part, w->name, w->rows, w->cols, w->first, w->of, b->e)
+              : weights_matrix(b->w, w->out, w->part, w->name, w->rows, w->cols, w->held, b->e))
+        return b->e->code;
     if (b->m->limits.half && w->out->format == FORMAT_BF16 && w->cols > HALF_COLS)
         return err_set(b->e, ERR_LIMIT, "%s: at most %d inputs with precision.activations: bf16, found %d", w->name, HALF_COLS,
                        w->cols);

@@ -20,6 +20,9 @@ struct model_limits {
     bool train;           /* finetune end to end: weights transposed, too, and moe_backward() */
     bool verify;          /* look for NaN and infinity in the weights this rank maps */
     bool calibration;     /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */
+    bool slices;          /* a dense model's FFN is spread over the ranks: shape_slice() */
+    bool notes;           /* moe_note(), */
+    int sample;           /* with so many tokens at most */
     struct moe_wire wire; /* what travels between ranks */
     int coordinators;     /* the lowest ranks, which have attention, and `sessions` in equal shares; 0: one */
     bool split;           /* attention and head are parted among all ranks (split.h); with one coordinator */

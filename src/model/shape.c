@@ -8,6 +8,7 @@
 #include "base/str.h"
 #include "data/json.h"
 #include "moe/grouping.h"
+#include "num/packed.h"
 
 enum { CONFIG_MAX = 16 << 20 };
 
@@ -273,6 +274,16 @@ done:
     json_free(c);
     free(path);
     return code;
+}
+
+void shape_slice(struct shape *s)
+{
+    int slices = s->neurons / PANEL_LANES;
+
+    if (s->experts) return;
+    s->sliced = true;
+    s->experts = s->active = slices < 1 ? 1 : slices > SHAPE_SLICES ? SHAPE_SLICES : slices;
+    for (int l = 0; l < s->layers; l++) s->active_of[l] = s->experts;
 }
 
 int64_t shape_ffn_parameters(const struct shape *s)

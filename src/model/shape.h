@@ -26,14 +26,18 @@ struct shape {
     int active_of[MODEL_LAYERS_MAX]; /* k of every layer */
     int shared[MODEL_LAYERS_MAX];    /* shared neurons per layer */
     float scale;                     /* of active experts */
-    bool compensate;                 /* has mlp.compensation */
-    bool calibrated;                 /* has calibration.safetensors: neuron means and importances, for the static control */
+    bool compensate;                 /* has mlp.compensation */    bool sliced;                  /* a dense model, opened as `experts` slices of its FFN, all of them active: shape_slice() */
+    bool calibrated;              /* has calibration.safetensors: neuron means and importances, for the static control */
     char method[32], grouping[32];
     char source_digest[65];
 };
 
 /* Reads DIRECTORY/config.json.  ERR_IO, ERR_FORMAT; an architecture or a feature we do not know is refused by name. */
 status shape_read(struct shape *s, const char *directory, struct err *e);
+/* A dense model whose FFN is spread over the ranks: runs of neurons in place of experts, as many of PANEL_LANES neurons or more as make at most SHAPE_SLICES, whatever
+ * the number of ranks.  A factorized model stays as it is. */
+enum { SHAPE_SLICES = 64 };
+void shape_slice(struct shape *s);
 int64_t shape_parameters(const struct shape *s); /* all, tied head counted once; routers not counted */
 int64_t shape_ffn_parameters(const struct shape *s);
 double shape_active_share(const struct shape *s); /* f by design: (shared + k * m) / F, mean over layers; 1 when dense */

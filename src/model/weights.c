@@ -216,12 +216,23 @@ static void cut_packed(struct packed *p, struct span held)
     p->rows = held.n;
 }
 
+static status pack_view(struct weights *w, struct packed *out, enum format f, const struct mat *view, struct err *e)
+{
+    void *lines, *scale = NULL;
+
+    if (!(lines = arena_alloc(w->memory, packed_line_bytes(f, view->rows, view->cols), 1, e))) return e->code;
+    if (format_has_scales(f) && !(scale = arena_alloc(w->memory, packed_scale_bytes(f, view->rows, view->cols), 1, e)))
+        return e->code;
+    pack_matrix(lines, scale, f, view, w->gemm, &w->alive);
+    *out = (struct packed){.lines = lines, .scale = scale, .format = f, .rows = view->rows, .cols = view->cols};
+    return OK;
+}
+
 status weights_matrix(struct weights *w, struct packed *out, enum weight_part part, const char *name, int rows, int cols,
                       struct span held, struct err *e)
 {
     enum format f = w->plan.format[part];
     struct mat view;
-    void *lines, *scale = NULL;
 
     BUG_ON(held.first % PANEL_LANES || (held.n % PANEL_LANES && held.first + held.n != rows));
     if (w->plan.packed) {
@@ -233,9 +244,26 @@ status weights_matrix(struct weights *w, struct packed *out, enum weight_part pa
     if (weights_view(w, &view, name, rows, cols, e)) return e->code;
     view.data = (const char *)view.data + (size_t)held.first * view.stride * dtype_bytes(view.dtype);
     view.rows = held.n;
-    if (!(lines = arena_alloc(w->memory, packed_line_bytes(f, held.n, cols), 1, e))) return e->code;
-    if (format_has_scales(f) && !(scale = arena_alloc(w->memory, packed_scale_bytes(f, held.n, cols), 1, e))) return e->code;
-    pack_matrix(lines, scale, f, &view, w->gemm, &w->alive);
-    *out = (struct packed){.lines = lines, .scale = scale, .format = f, .rows = held.n, .cols = cols};
-    return OK;
+    return pack_view(w, out, f, &view, e);
+}
+
+status weights_slice(struct weights *w, struct packed *out, enum weight_part part, const char *name, int rows, int cols,
+                     int first, int of, struct err *e)
+{
+    const struct tensor_info *t = safetensors_find(w->file, name);
+    bool by_rows = t && t->dims == 2 && t->shape[0] == of && t->shape[1] == cols;
+    struct mat view;
+
+    BUG_ON(w->plan.packed);
+    safetensors_trim(w->file, MAPPED_MAX);
+    if (by_rows ? safetensors_rows(&view, w->file, name, of, cols, first, rows, e)
+                : safetensors_mat(&view, w->file, name, rows, of, e))
+        return e->code;
+    if (!by_rows) {
+        view.data = (const char *)view.data + (size_t)first * dtype_bytes(view.dtype);
+        view.cols = cols;
+    }
+    alive_tick(&w->alive);
+    if (w->verify && mat_check_finite(&view, name, &w->alive, e)) return e->code;
+    return pack_view(w, out, w->plan.format[part], &view, e);
 }

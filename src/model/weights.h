@@ -68,6 +68,10 @@ struct span {
  * unless the file is packed. */
 status weights_matrix(struct weights *w, struct packed *out, enum weight_part part, const char *name, int rows, int cols,
                       struct span held, struct err *e);
+/* Rows first .. first + rows - 1 of the `of` x cols matrix that is stored, or columns first .. first + cols - 1 of the rows x `of` one, whichever it is.  Not of a packed
+ * file. */
+status weights_slice(struct weights *w, struct packed *out, enum weight_part part, const char *name, int rows, int cols,
+                     int first, int of, struct err *e);
 /* Widened, because it is small and used in every row; from `from`, which is w->file or another file. */
 status weights_vector(const struct weights *w, float *out, struct safetensors *from, const char *name, int n, struct err *e);
 /* A view of a matrix as it is stored, e.g. the embedding. */

@@ -81,6 +81,7 @@ static void take_all(struct moe *m, struct arena_taker *t, const struct placemen
                       .limits = limits,
                       .piece_bytes = piece_bytes(experts, width, neurons, limits)};
     moe_take_work(m, t);
+    if (limits.notes) moe_take_notes(m, t);
     m->means = arena_take(t, (size_t)layers, sizeof(*m->means));
     m->held = arena_take(t, (size_t)layers * (size_t)p->ranks * (size_t)m->words, sizeof(*m->held));
     if (m->coordinator) take_coordinator(m, t);
@@ -113,6 +114,10 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
     if (limits.train) {
         x->request_bytes = larger(x->request_bytes, moe_line(rows * set) + rows * 2 * (size_t)width * sizeof(float));
         x->answer_bytes = larger(x->answer_bytes, rows * ((size_t)width * sizeof(int64_t) + (size_t)experts * sizeof(float)));
+    }
+    if (limits.notes) {
+        x->request_bytes = larger(x->request_bytes, moe_line(rows * sizeof(int32_t)) + rows * moe_row_bytes(&m));
+        x->answer_bytes = larger(x->answer_bytes, moe_notes_bytes(limits));
     }
     x->answer_bytes = larger(x->answer_bytes, sizeof(struct err)); /* the answer may be an error */
 }

@@ -82,6 +82,8 @@ struct moe_limits {
     int rows;    /* most rows of one slot */
     bool oracle; /* room for scores and expert rows too (finetune, eval) */
     bool train;  /* room for moe_backward(); experts have in_t and down_t */
+    bool notes;  /* room for what moe_note() keeps, */
+    int sample;  /* of so many tokens */
     struct moe_wire wire;
     int coordinators; /* the lowest ranks, which route and hold the shared experts; 0: one.  Several answer each other, and have no oracle */
 };
@@ -149,6 +151,14 @@ status moe_rest_means(struct moe *m, int layer, float *mu, struct err *e); /* [N
 status moe_backward(struct moe *m, int layer, const float *h, const uint64_t *set, const float *dy, int rows, float scale,
                     float *dh, float *dgate, struct err *e);
 
+/* Coordinator, of a model with no shared neurons; needs limits.notes.  Synchronous, over slot 0: x[t] += the sum of all experts, and every rank keeps of each of its
+ * neurons z = silu(gate h) * (up h) the sums of z and z^2 over all rows that it ever saw, in the order in which they came, and of row t the value as bfloat16
+ * where place[t] in 0 .. sample - 1 says.  place: [rows], -1: not in the sample.  The sums have the same bits on any number of ranks and in any cut into calls.
+ * Memory, of the rank that holds the neuron: 16 + 2 * sample bytes a neuron. */
+status moe_note(struct moe *m, int layer, const float *h, const int32_t *place, int rows, float *x, struct err *e);
+/* What was kept of an expert's n neurons: sum[n], square[n], sample[n][limits.sample], or NULL. */
+status moe_notes(struct moe *m, int layer, int expert, double *sum, double *square, uint16_t *sample, struct err *e);
+
 const struct moe_stats *moe_stats(const struct moe *m);
 void moe_stats_clear(struct moe *m);
 
@@ -166,7 +176,9 @@ enum {
     MOE_KIND_VALUES,
     MOE_KIND_REST,
     MOE_KIND_REST_MEANS,
-    MOE_KIND_LAST = MOE_KIND_REST_MEANS
+    MOE_KIND_NOTE,
+    MOE_KIND_NOTES,
+    MOE_KIND_LAST = MOE_KIND_NOTES
 };
 void moe_answer(struct moe *m, struct exchange *x, const struct request *r, const void *payload);
 

@@ -19,16 +19,17 @@ struct rows moe_rows_of(struct moe *m, int layer, const void *rows, int n, enum 
 
 static void answer_sum(struct moe *m, struct exchange *x, const struct request *r, const char *payload)
 {
-    bool fixed = r->kind == MOE_KIND_STATIC, neurons = r->kind == MOE_KIND_NEURON_SUM;
+    bool fixed = r->kind == MOE_KIND_STATIC, neurons = r->kind == MOE_KIND_NEURON_SUM, note = r->kind == MOE_KIND_NOTE;
     size_t set_bytes = (size_t)bits_words(m->layers[r->layer].experts) * sizeof(uint64_t);
-    size_t sets = fixed ? 0 : moe_line((size_t)r->rows * (neurons ? sizeof(float) : set_bytes));
+    size_t sets = fixed ? 0 : moe_line((size_t)r->rows * (neurons ? sizeof(float) : note ? sizeof(int32_t) : set_bytes));
     size_t bytes = (size_t)r->rows * moe_sum_bytes(m);
 
     BUG_ON(r->bytes != sets + (size_t)r->rows * moe_row_bytes(m));
     struct rows h = moe_rows_of(m, r->layer, payload + sets, r->rows, m->limits.wire.rows);
     struct moe_job job = {.layer = r->layer,
                           .h = &h,
-                          .set = fixed || neurons ? NULL : (const uint64_t *)(const void *)payload,
+                          .note = note ? (const int32_t *)(const void *)payload : NULL,
+                          .set = fixed || neurons || note ? NULL : (const uint64_t *)(const void *)payload,
                           .threshold = neurons ? (const float *)(const void *)payload : NULL,
                           .fixed = fixed,
                           .compensate = r->flags & MOE_FLAG_COMPENSATE,
@@ -79,9 +80,13 @@ void moe_answer(struct moe *m, struct exchange *x, const struct request *r, cons
     BUG_ON((m->coordinator && m->limits.coordinators < 2) || r->layer < 0 || r->layer >= m->n_layers || r->rows < 0 ||
            r->rows > m->limits.rows);
     switch (r->kind) {
+    case MOE_KIND_NOTES:
+        moe_answer_notes(m, x, r);
+        break;
     case MOE_KIND_SUM:
     case MOE_KIND_STATIC:
     case MOE_KIND_NEURON_SUM:
+    case MOE_KIND_NOTE:
         answer_sum(m, x, r, payload);
         break;
     case MOE_KIND_SCORES:

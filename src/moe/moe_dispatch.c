@@ -52,20 +52,22 @@ void moe_put_row(const struct moe *m, char *to, const float *h)
 }
 
 /* A rank gets the rows that have an active expert on it, behind their sets; in a static control all rows, and no sets; of neurons all rows behind their
- * thresholds. */
+ * thresholds, for notes behind their places. */
 static void post_rows(struct moe *m, int slot, int rank, struct request *r)
 {
     struct moe_slot *s = &m->slot[slot];
-    bool neurons = s->route == ROUTE_NEURONS, all = s->route == ROUTE_STATIC || neurons;
+    bool neurons = s->route == ROUTE_NEURONS, all = s->route == ROUTE_STATIC || s->note || neurons;
     int words = bits_words(m->layers[s->layer].experts), n = 0, *place = s->place[rank];
     const uint64_t *held = moe_held(m, s->layer, rank);
     size_t set_bytes = neurons ? sizeof(float) : (size_t)words * sizeof(uint64_t), row_bytes = moe_row_bytes(m);
 
     for (int t = 0; t < s->h.n; t++) place[t] = all || moe_meet(s->set + (size_t)t * (size_t)words, held, words) ? n++ : -1;
     if (n == 0) return;
-    size_t sets = all && !neurons ? 0 : moe_line((size_t)n * set_bytes), bytes = sets + (size_t)n * row_bytes;
+    if (s->note) set_bytes = sizeof(*s->note);
+    size_t sets = s->route == ROUTE_STATIC ? 0 : moe_line((size_t)n * set_bytes), bytes = sets + (size_t)n * row_bytes;
     char *room = exchange_room(m->exchange, slot, rank, bytes);
 
+    if (s->note) memcpy(room, s->note, (size_t)n * set_bytes);
     for (int t = 0; t < s->h.n; t++) {
         size_t at = (size_t)place[t];
 
@@ -89,7 +91,8 @@ void moe_dispatch(struct moe *m, int slot)
 {
     struct moe_slot *s = &m->slot[slot];
     enum timing_section was = timing_enter(m->timing, TIME_PACK);
-    struct request r = {.kind = s->route == ROUTE_STATIC    ? MOE_KIND_STATIC
+    struct request r = {.kind = s->note                     ? MOE_KIND_NOTE
+                                : s->route == ROUTE_STATIC  ? MOE_KIND_STATIC
                                 : s->route == ROUTE_NEURONS ? MOE_KIND_NEURON_SUM
                                                             : MOE_KIND_SUM,
                         .layer = s->layer,
@@ -165,7 +168,8 @@ static void work_here(struct moe *m, const struct moe_slot *s)
 {
     struct moe_job job = {.layer = s->layer,
                           .h = &s->h,
-                          .set = s->route == ROUTE_STATIC || s->route == ROUTE_NEURONS ? NULL : s->set,
+                          .set = s->route == ROUTE_STATIC || s->note || s->route == ROUTE_NEURONS ? NULL : s->set,
+                          .note = s->note,
                           .threshold = s->route == ROUTE_NEURONS ? s->threshold : NULL,
                           .shared = true,
                           .fixed = s->route == ROUTE_STATIC,

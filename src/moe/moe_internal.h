@@ -25,7 +25,9 @@ enum { MOE_BLOCK_ROWS = 512 };
  *   VALUES  rows; number[0] enum moe_value               [n][held] f32
  *   REST    as SUM, rows always f32; number[0] 1: first  nothing
  *   REST_MEANS  nothing                                  [held][D] f32
- * Of SUM, STATIC and the two of neurons rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others, and of scores, all is f32.
+ *   NOTE    places [n] i32, rows                         [n][D]
+ *   NOTES   rows: neurons, flags: expert, number[0]: its first, [1]: with sample   [n] f64 sums, [n] f64 of squares, [n][sample] bf16
+ * Of SUM, STATIC, NOTE and the two of neurons rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others, and of scores, all is f32.
  */
 enum { MOE_FLAG_COMPENSATE = 1, MOE_FLAG_MEANS = 2 /* those of MEANS, not the model's own */, MOE_FLAG_GATES = 4 /* no sums */ };
 
@@ -40,6 +42,7 @@ struct moe_slot {
     const struct router *router; /* of ROUTE_ROUTER, or NULL */
     bool low_rank;               /* add its term of low rank */
     uint64_t *set;               /* [rows][words of the layer] active experts */
+    const int32_t *note;         /* [rows] places in the sample, of moe_note(), or NULL */
     float *threshold;            /* [rows] of the neurons' scores; with an oracle */
     uint64_t neurons;            /* above it, over all rows */
     int *sent;                   /* [ranks] rows posted to each rank */
@@ -87,6 +90,12 @@ struct moe {
     float *means_memory;
     double *means_total;   /* coordinator: [layers][D], the sum over all experts of grid() */
     const float *means_of; /* coordinator: whose they are */
+
+    /* moe_note(), of the neurons of held experts, layer by layer and in the order of the experts. */
+    size_t *noted; /* [layers][experts] where its neurons begin */
+    double *note_sum, *note_square;
+    uint16_t *note_sample; /* [neurons][limits.sample] */
+    int32_t *note_place;   /* [rows] coordinator: as it travels, whole lines */
 
     /* Coordinator. */
     struct moe_slot slot[EXCHANGE_SLOTS];
@@ -148,6 +157,7 @@ struct moe_job {
     bool means;             /* a router's, not the model's own */
     float scale;            /* of all but the shared expert */
     const double *start;    /* [D] what sums begin with, or NULL */
+    const int32_t *note;    /* [rows] as of moe_slot */
 };
 /* out[t] = start + the sum over experts, [rows][D] of i64, f32 or bf16 as `as` says. */
 void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as, void *out);
@@ -208,6 +218,12 @@ void moe_work_loop(struct moe_work *w, int tasks, void (*task)(void *ctx, int it
 void moe_work_backward(struct moe *m, const struct moe_job *job, const float *dy, int64_t *sum, float *gate, int stride,
                        bool packed);
 void moe_answer_backward(struct moe *m, struct exchange *x, const struct request *r, const char *payload);
+
+/* Neurons of a block of rows, into the notes (moe_note.c). */
+void moe_take_notes(struct moe *m, struct arena_taker *t);
+void moe_keep_notes(struct moe *m, int layer, const struct moe_share *share, int shares, const int32_t *place);
+void moe_answer_notes(struct moe *m, struct exchange *x, const struct request *r);
+size_t moe_notes_bytes(struct moe_limits limits); /* of one neuron */
 
 /* Rows and sums in the widths in which they travel; n elements. */
 size_t moe_row_bytes(const struct moe *m);

@@ -407,6 +407,7 @@ void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as,
 
         moe_work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
         loop(&w, w.in_tasks, in_task);
+        if (job->note) moe_keep_notes(m, job->layer, w.share, w.shares, job->note + first);
         moe_work_out(&w);
         count_work(&w);
     }
