@@ -322,8 +322,7 @@ status draft_finish(struct draft *d, const struct spec *parent, struct err *e)
     /* The best method knows its neurons: without a text of the user's, from text the model writes itself. */
     struct spec_text *c = &s->factorize.calibration;
     if (s->kind == JOB_FACTORIZE && !draft_given(d, "calibration.file") && !draft_given(d, "calibration.sample_tokens") &&
-        (s->factorize.grouping == GROUP_COACTIVATION || s->factorize.compensation == COMPENSATE_MEAN ||
-         spec_largest(&s->factorize.shared) > 0))
+        spec_needs_text(s))
         c->sample_tokens = 16384;
     return OK;
 }

@@ -25,7 +25,15 @@ enum spec_exchange_answers { ANSWERS_EXACT, ANSWERS_F32, ANSWERS_BF16 };
 enum spec_precision { PRECISION_STORED, PRECISION_F32, PRECISION_BF16, PRECISION_Q8, PRECISION_Q4 };
 enum spec_kv { KV_AS_F32, KV_AS_BF16, KV_AS_Q8 };
 enum spec_method { METHOD_DEFAULT, METHOD_FACTORLLM };
-enum spec_grouping { GROUP_CONTIGUOUS, GROUP_RANDOM, GROUP_COACTIVATION };
+enum spec_grouping {
+    GROUP_CONTIGUOUS,
+    GROUP_RANDOM,
+    GROUP_COACTIVATION,
+    GROUP_KMEANS,
+    GROUP_IMPORTANCE,
+    GROUP_PREDICTED,
+    GROUPINGS
+};
 enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
 enum spec_compensation { COMPENSATE_NONE, COMPENSATE_MEAN };
 enum spec_labels { LABELS_PAPER, LABELS_GRAM };
@@ -102,6 +110,8 @@ struct spec {
         struct spec_list active; /* integers: k of every layer, or one for all */
         struct spec_list shared; /* share of a layer's neurons that is always active, 0 .. 1; of every layer, or one for all */
         struct spec_text calibration;
+        int64_t profile_tokens,
+            profile_mib; /* the sample of neurons' values: at most so many tokens, and so much memory of all ranks together */
         int64_t shard_mib;
     } factorize;
     struct {
@@ -185,6 +195,9 @@ void spec_dump(struct str *out, const struct spec *s);
 void spec_pack(uint8_t **bytes, size_t *n, const struct spec *s);
 status spec_unpack(struct spec **out, const uint8_t *bytes, size_t n, struct err *e);
 
+/* A factorize job: the key that cannot do without a text to calibrate on, or NULL. */
+const char *spec_needs_text(const struct spec *s);
+const char *spec_grouping_name(enum spec_grouping g);
 /* Of a key that takes a number, or one for every layer. */
 double spec_number(const struct spec_list *l, int layer);
 double spec_mean(const struct spec_list *l);

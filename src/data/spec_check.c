@@ -133,10 +133,7 @@ static status check_factorize(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
     bool calibrated = s->factorize.calibration.file || s->factorize.calibration.sample_tokens > 0;
-    const char *needs = s->factorize.grouping == GROUP_COACTIVATION    ? "grouping"
-                        : s->factorize.compensation == COMPENSATE_MEAN ? "compensation"
-                        : spec_largest(&s->factorize.shared) > 0       ? "shared"
-                                                                       : NULL;
+    const char *needs = spec_needs_text(s);
 
     if (spec_largest(&s->factorize.active) > (double)s->factorize.experts)
         return draft_fail(d, draft_given(d, "active") ? "active" : "experts", e,

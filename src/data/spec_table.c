@@ -17,7 +17,7 @@ static const char *const kv_names[] = {"f32", "bf16", "q8", NULL};
 static const char *const activation_names[] = {"f32", "bf16", NULL};
 static const char *const kernel_names[] = {"auto", "plain", "avx2", "avx512", "vnni", "bf16", "amx", NULL};
 static const char *const method_names[] = {"default", "factorllm", NULL};
-static const char *const grouping_names[] = {"contiguous", "random", "coactivation", NULL};
+static const char *const grouping_names[] = {"contiguous", "random", "coactivation", "kmeans", "importance", "predicted", NULL};
 static const char *const scale_names[] = {"one", "paper", NULL};
 static const char *const compensation_names[] = {"none", "mean", NULL};
 static const char *const labels_names[] = {"paper", "gram", NULL};
@@ -91,6 +91,8 @@ static const struct key table[] = {
     {"calibration.bytes", F, KEY_INT, AT(factorize.calibration.bytes), "0", NULL, 0, LARGE, NULL, 0, "first bytes of the file, 0: all"},
     {"calibration.sample_tokens", F, KEY_INT, AT(factorize.calibration.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
     {"calibration.sample_seed", F, KEY_INT, AT(factorize.calibration.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
+    {"calibration.profile_tokens", F, KEY_INT, AT(factorize.profile_tokens), "8192", NULL, 64, 1 << 24, NULL, 0, "tokens of the text, evenly spread, of which groupings see every neuron's value"},
+    {"calibration.profile_mib", F, KEY_INT, AT(factorize.profile_mib), "1024", NULL, 1, 1 << 30, NULL, 0, "and fewer where those values would take more memory, in MiB, all ranks together"},
     {"shard_mib", F, KEY_INT, AT(factorize.shard_mib), "4096", NULL, 0, 1 << 30, NULL, 0, "size of the weight files in MiB, 0: one file"},
 
     {"method", T, KEY_ENUM, AT(finetune.method), "default", NULL, 0, 0, method_names, 0, "default: the best we have measured; factorllm: the paper's choices"},
@@ -169,6 +171,7 @@ static const struct key table[] = {
 enum { KEYS = sizeof(table) / sizeof(table[0]) };
 _Static_assert((int)KEYS <= (int)KEYS_MAX, "struct draft has a line per row");
 _Static_assert(sizeof(kind_names) / sizeof(kind_names[0]) == JOB_KINDS + 1, "a name per kind");
+_Static_assert(sizeof(grouping_names) / sizeof(grouping_names[0]) == GROUPINGS + 1, "a name per grouping");
 _Static_assert(sizeof(part_names) / sizeof(part_names[0]) == PARTS + 1, "a name per part");
 _Static_assert(sizeof(variant_names) / sizeof(variant_names[0]) == VARIANTS + 1, "a name per variant");
 _Static_assert(sizeof(infer_variants) / sizeof(infer_variants[0]) == VARIANTS_INFER + 1, "the first of them");
@@ -181,6 +184,20 @@ int key_count(void)
 const struct key *key_row(int i)
 {
     return &table[i];
+}
+
+const char *spec_needs_text(const struct spec *s)
+{
+    switch (s->factorize.grouping) {
+    case GROUP_COACTIVATION:
+    case GROUP_IMPORTANCE:
+    case GROUP_PREDICTED:
+        return "grouping";
+    default:
+        return s->factorize.compensation == COMPENSATE_MEAN ? "compensation"
+               : spec_largest(&s->factorize.shared) > 0     ? "shared"
+                                                            : NULL;
+    }
 }
 
 double spec_number(const struct spec_list *l, int layer)
@@ -225,6 +242,11 @@ enum spec_variant spec_variant_of(const char *item, const char **version)
         if (!strcmp(item, variant_names[v])) return (enum spec_variant)v;
     BUG_ON(!*version); /* put_list() let nothing else in */
     return VARIANT_ROUTER;
+}
+
+const char *spec_grouping_name(enum spec_grouping g)
+{
+    return grouping_names[g];
 }
 
 const char *spec_part_name(enum spec_part p)

@@ -59,7 +59,8 @@ status place_experts(struct placement *out, const struct spec *s, const struct s
 {
     enum placement_kind kind = s->cluster.placement == PLACE_ROUND_ROBIN ? PLACEMENT_ROUND_ROBIN : PLACEMENT_BLOCK;
 
-    if (s->cluster.placement == PLACE_FILE && shape->experts && !shape->sliced) return from_file(out, s->cluster.placement_file, shape, ranks, e);
+    if (s->cluster.placement == PLACE_FILE && shape->experts && !shape->sliced)
+        return from_file(out, s->cluster.placement_file, shape, ranks, e);
     if (s->cluster.placement == PLACE_BALANCE) return balance(out, s, shape, ranks, e);
     return placement_make(out, kind, shape->layers, shape->experts, ranks, s->cluster.coordinator_experts, e);
 }

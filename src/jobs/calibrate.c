@@ -135,8 +135,7 @@ static status reserve(struct calibration *c, const struct model *m, int64_t toke
     size_t all = (size_t)s->layers * (size_t)s->neurons;
     int sample = tokens < limits->sample ? (int)tokens : limits->sample;
 
-    *c = (struct calibration){
-        .layers = s->layers, .neurons = s->neurons, .width = s->width, .tokens = tokens, .sample = sample};
+    *c = (struct calibration){.layers = s->layers, .neurons = s->neurons, .width = s->width, .tokens = tokens, .sample = sample};
     c->sum = calloc(all, sizeof(*c->sum));
     c->square = calloc(all, sizeof(*c->square));
     c->down_norm = calloc(all, sizeof(*c->down_norm));
@@ -225,7 +224,8 @@ void calibration_free(struct calibration *c)
 status calibration_values(const struct calibration *c, struct model *m, int layer, float *z, struct err *e)
 {
     const struct shape *s = model_shape(m);
-    size_t n = (size_t)c->neurons, room = (size_t)model_limits_of(m)->sample, most = (size_t)group_size(c->neurons, 0, s->experts, 0);
+    size_t n = (size_t)c->neurons, room = (size_t)model_limits_of(m)->sample,
+           most = (size_t)group_size(c->neurons, 0, s->experts, 0);
     double *sums = malloc(2 * most * sizeof(*sums));
     uint16_t *kept = malloc(most * room * sizeof(*kept));
     status st = OK;

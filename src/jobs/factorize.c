@@ -7,30 +7,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/bits.h"
 #include "base/clock.h"
 #include "base/directory.h"
 #include "base/file.h"
-#include "base/rng.h"
 #include "base/stop.h"
 #include "data/corpus.h"
 #include "jobs/convert_write.h"
+#include "jobs/factorize_group.h"
 #include "jobs/factorize_write.h"
 #include "jobs/model_files.h"
 #include "jobs/plan.h"
 #include "jobs/ready.h"
 #include "jobs/room.h"
-#include "moe/grouping.h"
 
 enum { CONFIG_MAX = 16 << 20 };
-
-static const char *const grouping_names[] = {"contiguous", "random", "coactivation"};
 
 struct factorizing {
     struct job *job;
     struct shape shape, made; /* dense; as the spec wants it */
     struct cut cut;
     struct safetensors *weights;
+    struct model *model; /* open from the calibration to the end of grouping, or NULL */
     double scale;
     int window;
     int64_t text_tokens, text_bytes;
@@ -49,15 +46,13 @@ static status check(struct factorizing *f, struct err *e)
 {
     const struct spec *s = f->job->spec;
     const struct shape *shape = &f->shape;
-    const char *needs = s->factorize.grouping == GROUP_COACTIVATION    ? "grouping: coactivation"
-                        : s->factorize.compensation == COMPENSATE_MEAN ? "compensation: mean"
-                        : spec_largest(&s->factorize.shared) > 0       ? "shared"
-                                                                       : NULL;
+    const char *needs = spec_needs_text(s);
 
     if (ready_source(s, e)) return e->code;
     if (plan_factorized(&f->made, shape, s, e)) return e->code;
     if (needs && !has_text(s))
-        return err_set(e, ERR_SPEC, "%s: %s needs a text: expected calibration.file or calibration.sample_tokens, found none",
+        return err_set(e, ERR_SPEC,
+                       "%s: %s: expected a text to calibrate on in calibration.file or calibration.sample_tokens, found none",
                        s->source, needs);
     f->cut = (struct cut){.dense = shape,
                           .experts = f->made.experts,
@@ -87,86 +82,13 @@ static status calibrate_on_text(struct factorizing *f, struct err *e)
         f->text_tokens = (int64_t)text.n_tokens;
         f->text_bytes = (int64_t)text.bytes;
         memcpy(f->text_digest, text.digest, sizeof(f->text_digest));
-        st = calibrate(&f->cut.calibration, j, m, f->weights, &text, f->window, s->factorize.grouping == GROUP_COACTIVATION, e);
+        st = calibrate(&f->cut.calibration, j, m, f->weights, &text, f->window, e);
     }
-    if (st != ERR_RANK) cluster_release(j->cluster);
+    if (st && st != ERR_RANK) cluster_release(j->cluster);
+    if (!st) f->model = m; /* its ranks have the sample */
     corpus_free(&text);
     tokenizer_close(tokenizer);
     return st;
-}
-
-static void tick(void *ctx)
-{
-    cluster_alive(ctx);
-}
-
-/* The layers are grouped beside each other on the threads. */
-struct grouping {
-    struct factorizing *f;
-    int first;
-    status *code; /* [layers] */
-    struct err *why;
-    struct alive alive;
-};
-
-static void group_layer(void *ctx, int i, int worker)
-{
-    const struct grouping *g = ctx;
-    struct factorizing *f = g->f;
-    const struct spec *s = f->job->spec;
-    const struct calibration *c = &f->cut.calibration;
-    int layer = g->first + i, neurons = f->shape.neurons;
-    int *order = f->cut.order + (size_t)layer * (size_t)neurons;
-    float *importance = calloc((size_t)neurons, sizeof(*importance));
-    uint64_t seed = (uint64_t)s->seed;
-
-    BUG_ON(!importance);
-    if (f->cut.calibrated)
-        for (int n = 0; n < neurons; n++) importance[n] = (float)calibration_importance(c, layer, n);
-    if (s->factorize.grouping == GROUP_COACTIVATION) {
-        size_t words = (size_t)bits_words(c->strong_tokens);
-
-        g->code[i] =
-            group_coactivation(order, c->strong + (size_t)layer * (size_t)neurons * words, neurons, c->strong_tokens,
-                               f->cut.shared[layer], f->cut.experts, importance, rng_hash(seed, (uint64_t)layer, 0, 0),
-                               worker ? NULL : &g->alive, &g->why[i]); /* only the thread that called may speak to others */
-    } else {
-        if (s->factorize.grouping == GROUP_RANDOM) group_random(order, neurons, seed, layer);
-        else group_contiguous(order, neurons);
-        group_shared_first(order, neurons, f->cut.shared[layer], importance);
-        g->code[i] = OK;
-    }
-    free(importance);
-}
-
-static status group(struct factorizing *f, struct err *e)
-{
-    struct gemm *gemm = cluster_gemm(f->job->cluster);
-    int layers = f->shape.layers, threads = threads_count(gemm_threads(gemm));
-    struct grouping g = {.f = f, .alive = {tick, f->job->cluster}};
-    status s = OK;
-
-    f->cut.order = malloc((size_t)layers * (size_t)f->shape.neurons * sizeof(*f->cut.order));
-    g.code = calloc((size_t)threads, sizeof(*g.code));
-    g.why = calloc((size_t)threads, sizeof(*g.why));
-    BUG_ON(!f->cut.order || !g.code || !g.why);
-    for (; !s && g.first < layers; g.first += threads) {
-        int n = layers - g.first < threads ? layers - g.first : threads;
-
-        if (stop_asked()) s = err_set(e, STOPPED, "%s: stopped while grouping; run it again", f->job->spec->source);
-        cluster_alive(f->job->cluster);
-        log_progress(f->job->log, "group", g.first, layers, "layer %d of %d", g.first, layers);
-        if (!s) gemm_parallel(gemm, n, group_layer, &g);
-        for (int i = 0; !s && i < n; i++)
-            if (g.code[i]) {
-                *e = g.why[i];
-                s = g.code[i];
-            }
-    }
-    log_progress_end(f->job->log);
-    free(g.code);
-    free(g.why);
-    return s;
 }
 
 static struct json_t *description(const struct factorizing *f)
@@ -182,7 +104,7 @@ static struct json_t *description(const struct factorizing *f)
     }
     json_put_int(o, "version", 1);
     json_put_text(o, "method", s->factorize.method == METHOD_FACTORLLM ? "factorllm" : "default");
-    json_put_text(o, "grouping", grouping_names[s->factorize.grouping]);
+    json_put_text(o, "grouping", spec_grouping_name((enum spec_grouping)s->factorize.grouping));
     json_put_int(o, "experts", f->cut.experts);
     if (uniform) {
         json_put_int(o, "active", f->cut.active[0]);
@@ -296,6 +218,12 @@ static status report(struct factorizing *f, const char *target, struct err *e)
     json_put_int(r, "expert_neurons_most", shape_expert_neurons(made, 0, 0));
     json_put_int(r, "expert_neurons_least", shape_expert_neurons(made, 0, made->experts - 1));
     json_put_real(r, "active_share", shape_active_share(made));
+    if (f->cut.captured) {
+        struct json_t *captured = json_array_new();
+
+        for (int l = 0; l < made->layers; l++) json_append(captured, json_real_new(f->cut.captured[l]));
+        json_put(r, "captured_energy", captured);
+    }
     json_put(r, "factorization", description(f));
     json_put_int(r, "bytes", bytes);
     json_put_int(r, "files", files);
@@ -326,7 +254,8 @@ status job_factorize(struct job *j, struct err *e)
     if (!s) s = model_digest(f->source_digest, &f->source_bytes, j, f->weights, "digest", e);
     if (!s && f->cut.calibrated) s = calibrate_on_text(f, e);
     calibrated = clock_now();
-    if (!s) s = group(f, e);
+    if (!s) s = group_layers(&f->cut, j, f->model, f->weights, e);
+    if (f->model && s != ERR_RANK) cluster_release(j->cluster);
     grouped = clock_now();
     if (!s) s = write_model(f, temporary, target, e);
     written = clock_now();
@@ -338,6 +267,7 @@ status job_factorize(struct job *j, struct err *e)
     }
     calibration_free(&f->cut.calibration);
     free(f->cut.order);
+    free(f->cut.captured);
     safetensors_close(f->weights);
     free(f);
     free(target);

@@ -11,6 +11,7 @@ struct cut {
     int experts;
     int active[MODEL_LAYERS_MAX], shared[MODEL_LAYERS_MAX]; /* of every layer; shared: neurons */
     int *order;                                             /* [layers][neurons] new position -> original neuron */
+    double *captured;                                       /* [layers] group_captured(), or NULL without a sample */
     struct calibration calibration;
     bool calibrated, compensate;
 };

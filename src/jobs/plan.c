@@ -213,6 +213,28 @@ static status print_other(FILE *to, const struct plan_step *p, int ranks, struct
     return st;
 }
 
+/* The dense model in slices over the ranks, and what else the coordinator takes (jobs/calibrate.h, jobs/factorize_group.h). */
+static status print_calibration(FILE *to, const struct plan_step *p, int ranks, struct err *e)
+{
+    struct plan_step sliced = *p;
+    struct placement where = {0};
+    const struct shape *s = &p->shape;
+    double sample = p->room.limits.sample, neurons = (double)s->layers * s->neurons, experts = (double)p->spec->factorize.experts;
+
+    shape_slice(&sliced.shape);
+    if (place_experts(&where, p->spec, &sliced.shape, ranks, e)) return e->code;
+    fprintf(to, "  calibrates  the dense model in %d slices a layer, a sample of %.0f tokens at most\n", sliced.shape.experts,
+            sample);
+    status st = print_memory(to, &sliced, &where, ranks, e);
+    fprintf(to, "              and on the coordinator %.1f MiB, with %.1f more for the layer that is grouped\n",
+            mib((size_t)(20 * neurons + 2 * sample * s->layers * s->width)),
+            mib((size_t)(4 * sample * (2.0 * s->neurons + s->width + 3 * experts) + 4.0 * s->neurons * (1024 + 2 * experts) +
+                         (sample > 0 ? 24.0 * s->width * s->width : 0))));
+    if (!st) print_traffic(to, &sliced, &where, ranks);
+    placement_free(&where);
+    return st;
+}
+
 static status print_step(FILE *to, const struct plan_step *p, int ranks, struct err *e)
 {
     struct placement where = {0};
@@ -222,11 +244,12 @@ static status print_step(FILE *to, const struct plan_step *p, int ranks, struct 
     print_makes(to, p);
     if (place_experts(&where, p->spec, &p->shape, ranks, e)) return e->code;
     status st = OK;
-    if (p->opens) st = print_memory(to, p, &where, ranks, e);
+    if (p->opens && p->room.limits.slices) st = print_calibration(to, p, ranks, e);
+    else if (p->opens) st = print_memory(to, p, &where, ranks, e);
     else fputs("  memory      the model is not run: its files are read piece by piece\n", to);
     if (st == OK) st = print_other(to, p, ranks, e);
     if (st == OK) {
-        print_traffic(to, p, &where, ranks);
+        if (!p->room.limits.slices) print_traffic(to, p, &where, ranks);
         print_writes(to, p);
     }
     placement_free(&where);

@@ -90,6 +90,18 @@ static bool measures(const struct spec *s, enum spec_variant v)
     return false;
 }
 
+int room_sample(const struct spec *s, const struct shape *shape)
+{
+    const struct spec_text *text = &s->factorize.calibration;
+    int64_t token = 2 * (int64_t)shape->layers * (shape->neurons + shape->width), tokens = s->factorize.profile_tokens;
+
+    if (s->factorize.grouping != GROUP_COACTIVATION && s->factorize.grouping != GROUP_PREDICTED) return 0;
+    tokens = least(tokens, (s->factorize.profile_mib << 20) / token);
+    if (text->sample_tokens > 0) tokens = least(tokens, text->sample_tokens);
+    else if (text->bytes > 0) tokens = least(tokens, text->bytes); /* a token has a byte or more */
+    return (int)most(tokens, 1);
+}
+
 status room_factorize(struct room *r, const struct spec *s, const struct shape *shape, struct err *e)
 {
     int64_t positions = least(room_positions(s, shape), ROOM_CALIBRATION_WINDOW), sessions = s->limits.batch_rows / positions;
@@ -97,6 +109,9 @@ status room_factorize(struct room *r, const struct spec *s, const struct shape *
     (void)e;
     if (s->factorize.calibration.sample_tokens > 0) sessions = most(sessions, short_sessions(s, positions));
     *r = (struct room){limits_of(s, s->limits.batch_rows, sessions, positions), (int)positions};
+    r->limits.slices = true;
+    r->limits.notes = true;
+    r->limits.sample = room_sample(s, shape);
     return OK;
 }
 

@@ -30,6 +30,9 @@ struct precision room_opening(const struct spec *s);
 
 /* ERR_SPEC, ERR_LIMIT: the spec asks for more positions than the model has. */
 status room_factorize(struct room *r, const struct spec *s, const struct shape *shape, struct err *e);
+/* Tokens of the sample of a calibration: so many as the grouping looks at (none, if it does not), the text may have, and calibration.profile_mib hold: 2 bytes for each
+ * neuron and each element of h, of all layers. */
+int room_sample(const struct spec *s, const struct shape *shape);
 status room_finetune(struct room *r, const struct spec *s, const struct shape *shape, struct err *e);
 /* longest: tokens of the longest item, 0 without items. */
 status room_eval(struct room *r, const struct spec *s, const struct shape *shape, int longest, struct err *e);

@@ -26,8 +26,9 @@ struct shape {
     int active_of[MODEL_LAYERS_MAX]; /* k of every layer */
     int shared[MODEL_LAYERS_MAX];    /* shared neurons per layer */
     float scale;                     /* of active experts */
-    bool compensate;                 /* has mlp.compensation */    bool sliced;                  /* a dense model, opened as `experts` slices of its FFN, all of them active: shape_slice() */
-    bool calibrated;              /* has calibration.safetensors: neuron means and importances, for the static control */
+    bool compensate;                 /* has mlp.compensation */
+    bool sliced;                     /* a dense model, opened as `experts` slices of its FFN, all of them active: shape_slice() */
+    bool calibrated;                 /* has calibration.safetensors: neuron means and importances, for the static control */
     char method[32], grouping[32];
     char source_digest[65];
 };

@@ -19,7 +19,7 @@ struct means {
     float *score;       /* [rows][groups or CANDIDATES] x . mean - |mean|^2 / 2: half the distance, less what all groups share */
     float *far, *norm;  /* [rows] squared distance to the nearest first mean; |x|^2 */
     int candidate[CANDIDATES];
-    int *best;          /* [rows] */
+    int *best; /* [rows] */
 };
 
 static const float *row_of(const struct means *m, int row)

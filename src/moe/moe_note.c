@@ -134,8 +134,12 @@ status moe_notes(struct moe *m, int layer, int expert, double *sum, double *squa
         const void *payload = NULL;
 
         some = n - first < most ? n - first : most;
-        struct request r = {
-            .kind = MOE_KIND_NOTES, .layer = layer, .rows = some, .flags = expert,     .number = {first, sample != NULL}, .what = "notes"};
+        struct request r = {.kind = MOE_KIND_NOTES,
+                            .layer = layer,
+                            .rows = some,
+                            .flags = expert,
+                            .number = {first, sample != NULL},
+                            .what = "notes"};
 
         exchange_post(m->exchange, 0, rank, &r, NULL, 0, NULL, 0);
         if (exchange_wait(m->exchange, 0, e)) return e->code;

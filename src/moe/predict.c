@@ -204,8 +204,7 @@ status predictor_open(struct predictor **out, const float *h, int rows, int widt
         got = got && p->part[s] && p->inverse[s];
     }
     if (got) centre(p, h);
-    if (got ? invert_all(p, e)
-            : err_set(e, ERR_LIMIT, "no memory for the ridge regression on %d rows of %d", rows, width)) {
+    if (got ? invert_all(p, e) : err_set(e, ERR_LIMIT, "no memory for the ridge regression on %d rows of %d", rows, width)) {
         predictor_close(p);
         return e->code;
     }

@@ -385,23 +385,33 @@ static void test_golden_variances(void **state)
         assert_int_equal(spec_parse(&s, text.text, text.length, "SPEC", NULL, 0, &e), OK);
         assert_int_equal(cluster_open(&cluster, b->comm, s, &e), OK);
         struct job j = {.spec = s, .cluster = cluster};
-        if (cluster_model(cluster, model.text, (struct model_limits){.rows = 16, .sessions = 1, .positions = 40}, &m, &e) ||
-            safetensors_open(&weights, model.text, &e) || calibrate(&c, &j, m, weights, &corpus, 40, true, &e))
+        if (cluster_model(
+                cluster, model.text,
+                (struct model_limits){.rows = 16, .sessions = 1, .positions = 40, .slices = true, .notes = true, .sample = 64},
+                &m, &e) ||
+            safetensors_open(&weights, model.text, &e) || calibrate(&c, &j, m, weights, &corpus, 40, &e))
             fail_msg("%s", e.text);
         assert_int_equal(c.tokens, 40);
         assert_int_equal(length, (size_t)c.layers * (size_t)c.neurons * sizeof(float));
         for (int l = 0; l < c.layers; l++) {
             double most = 0;
-            int strong = 0;
+            int strong = 0, kept;
+            float *z = malloc(40 * (size_t)c.neurons * sizeof(*z));
+
+            assert_int_equal(calibration_values(&c, m, l, z, &e), OK);
+            uint64_t *bits = calibration_strong(&c, l, z, &kept);
+            assert_int_equal(kept, 40);
 
             for (int n = 0; n < c.neurons; n++) most = fmax(most, ((const float *)(const void *)variances)[l * c.neurons + n]);
             for (int n = 0; n < c.neurons; n++) {
                 double norm = c.down_norm[l * c.neurons + n], found = calibration_importance(&c, l, n) / (norm * norm);
 
                 assert_true(fabs(found - ((const float *)(const void *)variances)[l * c.neurons + n]) < 1e-4 * most);
-                strong += bits_count(c.strong + l * c.neurons + n, c.strong_tokens);
+                strong += bits_count(bits + n, 40);
             }
             assert_int_equal(strong, 40 * (c.neurons / 4));
+            free(bits);
+            free(z);
         }
         calibration_free(&c);
         safetensors_close(weights);

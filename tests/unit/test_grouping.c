@@ -305,7 +305,8 @@ static void test_assignment_large(void **state)
     (void)state;
     rng_seed(&r, 8, 0);
     for (int j = 0; j < ITEMS; j++)
-        for (int g = 0; g < GROUPS; g++) score[(size_t)j * GROUPS + (size_t)g] = (float)rng_unit(&r) + (g == j % GROUPS ? 1.0f : 0);
+        for (int g = 0; g < GROUPS; g++)
+            score[(size_t)j * GROUPS + (size_t)g] = (float)rng_unit(&r) + (g == j % GROUPS ? 1.0f : 0);
     for (int g = 0; g < GROUPS; g++) size[g] = ITEMS / GROUPS;
     assert_int_equal(assign_balanced(of, score, ITEMS, GROUPS, size, NULL, &e), OK);
     for (int j = 0; j < ITEMS; j++) right += of[j] == j % GROUPS;
@@ -368,7 +369,8 @@ static void ridge(double *z, const float *h, const float *y, int rows, int width
     }
     for (int t = 0; t < rows; t++)
         for (int i = 0; (t < skip || t >= end) && i < width; i++) {
-            for (int j = 0; j < width; j++) a[i][j] += ((double)h[t * width + i] - mean[i]) * ((double)h[t * width + j] - mean[j]);
+            for (int j = 0; j < width; j++)
+                a[i][j] += ((double)h[t * width + i] - mean[i]) * ((double)h[t * width + j] - mean[j]);
             a[i][width] += ((double)h[t * width + i] - mean[i]) * ((double)y[t] - my);
         }
     for (int i = 0; i < width; i++) trace += a[i][i];
@@ -439,8 +441,7 @@ static void test_predicted_groups(void **state)
     rng_seed(&r, 30, 0);
     for (int i = 0; i < T * D; i++) h[i] = (float)rng_normal(&r);
     for (int t = 0; t < T; t++)
-        for (int j = 0; j < F; j++)
-            energy[t * F + j] = expf(2 * h[t * D + j % N]) * (float)(0.5 + rng_unit(&r));
+        for (int j = 0; j < F; j++) energy[t * F + j] = expf(2 * h[t * D + j % N]) * (float)(0.5 + rng_unit(&r));
     assert_int_equal(predictor_open(&p, h, T, D, gemm, NULL, &e), OK);
     assert_int_equal(group_predicted(order, &c, &s, p, 2, &captured, &e), OK);
     assert_true(is_permutation(order, F));

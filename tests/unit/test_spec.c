@@ -188,9 +188,10 @@ static void test_errors(void **state)
         {FACTOR "shared: 1e\n", "expected a number"},
         {FACTOR "verify_weights: yes\n", "verify_weights: expected true or false, found 'yes'"},
         {FACTOR "verify_weights: \"true\"\n", "found the text 'true'"},
-        {FACTOR "grouping: coactivatio\n",
-         "job.yaml:4: grouping: expected contiguous, random or coactivation, found 'coactivatio'; did you mean 'coactivation'?"},
-        {FACTOR "grouping: 1\n", "grouping: expected contiguous, random or coactivation, found '1'"},
+        {FACTOR "grouping: coactivatio\n", "job.yaml:4: grouping: expected contiguous, random, coactivation, kmeans, importance "
+                                           "or predicted, found 'coactivatio'; did you mean 'coactivation'?"},
+        {FACTOR "grouping: 1\n",
+         "grouping: expected contiguous, random, coactivation, kmeans, importance or predicted, found '1'"},
         {"kind: factorize\nmodel: ~\noutput: o\n", "job.yaml:2: model: expected text, found nothing"},
         {"kind: factorize\nmodel: \"\"\noutput: o\n", "model: expected text, found an empty text"},
         {"kind: factorize\nmodel: \"a\\nb\"\noutput: o\n", "model: expected text, found a control character"},
