@@ -86,7 +86,7 @@ struct spec {
         int64_t kernels;          /* 0: the best there are; else 1 + enum isa of num, in the same order */
         int64_t micro_batches;    /* 1 or 2: attention of one overlaps the experts of the other */
         int64_t coordinators;     /* ranks with attention, each for its own sessions; infer and bench only, 0 in others */
-        bool tensor_parallel;     /* attention by heads and the head by words over all ranks; infer and bench only */
+        bool tensor_parallel;     /* attention by heads and the head by words over all ranks; eval, infer and bench only */
         int64_t shared_memory;    /* enum spec_shared_memory: between ranks of one host */
         /* enum spec_exchange_rows, spec_exchange_answers: what travels; anything but the defaults makes the bits depend on the placement */
         int64_t exchange_rows, exchange_answers;

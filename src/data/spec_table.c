@@ -62,7 +62,7 @@ static const struct key table[] = {
     {"cluster.kernels", ALL, KEY_ENUM, AT(cluster.kernels), "auto", NULL, 0, 0, kernel_names, KEY_TOP, "the highest level of instructions of the matrix products; auto: what the processor has"},
     {"cluster.micro_batches", ALL, KEY_INT, AT(cluster.micro_batches), "2", NULL, 1, 2, NULL, KEY_TOP, "2: attention of one half overlaps the experts of the other"},
     {"cluster.coordinators", I | B | P, KEY_INT, AT(cluster.coordinators), "1", NULL, 1, 64, NULL, KEY_TOP, "ranks that run attention, each for its own sequences; infer and bench only"},
-    {"cluster.tensor_parallel", I | B | P, KEY_BOOL, AT(cluster.tensor_parallel), "false", NULL, 0, 0, NULL, KEY_TOP, "attention is parted by heads and the head by words among all ranks; infer and bench only"},
+    {"cluster.tensor_parallel", E | I | B | P, KEY_BOOL, AT(cluster.tensor_parallel), "false", NULL, 0, 0, NULL, KEY_TOP, "attention is parted by heads and the head by words among all ranks; eval, infer and bench only"},
     {"cluster.shared_memory", ALL, KEY_ENUM, AT(cluster.shared_memory), "auto", NULL, 0, 0, shared_memory_names, KEY_TOP, "auto: ranks of one host hand rows over through shared memory"},
     {"cluster.exchange_rows", ALL, KEY_ENUM, AT(cluster.exchange_rows), "f32", NULL, 0, 0, exchange_rows_names, KEY_TOP, "rows on their way to experts; bf16: half the bytes, and results depend on the placement"},
     {"cluster.exchange_answers", ALL, KEY_ENUM, AT(cluster.exchange_answers), "exact", NULL, 0, 0, exchange_answers_names, KEY_TOP, "sums on their way back; not exact: fewer bytes, and results depend on the placement"},

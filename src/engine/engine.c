@@ -357,8 +357,7 @@ static void draw_tokens(const struct engine *g, const int *place, int n, int32_t
 static status head(struct engine *g, int n, struct err *e)
 {
     if (g->cluster) return cluster_logits(g->cluster, g->hidden, n, g->logits, e);
-    forward_logits(g->m, g->hidden, n, g->logits);
-    return OK;
+    return forward_words(g->m, g->hidden, n, g->logits, e);
 }
 
 /* Samples for every planned session whose tokens have all passed; *done: how many ended. */

@@ -199,7 +199,7 @@ static int meet_reference(struct eval_scorer *s, const struct eval_pass *p, int 
     return known;
 }
 
-static void count(struct eval_scorer *s, const struct eval_pass *p, int rows)
+static status count(struct eval_scorer *s, const struct eval_pass *p, int rows, struct err *e)
 {
     size_t width = (size_t)model_shape(s->model)->width;
     int kept = keep_counted(s, p->q, rows);
@@ -208,8 +208,8 @@ static void count(struct eval_scorer *s, const struct eval_pass *p, int rows)
         n = kept - begin < s->logit_rows ? kept - begin : s->logit_rows;
         struct score_rows c = {s, p->q, begin, meet_reference(s, p, begin, n) > 0};
 
-        forward_logits(s->model, s->hidden + (size_t)begin * width, n, s->logits);
-        if (c.reference) forward_logits(s->model, s->x, n, s->other);
+        if (forward_words(s->model, s->hidden + (size_t)begin * width, n, s->logits, e)) return e->code;
+        if (c.reference && forward_words(s->model, s->x, n, s->other, e)) return e->code;
         gemm_parallel(model_gemm(s->model), n, score_task, &c);
         for (int t = 0; t < n; t++) { /* in order: sums have the same bits on any number of threads */
             const struct eval_sequence *q = &p->q[s->sequence[begin + t]];
@@ -220,6 +220,7 @@ static void count(struct eval_scorer *s, const struct eval_pass *p, int rows)
             to->kl += s->row[t].kl;
         }
     }
+    return OK;
 }
 
 status eval_score(struct eval_scorer *s, const struct eval_pass *p, struct err *e)
@@ -235,7 +236,7 @@ status eval_score(struct eval_scorer *s, const struct eval_pass *p, struct err *
         struct batch b = {.rows = rows, .token = s->token, .position = s->position, .session = s->session, .key = s->key};
 
         if (forward(s->model, &b, p->how, s->micro_batches, s->hidden, e) || eval_look_around(s, e)) return e->code;
-        count(s, p, rows);
+        if (count(s, p, rows, e)) return e->code;
         done += rows;
         log_progress(s->job->log, p->what, done, total, "%.0f tokens/s", done / (clock_now() - start + 1e-9));
     }
@@ -265,7 +266,8 @@ status eval_agreement(struct eval_scorer *s, double *agreement, const struct eva
             struct moe *moe = model_moe(s->model);
 
             forward_attention(s->model, l, &b, 0, rows, s->x, s->hidden);
-            st = moe_gram_sets(moe, l, s->hidden, rows, shape->active_of[l], how->compensate, oracle, e);
+            st = forward_failed(s->model, e);
+            if (!st) st = moe_gram_sets(moe, l, s->hidden, rows, shape->active_of[l], how->compensate, oracle, e);
             if (!st) st = moe_begin(moe, 0, l, s->hidden, s->key, rows, how, e);
             if (!st) st = moe_end(moe, 0, s->x, active, e);
             for (int t = 0; t < rows && !st; t++) {
@@ -328,6 +330,7 @@ static status gains_layer(struct gains *g, double *gain, int layer, bool last, s
     size_t width = (size_t)shape->width, n = (size_t)shape->experts;
 
     gains_attention(g, layer);
+    if (forward_failed(s->model, e)) return e->code;
     for (size_t at = 0; at < g->T; at += (size_t)s->rows) {
         int rows = g->T - at < (size_t)s->rows ? (int)(g->T - at) : s->rows;
 

@@ -133,6 +133,12 @@ status room_finetune(struct room *r, const struct spec *s, const struct shape *s
     return OK;
 }
 
+static void share_attention(struct room *r, const struct spec *s)
+{
+    r->limits.coordinators = (int)s->cluster.coordinators;
+    r->limits.split = s->cluster.tensor_parallel;
+}
+
 status room_eval(struct room *r, const struct spec *s, const struct shape *shape, int longest, struct err *e)
 {
     int64_t cap = room_positions(s, shape), rows = s->limits.batch_rows;
@@ -151,16 +157,11 @@ status room_eval(struct room *r, const struct spec *s, const struct shape *shape
                        (long long)s->eval.decode_batch, (long long)rows);
     sessions = most(sessions, s->eval.decode_batch);
     *r = (struct room){limits_of(s, rows, sessions, positions), (int)window};
+    share_attention(r, s);
     r->limits.oracle = shape->experts && (measures(s, VARIANT_ORACLE) || measures(s, VARIANT_ROUTER) ||
                                           measures(s, VARIANT_ORACLE_VARIABLE) || measures(s, VARIANT_NEURONS));
     r->limits.calibration = shape->experts && shape->calibrated && measures(s, VARIANT_STATIC);
     return OK;
-}
-
-static void share_attention(struct room *r, const struct spec *s)
-{
-    r->limits.coordinators = (int)s->cluster.coordinators;
-    r->limits.split = s->cluster.tensor_parallel;
 }
 
 status room_infer(struct room *r, const struct spec *s, const struct shape *shape, int64_t requests, int64_t longest,

@@ -300,6 +300,12 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     timing_enter(m->timing, was);
 }
 
+status forward_failed(const struct model *m, struct err *e)
+{
+    if (m->failed.code) *e = m->failed;
+    return m->failed.code;
+}
+
 /* ---- ends ---- */
 
 void forward_embed(struct model *m, const struct batch *b, float *x)
@@ -342,8 +348,7 @@ status forward_words(struct model *m, const float *hidden, int n, float *logits,
         if (split) split_take(m, SPLIT_HEAD, some, to, V);
     }
     timing_enter(m->timing, was);
-    if (m->failed.code) *e = m->failed;
-    return m->failed.code;
+    return forward_failed(m, e);
 }
 
 void forward_logits(struct model *m, const float *hidden, int n, float *logits)
@@ -380,10 +385,7 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
             if (l > 0 && (s = moe_end(m->moe, p, x, NULL, e))) return s;
             if (l == L) continue;
             forward_attention(m, l, b, first[p], rows, x, h);
-            if (m->failed.code) {
-                *e = m->failed;
-                return e->code;
-            }
+            if (forward_failed(m, e)) return e->code;
             s = moe_begin(m->moe, p, l, h, b->key ? b->key + first[p] : NULL, rows, how, e);
             if (s) return s;
         }

@@ -33,5 +33,7 @@ void forward_embed(struct model *m, const struct batch *b, float *x); /* x: [T, 
 void forward_attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x,
                        float *h); /* rows of b; x, h: those rows.  x += attention; h = FFN input */
 void forward_norm(struct model *m, const float *x, int rows, float *hidden);
+/* After forward_attention() of a split model: what ended it, ERR_RANK or STOPPED; OK else. */
+status forward_failed(const struct model *m, struct err *e);
 
 #endif

@@ -277,7 +277,6 @@ static void test_errors(void **state)
          "cluster.coordinators: expected 1 with cluster.placement: balance, found 2"},
         {INFER "cluster: {coordinators: 2, tensor_parallel: true}\n",
          "cluster.tensor_parallel: expected false with cluster.coordinators: 2, found true"},
-        {EVAL "cluster: {tensor_parallel: true}\n", "cluster.tensor_parallel: expected a key of eval jobs, found an unknown one"},
         {"kind: finetune\n" HEAD "text: {file: t}\ncluster: {tensor_parallel: true}\n",
          "cluster.tensor_parallel: expected a key of finetune jobs, found an unknown one"},
 
