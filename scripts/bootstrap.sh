@@ -6,6 +6,8 @@
 #   scripts/bootstrap.sh --check   only say what is missing; exit 1 if anything is
 #   scripts/bootstrap.sh --dev     also what `make check` and `make fuzz` need (clang 14)
 #   scripts/bootstrap.sh --bench   also what benchmarks compare with and draw with (OpenBLAS, oneDNN, gnuplot)
+#   scripts/bootstrap.sh --browser also a browser for the test of pages (chromium, 115 MB and what it needs): `make test` asks for it as root
+#                                  in CI or a container, where it costs nobody anything; elsewhere the test is skipped, and says so
 #
 # As root, or with CI set, it does not ask.  Packages are installed with apt-get; with sudo only after you agree.
 set -eu
@@ -14,6 +16,10 @@ build="gcc g++ make pkg-config libopenmpi-dev openmpi-bin libyaml-dev libprotobu
        libjansson-dev libpcre2-dev libutf8proc-dev libsentencepiece-dev libssl-dev"
 tests="libcmocka-dev bats jq procps"
 [ "${1:-}" = --dev ] && tests="$tests clang-14 clang-format-14 libclang-rt-14-dev"
+if [ "${1:-}" = --browser ]; then
+    for b in chromium chromium-headless-shell google-chrome; do command -v $b >/dev/null && exit 0; done
+    tests="$tests chromium"
+fi
 [ "${1:-}" = --bench ] && tests="$tests libopenblas0-pthread libdnnl-dev gnuplot-nox"
 
 missing=

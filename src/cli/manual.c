@@ -19,6 +19,7 @@ const char *manual_tail(void)
            "  convert     pack the weights for the kernels, quantized on request\n"
            "  eval        what is kept of perplexity and accuracy, beside its controls\n"
            "  infer       answer a file of prompts\n"
+           "  report      set all that was found on one page of HTML\n"
            "  bench       measure kernels, exchange, whole steps and start-up\n"
            "  pipeline    several of these in one launch\n"
            "\n"
@@ -190,6 +191,17 @@ const char *manual_kind(enum job_kind k)
                "  output: runs/bench\n"
                "  compare: [bench-data/e4, bench-data/e88]\n"
                "  shares: [0.5, 0.25]\n";
+    case JOB_REPORT:
+        return "kind: report    output directories of jobs -> OUTPUT/report.html, one page that needs no network\n"
+               "\n"
+               "What stands in their result.json, log.jsonl and bench.jsonl, as tables and drawings: the controls with their\n"
+               "intervals, losses, loads of the experts, quality against f and against speed, the ladder of several runs.\n"
+               "As the last step of a pipeline it shows the steps before it.  It needs no model, and runs in a second.\n"
+               "\n"
+               "Example (configs/report.yaml)\n"
+               "  kind: report\n"
+               "  output: runs/report\n"
+               "  inputs: [runs/demo]\n";
     default:
         return "kind: pipeline    several jobs in one launch; the keys below hold for all steps\n"
                "\n"

@@ -15,7 +15,7 @@
 #include "base/err.h"
 #include "base/str.h"
 
-enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_CONVERT, JOB_EVAL, JOB_INFER, JOB_BENCH, JOB_PIPELINE, JOB_KINDS };
+enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_CONVERT, JOB_EVAL, JOB_INFER, JOB_BENCH, JOB_REPORT, JOB_PIPELINE, JOB_KINDS };
 
 /* Enumerations: the order of names in spec_table.c is the order here. */
 enum spec_placement { PLACE_BLOCK, PLACE_ROUND_ROBIN, PLACE_FILE, PLACE_BALANCE };
@@ -72,7 +72,7 @@ struct spec {
     char *source; /* path of the YAML file, for messages */
     char *name;   /* of a pipeline's step: unique in it, default the kind; result.json is keyed by it */
     char *output; /* directory; a step's default is OUTPUT/NAME */
-    char *model;  /* directory; a pipeline's steps work on the pipeline's model until a factorize step made one, then on that */
+    char *model;  /* directory, NULL in a report; a pipeline's steps work on the pipeline's model until a factorize step made one, then on that */
     int64_t seed;
     bool verify_weights; /* look for NaN and infinity while loading */
 
@@ -176,6 +176,12 @@ struct spec {
         double seconds;           /* least time of one measurement of a kernel */
         bool rivals;              /* other libraries' products beside ours, where they are installed */
     } bench;
+
+    struct {
+        struct spec_list inputs; /* output directories; a step's default is those of the steps before it */
+        struct spec_list rows;   /* "LABEL = DIRECTORY | DIRECTORY ..." */
+        char *title;
+    } report;
 
     struct spec *steps; /* pipeline only: fully resolved, in order */
     int n_steps;

@@ -59,6 +59,19 @@ void job_resolve(struct spec *s)
     if (s->kind == JOB_INFER && !s->infer.result) s->infer.result = str_join(s->output, "responses.jsonl");
 }
 
+/* A report in a pipeline shows what was done before it. */
+static void steps_before(struct spec *s, const struct draft *drafts, int n)
+{
+    struct spec_list *list = &s->report.inputs;
+
+    if (list->n > 0 || s->report.rows.n > 0) return;
+    free(list->items);
+    list->items = calloc((size_t)n + 1, sizeof(*list->items));
+    BUG_ON(!list->items);
+    for (int i = 0; i < n; i++)
+        if (drafts[i].s->kind != JOB_REPORT) list->items[list->n++] = str_dup(drafts[i].s->output);
+}
+
 status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct err *e)
 {
     const struct spec *made = NULL; /* the factorize or convert step whose model the next steps work on */
@@ -67,7 +80,8 @@ status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct er
         struct spec *s = drafts[i].s;
 
         if (!s->output) s->output = str_join(parent->output, s->name);
-        if (!s->model && made && s->kind != JOB_FACTORIZE) s->model = str_join(made->output, "model");
+        if (s->kind == JOB_REPORT) steps_before(s, drafts, i);
+        else if (!s->model && made && s->kind != JOB_FACTORIZE) s->model = str_join(made->output, "model");
         else if (!s->model) s->model = str_dup(parent->model);
         if (s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT) made = s;
         job_resolve(s);
@@ -317,12 +331,32 @@ static status check_bench(const struct draft *d, struct err *e)
     return OK;
 }
 
+/* "LABEL = DIRECTORY | DIRECTORY". */
+static status check_report(const struct draft *d, struct err *e)
+{
+    const struct spec *s = d->s;
+
+    if (s->report.inputs.n + s->report.rows.n == 0)
+        return draft_fail(d, "inputs", e, "expected output directories of jobs in inputs or rows, found none");
+    for (int i = 0; i < s->report.rows.n; i++) {
+        const char *row = s->report.rows.items[i], *equal = strstr(row, " = ");
+
+        if (!equal || equal == row || !equal[3])
+            return draft_fail(d, "rows", e, "expected 'LABEL = DIRECTORY | DIRECTORY ...', found '%.80s'", row);
+    }
+    for (int i = 0; i < s->report.inputs.n; i++)
+        if (!strcmp(s->report.inputs.items[i], s->output))
+            return draft_fail(d, "output", e, "expected another directory than those in inputs, found '%s'", s->output);
+    return OK;
+}
+
 status draft_check(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
 
     if (strlen(s->output) > TEXT_MAX)
         return draft_fail(d, "output", e, "expected a path of at most %d bytes, found %zu", TEXT_MAX, strlen(s->output));
+    if (s->kind == JOB_REPORT) return check_cluster(d, e) ? e->code : check_report(d, e);
     if (strlen(s->model) > TEXT_MAX)
         return draft_fail(d, "model", e, "expected a path of at most %d bytes, found %zu", TEXT_MAX, strlen(s->model));
     if (s->kind == JOB_INFER && strlen(s->infer.result) > TEXT_MAX)

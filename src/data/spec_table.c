@@ -7,7 +7,8 @@
 
 #include "data/utf8.h"
 
-static const char *const kind_names[] = {"factorize", "finetune", "convert", "eval", "infer", "bench", "pipeline", NULL};
+static const char *const kind_names[] = {"factorize", "finetune", "convert",  "eval", "infer",
+                                         "bench",     "report",   "pipeline", NULL};
 static const char *const placement_names[] = {"block", "round_robin", "file", "balance", NULL};
 static const char *const shared_memory_names[] = {"auto", "never", NULL};
 static const char *const exchange_rows_names[] = {"f32", "bf16", NULL};
@@ -35,6 +36,7 @@ enum {
     E = 1 << JOB_EVAL,
     I = 1 << JOB_INFER,
     B = 1 << JOB_BENCH,
+    R = 1 << JOB_REPORT, /* has no model: its rows say so */
     P = 1 << JOB_PIPELINE,
     JOBS = F | T | C | E | I | B,
     ALL = JOBS | P
@@ -47,25 +49,25 @@ enum {
 /* name, kinds, type, field, default, default of method: factorllm, least, most, names, flags, help */
 /* clang-format off */
 static const struct key table[] = {
-    {"name", JOBS, KEY_TEXT, AT(name), NULL, NULL, 0, 0, NULL, 0, "name of a step in result.json and on the command line"},
+    {"name", JOBS | R, KEY_TEXT, AT(name), NULL, NULL, 0, 0, NULL, 0, "name of a step in result.json and on the command line"},
     {"model", ALL, KEY_TEXT, AT(model), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "directory of the model: config.json, safetensors, tokenizer"},
-    {"output", ALL, KEY_TEXT, AT(output), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "directory for everything the job writes"},
+    {"output", ALL | R, KEY_TEXT, AT(output), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "directory for everything the job writes"},
     {"seed", ALL, KEY_INT, AT(seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of everything random"},
     {"verify_weights", ALL, KEY_BOOL, AT(verify_weights), "true", NULL, 0, 0, NULL, 0, "look for NaN and infinity while loading"},
 
-    {"cluster.placement", ALL, KEY_ENUM, AT(cluster.placement), "block", NULL, 0, 0, placement_names, KEY_TOP, "how experts are laid over the ranks; balance: fewer on rank 0, which has attention to do as well"},
-    {"cluster.coordinator_share", ALL, KEY_REAL, AT(cluster.coordinator_share), "0", NULL, 0, 1, NULL, KEY_TOP, "share of the experts on rank 0 with placement: balance, 0: estimated"},
-    {"cluster.placement_file", ALL, KEY_TEXT, AT(cluster.placement_file), NULL, NULL, 0, 0, NULL, KEY_TOP, "JSON with the rank of every expert, for placement: file"},
-    {"cluster.coordinator_experts", ALL, KEY_BOOL, AT(cluster.coordinator_experts), "true", NULL, 0, 0, NULL, KEY_TOP, "rank 0 holds experts too"},
-    {"cluster.deadline_seconds", ALL, KEY_REAL, AT(cluster.deadline_seconds), "30", NULL, 0.1, 86400, NULL, KEY_TOP, "a rank that is silent for longer is lost"},
-    {"cluster.threads", ALL, KEY_INT, AT(cluster.threads), "1", NULL, 1, 1024, NULL, KEY_TOP, "threads per rank"},
-    {"cluster.kernels", ALL, KEY_ENUM, AT(cluster.kernels), "auto", NULL, 0, 0, kernel_names, KEY_TOP, "the highest level of instructions of the matrix products; auto: what the processor has"},
-    {"cluster.micro_batches", ALL, KEY_INT, AT(cluster.micro_batches), "2", NULL, 1, 2, NULL, KEY_TOP, "2: attention of one half overlaps the experts of the other"},
+    {"cluster.placement", ALL | R, KEY_ENUM, AT(cluster.placement), "block", NULL, 0, 0, placement_names, KEY_TOP, "how experts are laid over the ranks; balance: fewer on rank 0, which has attention to do as well"},
+    {"cluster.coordinator_share", ALL | R, KEY_REAL, AT(cluster.coordinator_share), "0", NULL, 0, 1, NULL, KEY_TOP, "share of the experts on rank 0 with placement: balance, 0: estimated"},
+    {"cluster.placement_file", ALL | R, KEY_TEXT, AT(cluster.placement_file), NULL, NULL, 0, 0, NULL, KEY_TOP, "JSON with the rank of every expert, for placement: file"},
+    {"cluster.coordinator_experts", ALL | R, KEY_BOOL, AT(cluster.coordinator_experts), "true", NULL, 0, 0, NULL, KEY_TOP, "rank 0 holds experts too"},
+    {"cluster.deadline_seconds", ALL | R, KEY_REAL, AT(cluster.deadline_seconds), "30", NULL, 0.1, 86400, NULL, KEY_TOP, "a rank that is silent for longer is lost"},
+    {"cluster.threads", ALL | R, KEY_INT, AT(cluster.threads), "1", NULL, 1, 1024, NULL, KEY_TOP, "threads per rank"},
+    {"cluster.kernels", ALL | R, KEY_ENUM, AT(cluster.kernels), "auto", NULL, 0, 0, kernel_names, KEY_TOP, "the highest level of instructions of the matrix products; auto: what the processor has"},
+    {"cluster.micro_batches", ALL | R, KEY_INT, AT(cluster.micro_batches), "2", NULL, 1, 2, NULL, KEY_TOP, "2: attention of one half overlaps the experts of the other"},
     {"cluster.coordinators", I | B | P, KEY_INT, AT(cluster.coordinators), "1", NULL, 1, 64, NULL, KEY_TOP, "ranks that run attention, each for its own sequences; infer and bench only"},
     {"cluster.tensor_parallel", E | I | B | P, KEY_BOOL, AT(cluster.tensor_parallel), "false", NULL, 0, 0, NULL, KEY_TOP, "attention is parted by heads and the head by words among all ranks; eval, infer and bench only"},
-    {"cluster.shared_memory", ALL, KEY_ENUM, AT(cluster.shared_memory), "auto", NULL, 0, 0, shared_memory_names, KEY_TOP, "auto: ranks of one host hand rows over through shared memory"},
-    {"cluster.exchange_rows", ALL, KEY_ENUM, AT(cluster.exchange_rows), "f32", NULL, 0, 0, exchange_rows_names, KEY_TOP, "rows on their way to experts; bf16: half the bytes, and results depend on the placement"},
-    {"cluster.exchange_answers", ALL, KEY_ENUM, AT(cluster.exchange_answers), "exact", NULL, 0, 0, exchange_answers_names, KEY_TOP, "sums on their way back; not exact: fewer bytes, and results depend on the placement"},
+    {"cluster.shared_memory", ALL | R, KEY_ENUM, AT(cluster.shared_memory), "auto", NULL, 0, 0, shared_memory_names, KEY_TOP, "auto: ranks of one host hand rows over through shared memory"},
+    {"cluster.exchange_rows", ALL | R, KEY_ENUM, AT(cluster.exchange_rows), "f32", NULL, 0, 0, exchange_rows_names, KEY_TOP, "rows on their way to experts; bf16: half the bytes, and results depend on the placement"},
+    {"cluster.exchange_answers", ALL | R, KEY_ENUM, AT(cluster.exchange_answers), "exact", NULL, 0, 0, exchange_answers_names, KEY_TOP, "sums on their way back; not exact: fewer bytes, and results depend on the placement"},
 
     {"limits.memory_mib", ALL, KEY_INT, AT(limits.memory_mib), "0", NULL, 0, 1 << 30, NULL, KEY_TOP, "memory of one rank in MiB, 0: what the machine has"},
     {"limits.batch_rows", ALL, KEY_INT, AT(limits.batch_rows), "512", NULL, 1, 1 << 20, NULL, 0, "most token rows in one step"},
@@ -165,6 +167,10 @@ static const struct key table[] = {
     {"rounds", B, KEY_INT, AT(bench.rounds), "5", NULL, 1, 1000, NULL, 0, "in which the sides take turns; figures are medians over them"},
     {"seconds", B, KEY_REAL, AT(bench.seconds), "0.2", NULL, 0.001, 60, NULL, 0, "least time of one measurement of a product"},
     {"rivals", B, KEY_BOOL, AT(bench.rivals), "true", NULL, 0, 0, NULL, 0, "other libraries' products beside ours, where they are installed"},
+
+    {"inputs", R, KEY_LIST, AT(report.inputs), NULL, NULL, 0, 0, NULL, 0, "output directories of jobs that are shown in full; in a pipeline: the steps before"},
+    {"rows", R, KEY_LIST, AT(report.rows), NULL, NULL, 0, 0, NULL, 0, "rows of the ladder, each 'LABEL = DIRECTORY | DIRECTORY ...', as many directories as there are seeds"},
+    {"title", R, KEY_TEXT, AT(report.title), NULL, NULL, 0, 0, NULL, 0, "of the page"},
 };
 /* clang-format on */
 

@@ -65,8 +65,26 @@ static status add_router(struct gathering *g, const char *directory, const char 
     return s;
 }
 
+/* What a report reads is what jobs wrote last; who has none is for the report to say. */
+static status add_results(struct gathering *g, const struct spec *s, struct err *e)
+{
+    static const char *const names[] = {"result.json", "log.jsonl", "bench.jsonl"};
+    struct str path = {0};
+    status st = OK;
+
+    for (int i = 0; i < s->report.inputs.n && !st; i++)
+        for (size_t f = 0; f < sizeof(names) / sizeof(*names) && !st; f++) {
+            str_clear(&path);
+            str_addf(&path, "%s/%s", s->report.inputs.items[i], names[f]);
+            if (file_exists(path.text)) st = add_file(g, path.text, e);
+        }
+    str_free(&path);
+    return st;
+}
+
 static status gather(struct gathering *g, const struct spec *s, struct err *e)
 {
+    if (s->kind == JOB_REPORT) return add_results(g, s, e);
     if (add_model(g, s->model, e)) return e->code;
     switch (s->kind) {
     case JOB_FACTORIZE:
@@ -136,6 +154,8 @@ bool inputs_product_exists(const struct spec *s, const struct json_t *mine)
         if (!version || !json_is_text(version)) return false;
         snprintf(name, sizeof(name), "routers/%.64s/router.safetensors", json_text(version));
         return made(s->model, name);
+    case JOB_REPORT:
+        return made(s->output, "report.html");
     case JOB_INFER:
         return s->infer.result ? file_exists(s->infer.result) : made(s->output, "responses.jsonl");
     default:

@@ -25,6 +25,7 @@ static const struct {
     [JOB_CONVERT] = {job_convert, "pack the weights"},
     [JOB_EVAL] = {job_eval, "measure what was kept, beside the controls"},
     [JOB_INFER] = {job_infer, "answer prompts"},
+    [JOB_REPORT] = {job_report, "set what was found on a page"},
     [JOB_BENCH] = {job_bench, "measure how fast it is"},
 };
 

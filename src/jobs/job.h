@@ -26,6 +26,7 @@ status job_convert(struct job *j, struct err *e);
 status job_eval(struct job *j, struct err *e);
 status job_infer(struct job *j, struct err *e);
 status job_bench(struct job *j, struct err *e);
+status job_report(struct job *j, struct err *e);
 
 /* Runs a spec, whatever its kind: makes OUTPUT, writes spec.yaml, log.jsonl and result.json, calls the job, or the steps of a pipeline in order.
  * A pipeline's result.json has one member per step, keyed by the step's name.  version: of the program.  Coordinator. */

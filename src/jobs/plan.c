@@ -187,6 +187,9 @@ static void print_writes(FILE *to, const struct plan_step *p)
         if (n > 6 && !strcmp(s->infer.result + n - 6, ".jsonl")) n -= 6;
         fprintf(to, "\n              %s, %.*s.meta.json", s->infer.result, (int)n, s->infer.result);
         break;
+    case JOB_REPORT:
+        fputs(", report.html", to);
+        break;
     case JOB_BENCH:
         fputs(", bench.csv, bench.jsonl", to);
         break;
@@ -235,11 +238,22 @@ static status print_calibration(FILE *to, const struct plan_step *p, int ranks, 
     return st;
 }
 
+static void print_reads(FILE *to, const struct spec *s)
+{
+    for (int i = 0; i < s->report.inputs.n; i++) fprintf(to, "  %-11s %s\n", i ? "" : "reads", s->report.inputs.items[i]);
+    for (int i = 0; i < s->report.rows.n; i++) fprintf(to, "  %-11s %s\n", i ? "" : "rows", s->report.rows.items[i]);
+}
+
 static status print_step(FILE *to, const struct plan_step *p, int ranks, struct err *e)
 {
     struct placement where = {0};
 
     fprintf(to, "\n%s: %s\n", p->spec->name, spec_kind_name(p->spec->kind));
+    if (p->spec->kind == JOB_REPORT) {
+        print_reads(to, p->spec);
+        print_writes(to, p);
+        return OK;
+    }
     print_shape(to, p);
     print_makes(to, p);
     if (place_experts(&where, p->spec, &p->shape, ranks, e)) return e->code;

@@ -285,6 +285,22 @@ static status read_model(struct plan_step *p, struct err *e)
     return OK;
 }
 
+/* A report has no model: what it reads is there, or an earlier step will have made it. */
+static status plan_report(const struct plan_step *p, const struct spec *before, int n, struct err *e)
+{
+    const struct spec_list *inputs = &p->spec->report.inputs;
+
+    for (int i = 0; i < inputs->n; i++) {
+        bool made = false;
+
+        for (int j = 0; j < n; j++) made |= !strcmp(before[j].output, inputs->items[i]);
+        if (!made && !file_is_directory(inputs->items[i]))
+            return err_set(e, ERR_IO, "%s: inputs: %s: expected the output directory of a job, found none", p->spec->source,
+                           inputs->items[i]);
+    }
+    return ready_directory(p->spec->output, e);
+}
+
 status plan_step(struct plan_step *steps, const struct spec *s, int i, struct err *e)
 {
     const struct spec *list = s->kind == JOB_PIPELINE ? s->steps : s;
@@ -292,6 +308,7 @@ status plan_step(struct plan_step *steps, const struct spec *s, int i, struct er
     status st = OK;
 
     *p = (struct plan_step){.spec = &list[i], .directory = list[i].model};
+    if (list[i].kind == JOB_REPORT) return plan_report(p, list, i, e);
     for (int j = 0; j < i; j++) {
         char *made = str_join(list[j].output, "model");
 

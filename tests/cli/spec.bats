@@ -34,7 +34,7 @@ bats_require_minimum_version 1.5.0
         run "$FACTORLLM" help "$command"
         [ "$output" = "$by_option" ]
     done
-    for kind in factorize finetune eval infer pipeline; do
+    for kind in factorize finetune eval infer report pipeline; do
         run "$FACTORLLM" help "$kind"
         [ "$status" = 0 ]
         grep -q '^Example' <<<"$output"

@@ -131,11 +131,11 @@ static void test_errors(void **state)
         {"- a\n- b\n", "job.yaml:1: kind: expected a map of keys, found a list"},
         {"kind\n", "expected a map of keys, found a value"},
         {"model: m\n",
-         "job.yaml:1: kind: expected factorize, finetune, convert, eval, infer, bench or pipeline, found no such key"},
-        {"model: m\nkind: factorise\n", "job.yaml:2: kind: expected factorize, finetune, convert, eval, infer, bench or "
+         "job.yaml:1: kind: expected factorize, finetune, convert, eval, infer, bench, report or pipeline, found no such key"},
+        {"model: m\nkind: factorise\n", "job.yaml:2: kind: expected factorize, finetune, convert, eval, infer, bench, report or "
                                         "pipeline, found 'factorise'; did you mean 'factorize'?"},
         {"kind: [eval]\n",
-         "job.yaml:1: kind: expected factorize, finetune, convert, eval, infer, bench or pipeline, found a list"},
+         "job.yaml:1: kind: expected factorize, finetune, convert, eval, infer, bench, report or pipeline, found a list"},
         {"kind: eval\nkind: eval\n", "job.yaml:2: kind: expected once, found again; the first is in line 1"},
         {"kind: \"eval\\0x\"\n", "kind: expected"},
         {FACTOR "a: [b\n", "job.yaml:5: expected YAML, found an error"},
@@ -196,7 +196,8 @@ static void test_errors(void **state)
         {"kind: factorize\nmodel: \"\"\noutput: o\n", "model: expected text, found an empty text"},
         {"kind: factorize\nmodel: \"a\\nb\"\noutput: o\n", "model: expected text, found a control character"},
         {"kind: factorize\nmodel: \"a\\0b\"\noutput: o\n", "model: expected text, found a control character"},
-        {EVAL "variants: router\n", "variants: expected a list of dense, static, random, router, oracle, oracle_variable or neurons, or router@VERSION, found 'router'"},
+        {EVAL "variants: router\n", "variants: expected a list of dense, static, random, router, oracle, oracle_variable or "
+                                    "neurons, or router@VERSION, found 'router'"},
         {EVAL "variants: [dense, sttic]\n", "found 'sttic'; did you mean 'static'?"},
         {EVAL "variants: [dense, dense]\n", "variants: expected each item once, found 'dense' twice"},
         {EVAL "variants: [[dense]]\n", "variants: expected a list of single values, found a list in it"},
@@ -287,8 +288,9 @@ static void test_errors(void **state)
         {PIPE " []\n", "steps: expected a list of 1 to 32 jobs, found none"},
         {"kind: pipeline\n" HEAD "steps: 3\n", "steps: expected a list of 1 to 32 jobs, found a value"},
         {PIPE "  - kind: pipeline\n",
-         "job.yaml:5: kind: expected factorize, finetune, convert, eval, infer or bench, found 'pipeline'"},
-        {PIPE "  - {}\n", "job.yaml:5: kind: expected factorize, finetune, convert, eval, infer or bench, found no such key"},
+         "job.yaml:5: kind: expected factorize, finetune, convert, eval, infer, bench or report, found 'pipeline'"},
+        {PIPE "  - {}\n",
+         "job.yaml:5: kind: expected factorize, finetune, convert, eval, infer, bench or report, found no such key"},
         {PIPE "  - eval\n", "job.yaml:5: steps: expected a map of keys, found a value"},
         {PIPE "  - kind: factorize\n    cluster: {threads: 2}\n",
          "job.yaml:6: cluster.threads: expected at the top of the pipeline"},
@@ -469,7 +471,8 @@ static void test_round_trips(void **state)
     survives(FACTOR "shared: 0.1\nseed: 9007199254740991\nshard_mib: 0\n");
     survives(TUNE "version: v7\nlearning_rate: 0.1\nbeta2: 0.999\n");
     survives(TUNE "method: factorllm\nloss: bce\n");
-    survives(EVAL "variants: [router, router@v1, dense]\nbaseline: router@v1\ndomains: {b: 'x y', a-1: /z=1}\nlast_word: [w]\nmin_agreement: 0.25\n");
+    survives(EVAL "variants: [router, router@v1, dense]\nbaseline: router@v1\ndomains: {b: 'x y', a-1: /z=1}\nlast_word: "
+                  "[w]\nmin_agreement: 0.25\n");
     survives(EVAL "variants: [router, dense]\nmax_drop: 0\nmultiple_choice: ['a: b', \"#c\", '12', 'a, b']\n");
     survives(INFER "stop: [\"\\\"\\\\\", '~', ' x ', \"\\U0001F600\"]\n");
     survives(pipeline);
@@ -601,7 +604,7 @@ static void test_help(void **state)
 
         spec_help(f, (enum job_kind)k);
         fclose(f);
-        assert_non_null(strstr(text, "  model "));
+        assert_int_equal(strstr(text, "  model ") != NULL, k != JOB_REPORT);
         assert_non_null(strstr(text, "  cluster.threads "));
         assert_int_equal(strstr(text, "  experts ") != NULL, k == JOB_FACTORIZE);
         assert_int_equal(strstr(text, "  learning_rate ") != NULL, k == JOB_FINETUNE);

@@ -1,0 +1,185 @@
+# kind: report: the page, what it says of broken inputs, and how it looks in a real browser.
+load common
+
+# Two factorizations of the toy model in $dir/a and $dir/b, each a pipeline that ends in a report of its own; and a bench.
+two_runs() {
+    for name in a b; do
+        cat >"$dir/$name.yaml" <<YAML
+kind: pipeline
+model: $toy
+output: $dir/$name
+seed: 3
+limits: {batch_rows: 256}
+steps:
+  - {kind: factorize, experts: 8, active: $([ $name = a ] && echo 4 || echo 2), grouping: contiguous, calibration: {sample_tokens: 300}}
+  - {kind: finetune, text: {sample_tokens: 400}, sequence: 32, tokens: 768, batch_tokens: 64}
+  - {kind: eval, text: {sample_tokens: 300, sample_seed: 3}, window: 32, bootstrap: 100, variants: [dense, static, random, router, oracle]}
+  - {kind: report}
+YAML
+        "$FACTORLLM" run "$dir/$name.yaml" --quiet
+    done
+    cat >"$dir/report.yaml" <<YAML
+kind: report
+output: $dir/report
+title: Two <b>runs</b> & a ladder
+inputs: [$dir/a, $dir/b]
+rows: ["4 of 8 = $dir/a | $dir/b", "only <b> = $dir/b"]
+YAML
+}
+
+# refuses CODE TEXT: the report ends so, with one line
+refuses() {
+    run "$FACTORLLM" run "$dir/report.yaml" --quiet
+    echo "$2: $status: $output"
+    [ "$status" = "$1" ]
+    [ "$(grep -c '^factorllm: ' <<<"$output")" = 1 ]
+    grep -qF -- "$2" <<<"$output"
+}
+
+page() { cat "$dir/report/report.html"; }
+
+@test "a report as the last step of a pipeline shows the steps before it, and is not done again" {
+    two_runs
+    [ -s "$dir/a/report/report.html" ]
+    grep -qF "$(jq -r .factorize.source.digest "$dir/a/result.json")" "$dir/a/report/report.html"
+    run "$FACTORLLM" run "$dir/a.yaml"
+    [ "$(grep -c 'done before' <<<"$output")" = 4 ]
+    jq -e '.report.jobs == 3 and .report.bytes > 10000' "$dir/a/result.json"
+    sed 's/: 3$/: 4/' "$dir/a.yaml" >"$dir/other.yaml" # another eval: another page
+    run "$FACTORLLM" run "$dir/a.yaml" --set eval.bootstrap=50
+    [ "$(grep -c 'done before' <<<"$output")" = 2 ]
+}
+
+@test "equal inputs give equal pages on any number of ranks; a page asks for nothing and escapes what it is told" {
+    two_runs
+    "$FACTORLLM" run "$dir/report.yaml" --quiet
+    cp "$dir/report/report.html" "$dir/first.html"
+    ranks 3 run "$dir/report.yaml" --quiet
+    [ "$status" = 0 ]
+    cmp "$dir/first.html" "$dir/report/report.html"
+    ! grep -iE '<script|<img|<iframe|<object|<base|javascript:|@import|url\(|https?:|[^-]src=' "$dir/report/report.html"
+    grep -qF '<h1>Two &lt;b&gt;runs&lt;/b&gt; &amp; a ladder</h1>' "$dir/report/report.html"
+    grep -qF 'only &lt;b&gt;' "$dir/report/report.html"
+    ! grep -qF 'only <b>' "$dir/report/report.html"
+    # names of variants, loads and texts come from files
+    jq '.eval.perplexity["<i>x"] = 5 | .eval.active_share["<i>x"] = 0.5 | .eval.text.digest = "\"><b>" | .version = "<u>"' "$dir/a/result.json" >"$dir/r.json"
+    mv "$dir/r.json" "$dir/a/result.json"
+    "$FACTORLLM" run "$dir/report.yaml" --quiet
+    grep -qF '&lt;i&gt;x' "$dir/report/report.html"
+    ! grep -qE '<i>x|"><b>|<u>' "$dir/report/report.html"
+}
+
+@test "figures on the page are those of result.json" {
+    two_runs
+    "$FACTORLLM" run "$dir/report.yaml" --quiet
+    for v in dense static router oracle; do
+        ppl=$(LC_ALL=C jq -r ".eval.perplexity.$v" "$dir/a/result.json" | awk '{printf "%.2f", $1}')
+        page | tr '\n' ' ' | grep -oE "</svg>$v</th><td>[^<]*</td><td>[^<]*" | head -n 1 | grep -qF ">$ppl" || { echo "$v $ppl"; false; }
+    done
+    kept=$(jq -r '100 * .eval.accuracy.router / .eval.accuracy.dense' "$dir/a/result.json" | awk '{printf "%.1f", $1}')
+    page | grep -qF "router: $kept %"
+    # the ladder: mean and standard deviation over the two runs of its first row
+    read -r mean sd < <(jq -s -r 'map(.eval.perplexity.router / .eval.perplexity.dense) | (.[0] + .[1]) / 2, ((.[0] - .[1]) | fabs) / (2 | sqrt)' "$dir/a/result.json" "$dir/b/result.json" | awk '{printf "%.3f ", $1} END {print ""}')
+    page | grep -F '>4 of 8</th>' | grep -qF "<td>$mean</td><td class=\"ci\">$sd</td>"
+}
+
+@test "what is missing is said, what is malformed is one line with file and key" {
+    two_runs
+    rm "$dir/b/finetune/log.jsonl"
+    jq 'del(.eval.load, .eval.agreement, .eval.accuracy, .eval.perplexity.dense, .factorize.source, .finetune.loss)' "$dir/b/result.json" >"$dir/r.json"
+    cp "$dir/r.json" "$dir/b/result.json"
+    mkdir -p "$dir/empty"
+    sed -i "s|inputs: .*|inputs: [$dir/a, $dir/b, $dir/empty]|" "$dir/report.yaml"
+    "$FACTORLLM" run "$dir/report.yaml" --quiet
+    page | grep -qF "$dir/empty: has no result.json"
+    page | grep -qF "$dir/b/finetune/log.jsonl: is not there, so no curve"
+    page | grep -qF "$dir/b/result.json: eval: dense was not measured"
+    page | grep -qF "$dir/b/result.json: eval: the router was not measured"
+    ! page | grep -qiE '[>" ]-?(nan|inf)[<" %]'
+
+    breaks() { # JQ TEXT
+        jq "$1" "$dir/r.json" >"$dir/b/result.json"
+        refuses 4 "$dir/b/result.json: $2"
+    }
+    breaks '.eval.perplexity.router = "x"' "eval.perplexity: router: expected a number, found"
+    breaks '.eval.active_share = 7' "eval: active_share: expected an object, found"
+    breaks '.eval.load = [[1, 2], [3]]' "eval: load: expected lists of 2 numbers"
+    breaks '.eval.load = [[1, "x"]]' "eval: load: expected numbers"
+    breaks '.eval.load = {"a": 1}' "eval: load: expected a list"
+    breaks '.eval.compare.router_vs_static.accuracy.low = []' "eval.compare.router_vs_static.accuracy: low: expected a number"
+    breaks '.factorize.layers = "six"' "factorize: layers: expected a number"
+    breaks '.eval.agreement = [0.5] | .finetune.agreement.after = [null]' "finetune.agreement: after: expected numbers"
+    breaks '.version = 5' "version: expected a text"
+    breaks '[1]' "expected an object"
+    printf '{"a": 1, "a": 2}' >"$dir/b/result.json"
+    refuses 4 "$dir/b/result.json"
+    printf '{' >"$dir/b/result.json"
+    refuses 4 "$dir/b/result.json"
+    cp "$dir/r.json" "$dir/b/result.json"
+    printf '{"event": "step", "step": 1, "tokens": 5, "loss": 1}\nnonsense\n{}\n' >"$dir/b/finetune/log.jsonl"
+    refuses 4 "$dir/b/finetune/log.jsonl line 2"
+    sed -i "s|inputs: .*|inputs: [$dir/none]|" "$dir/report.yaml"
+    refuses 3 "$dir/none: expected the output directory of a job, found none"
+    run "$FACTORLLM" plan "$dir/report.yaml"
+    [ "$status" = 3 ]
+    printf 'kind: report\noutput: %s/report\n' "$dir" >"$dir/report.yaml"
+    refuses 2 "inputs: expected output directories of jobs in inputs or rows, found none"
+    printf 'kind: report\noutput: %s/report\nrows: [a]\n' "$dir" >"$dir/report.yaml"
+    refuses 2 "rows: expected 'LABEL = DIRECTORY | DIRECTORY ...', found 'a'"
+    printf 'kind: report\nmodel: x\noutput: %s/report\ninputs: [x]\n' "$dir" >"$dir/report.yaml"
+    refuses 2 "model: expected a key of report jobs"
+}
+
+# browse ARGS...: a browser that knows nobody's address, and nothing from before; its words in $dir/browser.log
+browse() {
+    timeout 100 "$browser" --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync \
+        --disable-dev-shm-usage --host-resolver-rules='MAP * ~NOTFOUND' --hide-scrollbars --enable-logging=stderr --user-data-dir="$dir/profile" "$@" 2>>"$dir/browser.log"
+}
+
+@test "in a real browser: everything is there, no errors, no network, nothing wider than the window" {
+    browser=$(command -v chromium || command -v chromium-headless-shell || command -v google-chrome) || skip "no browser is installed (scripts/bootstrap.sh --browser)"
+    two_runs
+    "$FACTORLLM" run "$dir/report.yaml" --quiet
+    browse --log-net-log="$dir/net.json" --dump-dom "file://$dir/report/report.html" >"$dir/dom.html"
+    # what the browser made of it is what was written: no element was moved or mended
+    count() { grep -oE "$1" "$2" | wc -l; }
+    for what in '<section' '<h2' '<table' '<tr' '<td' '<svg' '<rect' 'class="mark' '<title' '</figure>'; do
+        echo "$what: $(count "$what" "$dir/report/report.html") written, $(count "$what" "$dir/dom.html") in the browser"
+        [ "$(count "$what" "$dir/report/report.html")" = "$(count "$what" "$dir/dom.html")" ]
+    done
+    for section in runs controls ladder pareto training routing; do grep -qF "<section id=\"$section\">" "$dir/dom.html"; done
+    # 2 evals of 5 variants; a cell for every expert of every layer, and the 9 shades of the key
+    layers=$(jq '.eval.load | length' "$dir/a/result.json")
+    [ "$(count '<rect' "$dir/dom.html")" = $((2 * (8 * layers + 9))) ]
+    [ "$(count 'class="swatch"[^>]*><path class="k[0-9]"[^>]*></path></svg>(dense|static|random|router|oracle)</th>' "$dir/dom.html")" = 10 ]
+    ! grep -iE 'CONSOLE|Uncaught|Refused to' "$dir/browser.log"
+    sed 's|</main>|<script>1</script>&|' "$dir/report/report.html" >"$dir/refused.html" # its policy refuses scripts, and the console says so
+    browse --dump-dom "file://$dir/refused.html" >/dev/null
+    grep -q 'CONSOLE.*Content Security Policy' "$dir/browser.log"
+    # the page asked for nothing from a network; a page that does is seen to (what browsers ask for of themselves has no origin)
+    asked() { jq -r '.events[].params | objects | select((.url // "" | test("^(https?|wss?|ftp):")) and .initiator and .initiator != "not an origin") | .url' "$1" | sort -u; }
+    [ "$(asked "$dir/net.json")" = "" ]
+    echo '<img src="http://somewhere.invalid/x.png">' >"$dir/asks.html"
+    browse --log-net-log="$dir/asks.json" --dump-dom "file://$dir/asks.html" >/dev/null
+    [ "$(asked "$dir/asks.json")" = http://somewhere.invalid/x.png ]
+
+    # widths: the page as it is, with a script that measures itself and tells the frame around it
+    sed 's|<meta http-equiv[^>]*>||; s|</main>|&<script>onload = () => parent.postMessage([innerWidth, document.documentElement.scrollWidth, document.querySelectorAll("svg").length], "*")</script>|' \
+        "$dir/report/report.html" >"$dir/measured.html"
+    cat >"$dir/frames.html" <<'HTML'
+<body><script>
+onmessage = e => document.body.insertAdjacentHTML("beforeend", `<p class=width>${e.data.join(" ")}</p>`)
+</script><iframe src="measured.html" style="border:0;width:1200px;height:800px"></iframe><iframe src="measured.html" style="border:0;width:400px;height:800px"></iframe></body>
+HTML
+    browse --virtual-time-budget=10000 --dump-dom "file://$dir/frames.html" >"$dir/frames.txt"
+    grep -oE '<p class="?width"?>[0-9 ]+' "$dir/frames.txt" | sed 's/.*>//' | sort -n >"$dir/widths"
+    cat "$dir/widths"
+    [ "$(wc -l <"$dir/widths")" = 2 ]
+    while read -r inside content drawings; do
+        [ "$inside" = 400 ] || [ "$inside" = 1200 ]
+        [ "$content" -le "$inside" ]
+        [ "$drawings" -gt 10 ]
+    done <"$dir/widths"
+    browse --window-size=1200,2000 --screenshot="$dir/page.png" "file://$dir/report/report.html"
+    [ "$(stat -c %s "$dir/page.png")" -gt 30000 ]
+}
