@@ -52,7 +52,7 @@ enum spec_variant {
     VARIANTS
 };
 
-enum { EVAL_VARIANTS_MAX = 64 }; /* VARIANTS and router versions */
+enum { EVAL_VARIANTS_MAX = 64 /* VARIANTS and router versions */, EVAL_DOMAINS_MAX = 64 };
 
 struct spec_list {
     char **items;

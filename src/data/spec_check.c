@@ -217,6 +217,8 @@ static status check_variants(const struct draft *d, struct err *e)
         if (version && !good_version(version))
             return draft_fail(d, "variants", e, "expected the name of a router version behind router@, found '%.80s'", version);
     }
+    if (s->eval.domains.n > EVAL_DOMAINS_MAX)
+        return draft_fail(d, "domains", e, "expected at most %d texts, found %d", EVAL_DOMAINS_MAX, s->eval.domains.n);
     if (s->eval.baseline && !listed(&s->eval.variants, s->eval.baseline))
         return draft_fail(d, "baseline", e, "expected one of variants, found '%.80s'", s->eval.baseline);
     return OK;

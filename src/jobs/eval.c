@@ -9,7 +9,7 @@
 
 #include "base/clock.h"
 #include "base/str.h"
-#include "jobs/eval.h"
+#include "jobs/eval_knowledge.h"
 #include "jobs/room.h"
 #include "model/router_file.h"
 
@@ -83,7 +83,7 @@ static const char *missing(const struct eval_variant *x, const struct shape *sha
     return NULL;
 }
 
-static status has_router(bool *has, const char *directory, struct err *e)
+status eval_has_router(bool *has, const char *directory, struct err *e)
 {
     char current[64];
 
@@ -92,7 +92,7 @@ static status has_router(bool *has, const char *directory, struct err *e)
     return OK;
 }
 
-static struct routing route_of(enum spec_variant v, const struct shape *shape, const struct router *router, const struct spec *s)
+struct routing eval_route(enum spec_variant v, const struct shape *shape, const struct router *router, const struct spec *s)
 {
     static const enum route routes[VARIANTS] = {
         [VARIANT_DENSE] = ROUTE_ALL,      [VARIANT_STATIC] = ROUTE_STATIC, [VARIANT_RANDOM] = ROUTE_RANDOM,
@@ -236,12 +236,14 @@ static status measure_routed(struct measuring *m, struct eval_variant *x, const 
     return OK;
 }
 
-static status open_router(struct router *router, const struct measuring *m, const struct eval_variant *x, struct err *e)
+status eval_open_router(struct router *router, const struct eval_run *r, struct model *model, const char *directory,
+                        const char *version, struct err *e)
 {
-    struct job *j = m->r->job;
+    struct job *j = r->job;
 
-    if (router_read(router, m->directory, x->version, model_shape(m->scorer.model), e)) return e->code;
-    if (router_pack(router, room_router(j->spec), cluster_gemm(j->cluster), e)) return e->code;
+    if (router_read(router, directory, version, model_shape(model), e) ||
+        router_pack(router, room_router(j->spec), cluster_gemm(j->cluster), e))
+        return e->code;
     return cluster_router(j->cluster, router, e);
 }
 
@@ -254,8 +256,8 @@ static status measure(struct measuring *m, struct eval_variant *x, struct err *e
     status st = OK;
 
     BUG_ON(!gain);
-    if (x->kind == VARIANT_ROUTER) st = open_router(&router, m, x, e);
-    struct routing how = route_of(x->kind, shape, &router, r->job->spec);
+    if (x->kind == VARIANT_ROUTER) st = eval_open_router(&router, r, m->scorer.model, m->directory, x->version, e);
+    struct routing how = eval_route(x->kind, shape, &router, r->job->spec);
     how.gain = gain;
     if (!st && x->kind == VARIANT_ORACLE_VARIABLE)
         st = eval_gains(&m->scorer, gain, r->n_windows ? r->windows : r->pieces, r->n_windows ? r->n_windows : r->n_pieces, &how,
@@ -345,14 +347,16 @@ static status measure_side(struct eval_run *r, struct model *model, const char *
 {
     const struct spec *s = r->job->spec;
     const struct shape *shape = model_shape(model);
-    struct measuring m = {.r = r, .side = &r->side[r->n_sides++], .directory = directory};
-    bool has = false, any = false;
+    struct measuring m = {.r = r, .directory = directory};
+    bool has = false, any = false, measures = r->n_windows > 0 || r->n_pieces > 0;
 
+    if (!measures) return OK; /* domains alone */
+    m.side = &r->side[r->n_sides++];
     m.side->name = version ? version : directory;
     m.side->layers = shape->layers;
     m.side->experts = shape->experts;
     list_variants(m.side, s, version, r->n_sides == 1);
-    if (shape->experts && has_router(&has, directory, e)) return e->code;
+    if (shape->experts && eval_has_router(&has, directory, e)) return e->code;
     if (!version) reference_close(r);
     if (!version) reference_open(r, m.side, shape);
     status st = eval_scorer_open(&m.scorer, r->job, model, e);
@@ -490,10 +494,12 @@ status job_eval(struct job *j, struct err *e)
     s = prepare(&m, r, &shape, e);
     if (!s) eval_partial_open(r);
     if (!s) s = measure_side(r, m, j->spec->model, NULL, e);
+    if (!s) s = eval_knowledge(r, m, j->spec->model, e);
     if (!s) s = measure_other(r, m, &shape, e);
     if (!s) {
         eval_fill_result(r);
         eval_print(r);
+        eval_print_knowledge(r);
         s = eval_write_items(r, e);
         if (!s) s = gate(r, e);
     }

@@ -106,6 +106,10 @@ status eval_score(struct eval_scorer *s, const struct eval_pass *p, struct err *
 /* agreement[layers]: mean over the tokens of |A and O| / |O|, A by `how`, O the Gram set for the state that arrives. */
 status eval_agreement(struct eval_scorer *s, double *agreement, const struct eval_sequence *q, size_t n,
                       const struct routing *how, struct err *e);
+/* The same as eval_score(), layer by layer: what goes into every FFN and which experts were active for it ([rows][bits_words(N)]) is shown to visit(). */
+status eval_visit(struct eval_scorer *s, const struct eval_pass *p,
+                  void (*visit)(void *ctx, int layer, int rows, const float *h, const uint64_t *active), void *ctx,
+                  struct err *e);
 /* gain[layers]: thresholds for ROUTE_GRAM_VARIABLE at which the layer's k experts are active in the mean over the first tokens of q, front to back:
  * what arrives at a layer has gone through the choices of those before it.  Takes 64 MiB at most. */
 status eval_gains(struct eval_scorer *s, double *gain, const struct eval_sequence *q, size_t n, const struct routing *how,
@@ -164,6 +168,15 @@ void eval_variant_clear(struct eval_variant *x); /* of what was measured */
 /* The first variant of a kind that was measured (router@VERSION is none), or NULL; by its name. */
 const struct eval_variant *eval_find(const struct eval_side *side, enum spec_variant kind);
 const struct eval_variant *eval_find_name(const struct eval_side *side, const char *name);
+
+/* --- eval.c --- */
+
+struct routing eval_route(enum spec_variant v, const struct shape *shape, const struct router *router, const struct spec *s);
+/* Has it a current router? */
+status eval_has_router(bool *has, const char *directory, struct err *e);
+/* Reads, packs, and tells the ranks of the open model.  version NULL: the current one. */
+status eval_open_router(struct router *router, const struct eval_run *r, struct model *model, const char *directory,
+                        const char *version, struct err *e);
 
 /* --- eval_inputs.c --- */
 

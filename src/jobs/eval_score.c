@@ -244,6 +244,49 @@ status eval_score(struct eval_scorer *s, const struct eval_pass *p, struct err *
     return OK;
 }
 
+/* ---- and looked into ---- */
+
+static status visit_layers(struct eval_scorer *s, const struct batch *b, const struct routing *how, uint64_t *active,
+                           void (*visit)(void *ctx, int layer, int rows, const float *h, const uint64_t *active), void *ctx,
+                           struct err *e)
+{
+    struct moe *moe = model_moe(s->model);
+
+    forward_embed(s->model, b, s->x);
+    for (int l = 0; l < model_shape(s->model)->layers; l++) {
+        forward_attention(s->model, l, b, 0, b->rows, s->x, s->hidden);
+        if (moe_begin(moe, 0, l, s->hidden, s->key, b->rows, how, e) || moe_end(moe, 0, s->x, active, e)) return e->code;
+        visit(ctx, l, b->rows, s->hidden, active);
+    }
+    forward_norm(s->model, s->x, b->rows, s->hidden);
+    return OK;
+}
+
+status eval_visit(struct eval_scorer *s, const struct eval_pass *p,
+                  void (*visit)(void *ctx, int layer, int rows, const float *h, const uint64_t *active), void *ctx, struct err *e)
+{
+    uint64_t *active = calloc((size_t)s->rows * (size_t)bits_words(model_shape(s->model)->experts), sizeof(*active));
+    struct cursor c = {0};
+    double done = 0, total = 0;
+    status st = OK;
+    int rows;
+
+    if (!active) st = err_set(e, ERR_LIMIT, "out of memory for the sets of %d rows", s->rows);
+    memset(p->score, 0, p->n_scores * sizeof(*p->score));
+    for (size_t i = 0; i < p->n; i++) total += p->q[i].n;
+    while (!st && (rows = pack(s, &c, p->q, p->n, p->stream)) > 0) {
+        struct batch b = {.rows = rows, .token = s->token, .position = s->position, .session = s->session, .key = s->key};
+
+        st = visit_layers(s, &b, p->how, active, visit, ctx, e);
+        if (!st) st = eval_look_around(s, e);
+        if (!st) count(s, p, rows);
+        done += rows;
+        log_progress(s->job->log, p->what, done, total, "domain");
+    }
+    free(active);
+    return st;
+}
+
 status eval_agreement(struct eval_scorer *s, double *agreement, const struct eval_sequence *q, size_t n,
                       const struct routing *how, struct err *e)
 {

@@ -66,6 +66,8 @@ steps:
     text: {sample_tokens: 300, sample_seed: 3}
     window: 32
     bootstrap: 100
+    domains: {story: tests/golden/toy-llama/config.json, script: tests/cli/common.bash}
+    domain_tokens: 200
   - kind: infer
     input: $dir/prompts.jsonl
     max_tokens: 12

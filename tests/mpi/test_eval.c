@@ -13,6 +13,7 @@
 #include "engine/cluster.h"
 #include "jobs/eval.h"
 #include "jobs/job.h"
+#include "model/router_file.h"
 
 #define TOY "tests/golden/toy-llama"
 
@@ -261,8 +262,7 @@ static void test_packing(void **state)
     for (int i = 0; i < 2; i++) {
         struct str yaml = {0};
 
-        str_addf(&yaml,
-                 "kind: eval\nmodel: %s/f/model\ntext: {file: %s, bytes: 500}\nlimits: %s\ncluster: {micro_batches: %d}",
+        str_addf(&yaml, "kind: eval\nmodel: %s/f/model\ntext: {file: %s, bytes: 500}\nlimits: %s\ncluster: {micro_batches: %d}",
                  world.directory, world.text, limits[i], i + 1);
         if (run_job(&result[i], i ? "wide" : "narrow", yaml.text, &e)) fail_msg("%s", e.text);
         str_free(&yaml);
@@ -311,6 +311,226 @@ static void refused(const char *yaml, status want, const char *says)
     if (st != want || !strstr(e.text, says))
         fail_msg("%s\ngave %d \"%s\", expected %d and %s", yaml, st, st ? e.text : "", want, says);
     json_free(result);
+}
+
+/* KL(dense || router) by its definition: two sessions side by side, one token at a time, sums in double. */
+static double plain_kl(struct model *m, const struct router *router, const int32_t *target, int n)
+{
+    const struct shape *shape = model_shape(m);
+    const struct routing how[2] = {
+        {.route = ROUTE_ALL}, {.route = ROUTE_ROUTER, .router = router, .scale = shape->scale, .compensate = shape->compensate}};
+    float *hidden = malloc((size_t)shape->width * sizeof(float)), *logits[2];
+    double kl = 0;
+
+    for (int i = 0; i < 2; i++) logits[i] = malloc((size_t)shape->vocab * sizeof(float));
+    for (int32_t p = 0; p < n; p++) {
+        double total[2] = {0};
+
+        for (int32_t i = 0; i < 2; i++) {
+            int32_t token = p ? target[p - 1] : shape->bos;
+            struct batch b = {1, &token, &p, &i, NULL};
+            struct err e;
+
+            if (forward(m, &b, &how[i], 1, hidden, &e)) fail_msg("%s", e.text);
+            forward_logits(m, hidden, 1, logits[i]);
+            for (int v = 0; v < shape->vocab; v++) total[i] += exp((double)logits[i][v]);
+        }
+        for (int v = 0; v < shape->vocab; v++) {
+            double a = (double)logits[0][v] - log(total[0]), b = (double)logits[1][v] - log(total[1]);
+
+            kl += exp(a) * (a - b);
+        }
+    }
+    free(hidden), free(logits[0]), free(logits[1]);
+    return kl;
+}
+
+static void close_to(double got, double want, double within)
+{
+    if (!(fabs(got - want) <= within * (1 + fabs(want)))) fail_msg("%.12g, expected %.12g", got, want);
+}
+
+/* "a/b/c" */
+static const struct json_t *find(const struct json_t *o, const char *path)
+{
+    char part[64];
+
+    while (*path) {
+        size_t n = strcspn(path, "/");
+
+        snprintf(part, sizeof(part), "%.*s", (int)n, path);
+        o = json_at(o, part);
+        if (!o) fail_msg("%s is missing", path);
+        path += n + (path[n] == '/');
+    }
+    return o;
+}
+
+static double value(const struct json_t *o, const char *path)
+{
+    return json_number(find(o, path));
+}
+
+/* Everything that stands on the plain figures, from their definitions. */
+static void test_figures(void **state)
+{
+    struct json_t *r;
+    struct str yaml = {0};
+    struct err e;
+
+    (void)state;
+    str_addf(&yaml,
+             "kind: eval\nmodel: %s/f/model\nwindow: 50\ntext: {file: %s, bytes: 300}\nlimits: {batch_rows: 37, sessions: 3}\n"
+             "variants: [dense, static, router, router@v1, oracle, oracle_variable, neurons]\nbaseline: router\nbootstrap: 50\n"
+             "minimal_pairs: [%s]\nmultiple_choice: [%s]\nmin_agreement: 0",
+             world.directory, world.text, world.pairs, world.choices);
+    if (run_job(&r, "figures", yaml.text, &e)) fail_msg("%s", e.text);
+    double dense = log(value(r, "perplexity/dense")), fixed = log(value(r, "perplexity/static")),
+           router = log(value(r, "perplexity/router")), neurons = log(value(r, "perplexity/neurons"));
+
+    close_to(value(r, "figures/router/nats/value"), router, 1e-9);
+    close_to(value(r, "figures/router/accuracy/value"), value(r, "accuracy/router"), 1e-9);
+    close_to(value(r, "ppl_ratio/router/value"), exp(router - dense), 1e-9);
+    if (value(r, "accuracy/dense") > 0)
+        close_to(value(r, "kept/router/accuracy/raw/value"), value(r, "accuracy/router") / value(r, "accuracy/dense"), 1e-9);
+    close_to(value(r, "gap_closed/router/nats/value"), (fixed - router) / (fixed - neurons), 1e-9);
+    close_to(value(r, "gap_closed/dense/nats/value"), (fixed - dense) / (fixed - neurons), 1e-9);
+    assert_true(value(r, "figures/router/nats/low") < router && router < value(r, "figures/router/nats/high"));
+    close_to(value(r, "compare/oracle_vs_router/nats_per_token/difference"), log(value(r, "perplexity/oracle")) - router, 1e-9);
+    close_to(value(r, "kept/router/minimal_pairs/chance"), 0.5, 1e-12);
+    close_to(value(r, "kept/router/multiple_choice/chance"), (1.0 / 3 + 1.0 / 2) / 2, 1e-12);
+    if (value(r, "figures/dense/minimal_pairs/value") > 0.5)
+        close_to(value(r, "kept/router/minimal_pairs/corrected/value"),
+                 (value(r, "figures/router/minimal_pairs/value") - 0.5) / (value(r, "figures/dense/minimal_pairs/value") - 0.5),
+                 1e-9);
+    /* the version that is the current one: the same to the last bit, so an A/B of the two is exactly nothing */
+    assert_true(value(r, "perplexity/router@v1") == value(r, "perplexity/router"));
+    assert_true(value(r, "compare/router@v1_vs_router/nats_per_token/high") == 0);
+    assert_true(value(r, "compare/router@v1_vs_router/kl/low") == 0);
+    /* f, by what is measured: 2 of 5 experts of 9, 9, 9, 9 and 8 of 44 neurons; the ceiling has exactly as many as the model by design */
+    close_to(value(r, "active_share/neurons"), round(44 * 2.0 / 5) / 44, 1e-12);
+    close_to(value(r, "active_share/oracle_variable"), 0.4, 0.1);
+    /* 5 scores of D inputs; 2 means of D */
+    close_to(value(r, "overhead/router/router"), 5.0 / (3 * 44), 1e-12);
+    close_to(value(r, "overhead/router/compensation"), 2.0 / (3 * 44), 1e-12);
+    assert_true(json_bool(find(r, "gate/passed")));
+
+    struct tokenizer *t;
+    struct corpus c;
+    struct model *m;
+    struct shape shape;
+    struct router of = {0};
+    struct model_limits limits = {.rows = 8, .sessions = 2, .positions = 128};
+    double kl = 0;
+
+    str_clear(&yaml);
+    str_addf(&yaml, "%s/f/model", world.directory);
+    assert_int_equal(tokenizer_open(&t, TOY, &e), OK);
+    assert_int_equal(corpus_read(&c, world.text, 300, t, &e), OK);
+    assert_int_equal(shape_read(&shape, yaml.text, &e), OK);
+    assert_int_equal(router_read(&of, yaml.text, NULL, &shape, &e), OK);
+    if (cluster_model(world.cluster, yaml.text, limits, &m, &e)) fail_msg("%s", e.text);
+    for (size_t at = 0; at < c.n_tokens; at += 50)
+        kl += plain_kl(m, &of, c.tokens + at, (int)(c.n_tokens - at < 50 ? c.n_tokens - at : 50));
+    close_to(value(r, "figures/router/kl/value"), kl / (double)c.n_tokens, 1e-4);
+    assert_true(kl > 0 && value(r, "figures/router/kl/high") > value(r, "figures/router/kl/value"));
+    router_free(&of);
+    corpus_free(&c);
+    tokenizer_close(t);
+    json_free(r);
+    str_free(&yaml);
+}
+
+static void test_agreement_gate(void **state)
+{
+    struct json_t *r;
+    struct str yaml = {0};
+    struct err e;
+
+    (void)state;
+    str_addf(&yaml, "kind: eval\nmodel: %s/f/model\nvariants: [router]\ntext: {file: %s, bytes: 300}\nmin_agreement: 1",
+             world.directory, world.text);
+    assert_int_equal(run_job(&r, "agree", yaml.text, &e), ERR_GATE);
+    assert_non_null(strstr(e.text, "min_agreement: the router chooses "));
+    double mean = 0;
+    for (size_t l = 0; l < 3; l++) mean += json_number(json_item(find(r, "agreements/router"), l)) / 3;
+    close_to(value(r, "gate/agreement"), mean, 1e-12);
+    assert_false(json_bool(find(r, "gate/passed")));
+    json_free(r);
+    str_free(&yaml);
+}
+
+/* A domain that is the text of the evaluation has its loads and its figures; the map's members say what they should of two texts. */
+static void test_knowledge(void **state)
+{
+    struct json_t *r, *file;
+    struct str yaml = {0};
+    struct err e;
+
+    (void)state;
+    str_addf(
+        &yaml,
+        "kind: eval\nmodel: %s/f/model\nwindow: 50\ntext: {file: %s}\nvariants: [router]\nlimits: {batch_rows: 37, sessions: 3}\n"
+        "domains: {same: %s, other: %s}\ndomain_tokens: 100000",
+        world.directory, world.text, world.text, world.choices);
+    if (run_job(&r, "map", yaml.text, &e)) fail_msg("%s", e.text);
+    assert_int_equal(value(r, "knowledge/tokens/same"), value(r, "text/tokens"));
+    close_to(value(r, "knowledge/perplexity/same"), value(r, "perplexity/router"), 1e-12);
+    assert_true(value(r, "knowledge/accuracy/same") == value(r, "accuracy/router"));
+    for (size_t l = 0; l < 3; l++) {
+        double both = 0, bits = 0, sum[2] = {0};
+        const struct json_t *load[2] = {json_item(find(r, "knowledge/load/same"), l),
+                                        json_item(find(r, "knowledge/load/other"), l)};
+
+        for (size_t i = 0; i < 5; i++) {
+            close_to(json_number(json_item(load[0], i)), json_number(json_item(json_item(find(r, "load"), l), i)), 1e-12);
+            for (int d = 0; d < 2; d++) sum[d] += json_number(json_item(load[d], i));
+        }
+        for (size_t i = 0; i < 5; i++) {
+            double p[2], special = json_number(json_item(json_item(find(r, "knowledge/specialisation/same"), l), i));
+
+            for (int d = 0; d < 2; d++) p[d] = json_number(json_item(load[d], i)) / sum[d];
+            for (int d = 0; d < 2; d++) bits += p[d] > 0 ? p[d] / 2 * log2(2 * p[d] / (p[0] + p[1])) : 0;
+            double a = json_number(json_item(load[0], i)), b = json_number(json_item(load[1], i));
+            both += a;
+            if (a > 0.1 && b > 0.1) close_to(special, log2(2 * a / (a + b)), 0.02);
+        }
+        close_to(both, 2, 1e-9); /* k */
+        close_to(json_number(json_item(find(r, "knowledge/information"), l)), bits, 1e-9);
+        double spread = json_number(json_item(find(r, "knowledge/load_entropy"), l)),
+               opinion = json_number(json_item(find(r, "knowledge/router_entropy"), l));
+        assert_true(spread > 0 && spread <= 1 && opinion > 0 && opinion <= 1);
+    }
+    char *path = str_join(world.directory, "map/knowledge.json");
+    assert_int_equal(json_read(&file, path, 1 << 22, &e), OK);
+    /* an expert with itself is its load over both texts; a row adds up to k times that */
+    double tokens[2] = {value(r, "knowledge/tokens/same"), value(r, "knowledge/tokens/other")};
+    for (size_t l = 0; l < 3; l++)
+        for (size_t i = 0; i < 5; i++) {
+            const struct json_t *row = json_item(json_item(find(file, "coactivation"), l), i);
+            double mean = 0, sum = 0;
+
+            for (int d = 0; d < 2; d++)
+                mean += tokens[d] / (tokens[0] + tokens[1]) *
+                        json_number(json_item(json_item(find(file, d ? "load/other" : "load/same"), l), i));
+            for (size_t j = 0; j < 5; j++) sum += json_number(json_item(row, j));
+            close_to(json_number(json_item(row, i)), mean, 1e-9);
+            close_to(sum, 2 * mean, 1e-9);
+        }
+    free(path);
+    json_free(file);
+    json_free(r);
+    str_clear(&yaml);
+    str_addf(&yaml, "kind: eval\nmodel: " TOY "\ndomains: {a: %s}", world.text);
+    refused(yaml.text, ERR_SPEC, "domains: expected a factorized model with a trained router");
+    str_clear(&yaml);
+    str_addf(&yaml, "kind: eval\nmodel: %s/f/model\nvariants: [router@nobody]\ntext: {file: %s, bytes: 300}", world.directory,
+             world.text);
+    refused(yaml.text, ERR_IO, "nobody");
+    str_clear(&yaml);
+    str_addf(&yaml, "kind: eval\nmodel: " TOY "\nlast_word: [%s]", world.choices);
+    refused(yaml.text, ERR_FORMAT, "choices.jsonl:1: expected a context and its target, found choices");
+    str_free(&yaml);
 }
 
 static void test_refusals(void **state)
@@ -388,7 +608,8 @@ static void test_shared_goldens(void **state)
     str_addf(&yaml,
              "kind: eval\nmodel: %s/models/stories260K\nvariants: [dense]\ntext: {file: %s/corpora/tinystories_valid.txt, bytes: "
              "20000}\nwindow: 64\nitems: 2\n"
-             "minimal_pairs: [%s/eval/minimal_pairs.jsonl]\nmultiple_choice: [%s/eval/arc_easy.jsonl, %s/eval/lambada.jsonl]",
+             "minimal_pairs: [%s/eval/minimal_pairs.jsonl]\nmultiple_choice: [%s/eval/arc_easy.jsonl]\nlast_word: "
+             "[%s/eval/lambada.jsonl]",
              shared, shared, shared, shared, shared);
     if (run_job(&result, "golden", yaml.text, &e)) fail_msg("%s", e.text);
     const struct json_t *first = json_item(json_at(golden, "perplexity"), 0);
@@ -421,7 +642,8 @@ static int lead(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_make_model),     cmocka_unit_test(test_text_and_items), cmocka_unit_test(test_packing),
-        cmocka_unit_test(test_gate),           cmocka_unit_test(test_left_out),       cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_gate),           cmocka_unit_test(test_figures),        cmocka_unit_test(test_agreement_gate),
+        cmocka_unit_test(test_knowledge),      cmocka_unit_test(test_left_out),       cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_shared_goldens),
     };
     struct err e;
