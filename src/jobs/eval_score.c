@@ -279,7 +279,7 @@ status eval_visit(struct eval_scorer *s, const struct eval_pass *p,
 
         st = visit_layers(s, &b, p->how, active, visit, ctx, e);
         if (!st) st = eval_look_around(s, e);
-        if (!st) count(s, p, rows);
+        if (!st) st = count(s, p, rows, e);
         done += rows;
         log_progress(s->job->log, p->what, done, total, "domain");
     }
