@@ -38,6 +38,8 @@ enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
 enum spec_compensation { COMPENSATE_NONE, COMPENSATE_MEAN };
 enum spec_labels { LABELS_PAPER, LABELS_GRAM };
 enum spec_loss { LOSS_PAPER /* KL(softmax(0/1 label) || router) */, LOSS_BCE };
+enum spec_train { TRAIN_ROUTER, TRAIN_COMPENSATION };
+enum spec_balance { BALANCE_EXPERTS, BALANCE_RANKS };
 enum spec_select { SELECT_TOP_K, SELECT_THRESHOLD };
 enum spec_part { PART_KERNELS, PART_EXCHANGE, PART_STEP, PART_STARTUP, PARTS };
 enum spec_variant {
@@ -126,6 +128,14 @@ struct spec {
         double checkpoint_seconds;
         char *version; /* name of the router version; default v1, v2, ... the next free */
     } finetune;
+    struct { /* finetune, stage 2 */
+        int64_t stage;
+        char *from;             /* router version to start from; NULL: the current one */
+        struct spec_list train; /* names of enum spec_train */
+        double lm_loss, budget, load_balance;
+        int64_t balance_over;     /* enum spec_balance */
+        double compensation_rate; /* learning rate of the means over that of the router */
+    } stage2;
     struct {
         int64_t shard_mib;
     } convert;
@@ -215,6 +225,7 @@ const char *spec_variant_name(enum spec_variant v);
 /* An item of eval.variants: its kind; *version is VERSION of router@VERSION, else NULL. */
 enum spec_variant spec_variant_of(const char *item, const char **version);
 const char *spec_part_name(enum spec_part p);
+bool spec_trains(const struct spec *s, enum spec_train what);
 void spec_help(FILE *to, enum job_kind k); /* the keys of a kind, with defaults and help, as an aligned table */
 
 #endif

@@ -56,7 +56,15 @@ status steps_name(struct draft *drafts, int n, struct err *e)
 
 void job_resolve(struct spec *s)
 {
+    bool late = s->stage2.stage == 2;
+
     if (s->kind == JOB_INFER && !s->infer.result) s->infer.result = str_join(s->output, "responses.jsonl");
+    if (s->kind != JOB_FINETUNE) return;
+    if (s->finetune.learning_rate == 0) s->finetune.learning_rate = late ? 0.001 : 0.01;
+    if (s->finetune.batch_tokens == 0) {
+        s->finetune.batch_tokens = late ? 2048 : 512;
+        if (s->finetune.batch_tokens > s->finetune.tokens) s->finetune.batch_tokens = s->finetune.tokens;
+    }
 }
 
 /* A report in a pipeline shows what was done before it. */
@@ -184,6 +192,10 @@ static status check_finetune(const struct draft *d, struct err *e)
     if (s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_PAPER)
         return draft_fail(d, draft_given(d, "select") ? "select" : "loss", e,
                           "expected loss: bce with select: threshold, found loss: paper, whose scores have no common zero");
+    if (s->stage2.stage == 1 && (s->stage2.from || s->stage2.lm_loss > 0 || s->stage2.load_balance > 0))
+        return draft_fail(d, s->stage2.from ? "from" : s->stage2.lm_loss > 0 ? "lm_loss" : "load_balance", e,
+                          "expected only with stage: 2, which trains end to end");
+    if (s->stage2.train.n == 0) return draft_fail(d, "train", e, "expected router, compensation or both, found none");
     if (s->finetune.batch_tokens > s->finetune.tokens)
         return draft_fail(d, draft_given(d, "batch_tokens") ? "batch_tokens" : "tokens", e,
                           "expected batch_tokens <= tokens, found %lld > %lld", (long long)s->finetune.batch_tokens,

@@ -23,6 +23,8 @@ static const char *const scale_names[] = {"one", "paper", NULL};
 static const char *const compensation_names[] = {"none", "mean", NULL};
 static const char *const labels_names[] = {"paper", "gram", NULL};
 static const char *const loss_names[] = {"paper", "bce", NULL};
+static const char *const train_names[] = {"router", "compensation", NULL};
+static const char *const balance_names[] = {"experts", "ranks", NULL};
 static const char *const select_names[] = {"top_k", "threshold", NULL};
 static const char *const part_names[] = {"kernels", "exchange", "step", "startup", NULL};
 static const char *const bench_formats[] = {"f32", "bf16", "q8", "q4", NULL};
@@ -106,9 +108,9 @@ static const struct key table[] = {
     {"text.sample_tokens", T, KEY_INT, AT(finetune.text.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
     {"text.sample_seed", T, KEY_INT, AT(finetune.text.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
     {"tokens", T, KEY_INT, AT(finetune.tokens), "200000", NULL, 1, LARGE, NULL, 0, "budget, counted over all passes"},
-    {"sequence", T, KEY_INT, AT(finetune.sequence), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: 2048, or the model's positions if it has fewer"},
-    {"batch_tokens", T, KEY_INT, AT(finetune.batch_tokens), "512", NULL, 1, 1 << 24, NULL, 0, "tokens of one optimizer step"},
-    {"learning_rate", T, KEY_REAL, AT(finetune.learning_rate), "0.01", NULL, 1e-9, 10, NULL, 0, "of AdamW, after the warm-up"},
+    {"sequence", T, KEY_INT, AT(finetune.sequence), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: 2048, in stage 2 128, or the model's positions if it has fewer"},
+    {"batch_tokens", T, KEY_INT, AT(finetune.batch_tokens), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one optimizer step, 0: 512, in stage 2 2048"},
+    {"learning_rate", T, KEY_REAL, AT(finetune.learning_rate), "0", NULL, 0, 10, NULL, 0, "of AdamW, after the warm-up, 0: 0.01, in stage 2 0.001"},
     {"final_learning_rate_ratio", T, KEY_REAL, AT(finetune.final_learning_rate_ratio), "0.1", NULL, 0, 1, NULL, 0, "learning rate at the end over the one above"},
     {"weight_decay", T, KEY_REAL, AT(finetune.weight_decay), "0.01", NULL, 0, 10, NULL, 0, "of AdamW"},
     {"beta1", T, KEY_REAL, AT(finetune.beta1), "0.9", NULL, 0, 0.99999, NULL, 0, "of AdamW"},
@@ -118,6 +120,14 @@ static const struct key table[] = {
     {"checkpoint_tokens", T, KEY_INT, AT(finetune.checkpoint_tokens), "0", NULL, 0, LARGE, NULL, 0, "tokens between checkpoints, 0: by time only"},
     {"checkpoint_seconds", T, KEY_REAL, AT(finetune.checkpoint_seconds), "300", NULL, 0, 1e7, NULL, 0, "seconds between checkpoints, 0: by tokens only"},
     {"version", T, KEY_TEXT, AT(finetune.version), NULL, NULL, 0, 0, NULL, 0, "name of the router, default: v1, v2, ..., the next free"},
+    {"stage", T, KEY_INT, AT(stage2.stage), "1", NULL, 1, 2, NULL, 0, "1: layer by layer, from labels; 2: end to end, from the dense model's logits"},
+    {"from", T, KEY_TEXT, AT(stage2.from), NULL, NULL, 0, 0, NULL, 0, "stage 2: router version to start from, default: the current one"},
+    {"train", T, KEY_LIST, AT(stage2.train), "[router, compensation]", NULL, 0, 0, train_names, 0, "stage 2: what is trained"},
+    {"lm_loss", T, KEY_REAL, AT(stage2.lm_loss), "0", NULL, 0, 1e3, NULL, 0, "stage 2: weight of the next token's -log p beside the KL divergence"},
+    {"budget", T, KEY_REAL, AT(stage2.budget), "1", NULL, 0, 1e6, NULL, 0, "stage 2 with select: threshold: weight of 100 (f - f by design)^2"},
+    {"load_balance", T, KEY_REAL, AT(stage2.load_balance), "0", NULL, 0, 1e6, NULL, 0, "stage 2: weight of the mean of (load / mean load - 1)^2"},
+    {"balance_over", T, KEY_ENUM, AT(stage2.balance_over), "experts", NULL, 0, 0, balance_names, 0, "what load_balance looks at; ranks: as the placement has them"},
+    {"compensation_rate", T, KEY_REAL, AT(stage2.compensation_rate), "0.5", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of the means over learning_rate"},
 
     {"shard_mib", C, KEY_INT, AT(convert.shard_mib), "0", NULL, 0, 1 << 30, NULL, 0, "size of the weight files in MiB, 0: one file"},
 
@@ -258,6 +268,13 @@ const char *spec_grouping_name(enum spec_grouping g)
 const char *spec_part_name(enum spec_part p)
 {
     return part_names[p];
+}
+
+bool spec_trains(const struct spec *s, enum spec_train what)
+{
+    for (int i = 0; i < s->stage2.train.n; i++)
+        if (!strcmp(s->stage2.train.items[i], train_names[what])) return true;
+    return false;
 }
 
 int spec_kind_find(const char *name)

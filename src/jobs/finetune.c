@@ -463,6 +463,7 @@ static status finish(struct run *r, struct err *e)
 
 status job_finetune(struct job *j, struct err *e)
 {
+    if (j->spec->stage2.stage == 2) return job_finetune_stage2(j, e);
     struct run r = {.job = j, .spec = j->spec, .checkpoint = str_join(j->spec->output, "checkpoint")};
     status s = check_spec(&r, e);
 

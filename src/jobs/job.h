@@ -22,6 +22,7 @@ struct job {
 
 status job_factorize(struct job *j, struct err *e);
 status job_finetune(struct job *j, struct err *e);
+status job_finetune_stage2(struct job *j, struct err *e); /* with stage: 2 */
 status job_convert(struct job *j, struct err *e);
 status job_eval(struct job *j, struct err *e);
 status job_infer(struct job *j, struct err *e);

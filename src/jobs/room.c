@@ -117,7 +117,9 @@ status room_factorize(struct room *r, const struct spec *s, const struct shape *
 
 status room_finetune(struct room *r, const struct spec *s, const struct shape *shape, struct err *e)
 {
-    int64_t cap = room_positions(s, shape), window = s->finetune.sequence ? s->finetune.sequence : least(cap, ROOM_WINDOW);
+    bool late = s->stage2.stage == 2;
+    int64_t cap = room_positions(s, shape),
+            window = s->finetune.sequence ? s->finetune.sequence : least(cap, late ? ROOM_END_TO_END_WINDOW : ROOM_WINDOW);
 
     if (window > shape->positions)
         return err_set(e, ERR_SPEC, "%s: sequence: %lld tokens, the model has %d positions", s->source, (long long)window,
@@ -129,7 +131,8 @@ status room_finetune(struct room *r, const struct spec *s, const struct shape *s
         sessions = most(sessions, short_sessions(s, positions));
     }
     *r = (struct room){limits_of(s, rows, sessions, positions), (int)window};
-    r->limits.oracle = true;
+    r->limits.oracle = !late;
+    r->limits.train = late;
     return OK;
 }
 

@@ -203,6 +203,11 @@ void moe_time(struct moe *m, struct timing *t)
     m->timing = t;
 }
 
+int moe_rank_of(const struct moe *m, int layer, int expert)
+{
+    return placement_rank(m->p, layer, expert);
+}
+
 bool moe_alone(const struct moe *m)
 {
     for (int r = 0; r < m->ranks; r++) {

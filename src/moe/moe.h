@@ -108,6 +108,7 @@ status moe_open(struct moe **out, struct moe_layer *layers, int n_layers, int wi
 void moe_close(struct moe *m);
 /* Where this rank's time is counted from now on; NULL: nowhere.  Sections route, pack, expert, wait, combine. */
 void moe_time(struct moe *m, struct timing *t);
+int moe_rank_of(const struct moe *m, int layer, int expert); /* who holds it */
 /* No other rank holds an expert: nothing travels, and there is nothing that attention could overlap with. */
 bool moe_alone(const struct moe *m);
 

@@ -550,7 +550,20 @@ const struct stage2_tally *stage2_tally(const struct stage2 *s)
     return &s->tally;
 }
 
-/* ---- the common shift ---- */
+/* ---- thresholds, and their common shift ---- */
+
+status stage2_thresholds(struct stage2 *s, const struct window *w, int n, struct err *e)
+{
+    int rows = 0;
+
+    for (int i = 0; i < n; i++) rows += w[i].n;
+    BUG_ON(rows > s->o.rows || n > s->o.sessions || s->router->by_threshold);
+    if (stage2_batch(s, STAGE2_SHARES, w, n, e)) return e->code;
+    for (int l = 0; l < s->shape->layers; l++)
+        s->router->threshold[l] = route_threshold(scores_of(s, l), rows, s->shape->experts, s->shape->active_of[l]);
+    s->router->by_threshold = true;
+    return OK;
+}
 
 static status share_at(struct stage2 *s, const struct window *w, int n, double shift, double *share, struct err *e)
 {
