@@ -24,7 +24,7 @@ static const char *const compensation_names[] = {"none", "mean", NULL};
 static const char *const labels_names[] = {"paper", "gram", NULL};
 static const char *const loss_names[] = {"paper", "bce", NULL};
 static const char *const train_names[] = {"router", "compensation", NULL};
-static const char *const balance_names[] = {"experts", "ranks", NULL};
+static const char *const balance_names[] = {"expert", "rank", NULL};
 static const char *const select_names[] = {"top_k", "threshold", NULL};
 static const char *const part_names[] = {"kernels", "exchange", "step", "startup", NULL};
 static const char *const bench_formats[] = {"f32", "bf16", "q8", "q4", NULL};
@@ -126,7 +126,7 @@ static const struct key table[] = {
     {"lm_loss", T, KEY_REAL, AT(stage2.lm_loss), "0", NULL, 0, 1e3, NULL, 0, "stage 2: weight of the next token's -log p beside the KL divergence"},
     {"budget", T, KEY_REAL, AT(stage2.budget), "1", NULL, 0, 1e6, NULL, 0, "stage 2 with select: threshold: weight of 100 (f - f by design)^2"},
     {"load_balance", T, KEY_REAL, AT(stage2.load_balance), "0", NULL, 0, 1e6, NULL, 0, "stage 2: weight of the mean of (load / mean load - 1)^2"},
-    {"balance_over", T, KEY_ENUM, AT(stage2.balance_over), "experts", NULL, 0, 0, balance_names, 0, "what load_balance looks at; ranks: as the placement has them"},
+    {"balance_over", T, KEY_ENUM, AT(stage2.balance_over), "expert", NULL, 0, 0, balance_names, 0, "what load_balance looks at: each expert, or what each rank holds"},
     {"compensation_rate", T, KEY_REAL, AT(stage2.compensation_rate), "0.5", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of the means over learning_rate"},
 
     {"shard_mib", C, KEY_INT, AT(convert.shard_mib), "0", NULL, 0, 1 << 30, NULL, 0, "size of the weight files in MiB, 0: one file"},

@@ -225,7 +225,7 @@ static status make_identity(struct run *r, struct err *e)
     json_put_real(o, "lm_loss", s->stage2.lm_loss);
     json_put_real(o, "budget", s->stage2.budget);
     json_put_real(o, "load_balance", s->stage2.load_balance);
-    json_put_text(o, "balance_over", s->stage2.balance_over == BALANCE_RANKS ? "ranks" : "experts");
+    json_put_text(o, "balance_over", s->stage2.balance_over == BALANCE_RANKS ? "rank" : "expert");
     json_put_int(o, "balance groups", r->groups);
     json_put_real(o, "compensation_rate", s->stage2.compensation_rate);
     json_put_int(o, "tokens", s->finetune.tokens);

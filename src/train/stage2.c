@@ -565,40 +565,43 @@ status stage2_thresholds(struct stage2 *s, const struct window *w, int n, struct
     return OK;
 }
 
-static status share_at(struct stage2 *s, const struct window *w, int n, double shift, double *share, struct err *e)
+/* over: share - target */
+static status share_at(struct stage2 *s, const struct window *w, int n, double shift, double *over, struct err *e)
 {
     for (int l = 0; l < s->shape->layers; l++) s->router->threshold[l] = (float)((double)s->threshold[l] + shift);
     if (stage2_batch(s, STAGE2_SHARES, w, n, e)) return e->code;
-    *share = s->tally.share;
+    *over = s->tally.share - s->o.target;
     return OK;
 }
 
-/* The share falls while thresholds rise, though later layers see other states then: first a step that is too far, then halves. */
+/* The share falls while thresholds rise, though later layers see other states then.  First steps that grow until they have gone too far, then cuts of what is between by a
+ * straight line, which halves the weight of an end that stays (the Illinois rule). */
 status stage2_shift(struct stage2 *s, const struct window *w, int n, double *shift, struct err *e)
 {
-    enum { HALVES = 12, DOUBLES = 12 };
-    double share = 0, low = 0, high = 0, step = 0.02;
+    enum { STEPS = 10, CUTS = 10 };
+    const double enough = 2e-4;
+    double at = 0, over = 0, before = 0, was = 0, step = 0; /* over: share - target; before, was: at the other end */
     status code;
 
     BUG_ON(!s->router->by_threshold);
     memcpy(s->threshold, s->router->threshold, (size_t)s->shape->layers * sizeof(float));
-    if ((code = share_at(s, w, n, 0, &share, e))) goto out;
+    if ((code = share_at(s, w, n, 0, &over, e))) goto out;
     for (int l = 0; l < s->shape->layers; l++) step = fmax(step, 0.02 * s->spread[l]);
-    bool rises = share > s->o.target;
-    for (int i = 0; i < DOUBLES && (share > s->o.target) == rises; i++, step *= 2) {
-        if (rises) low = high, high += step;
-        else high = low, low -= step;
-        if ((code = share_at(s, w, n, rises ? high : low, &share, e))) goto out;
+    step = over > 0 ? step : -step;
+    for (int i = 0; i < STEPS && fabs(over) > enough && (i == 0 || over * before > 0); i++, step *= 2) {
+        before = over, was = at;
+        at += step;
+        if ((code = share_at(s, w, n, at, &over, e))) goto out;
     }
-    for (int i = 0; i < HALVES; i++) {
-        double middle = (low + high) / 2;
+    for (int i = 0; i < CUTS && fabs(over) > enough && over * before < 0; i++) {
+        double middle = at - over * (at - was) / (over - before), found = 0;
 
-        if ((code = share_at(s, w, n, middle, &share, e))) goto out;
-        if (share > s->o.target) low = middle;
-        else high = middle;
+        if ((code = share_at(s, w, n, middle, &found, e))) goto out;
+        if (found * over < 0) was = at, before = over;
+        else before /= 2;
+        at = middle, over = found;
     }
-    *shift = (low + high) / 2;
-    code = share_at(s, w, n, *shift, &share, e);
+    *shift = at;
 out:
     if (code) memcpy(s->router->threshold, s->threshold, (size_t)s->shape->layers * sizeof(float));
     return code;

@@ -1,5 +1,8 @@
-/* Stage 2 on a toy model, wherever its experts are: gradients of every group of parameters against central differences of the whole loss in double.
+/* Stage 2 on a toy model, wherever its experts are: gradients of every group of parameters against central differences of the whole loss in double; and the job: it learns,
+ * a run that is stopped after every step ends with the bits of one that was not, and the curve and the router are the same for every placement, all on one rank among
+ * them.
  * np: 1 2 3 5 */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -181,21 +184,173 @@ static void gate_router(void **state)
     gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true}, true);
 }
 
-static int lead(void)
+/* ---- the job ---- */
+
+#define OPTIONS "select: threshold\nlm_loss: 0.1\nload_balance: 0.01\n"
+enum { STEPS = 6 };
+
+static status finetune(struct json_t **result, const char *name, const char *more, struct err *e)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(make_model), cmocka_unit_test(top_k_router),
-                                       cmocka_unit_test(threshold_router), cmocka_unit_test(gate_router)};
+    struct str yaml = {0};
+
+    str_addf(&yaml, "kind: finetune\nmodel: %s/model\noutput: %s/%s\nversion: %s\n", world.directory, world.directory, name,
+             name);
+    str_addf(&yaml, "text: {file: %s/text}\nsequence: 20\nlimits: {batch_rows: 64}\n%s", world.directory, more);
+    status s = run(result, yaml.text, e);
+    str_free(&yaml);
+    return s;
+}
+
+static status end_to_end(struct json_t **result, const char *name, const char *more, struct err *e)
+{
+    struct str all = {0};
+
+    str_addf(&all, "stage: 2\nfrom: first\ntokens: 1200\nbatch_tokens: 200\nlearning_rate: 0.01\n%s", more);
+    status s = finetune(result, name, all.text, e);
+    str_free(&all);
+    return s;
+}
+
+static char *bytes_of(const char *format, const char *name, size_t *n)
+{
+    struct str path = {0};
+    struct err e;
+    char *bytes;
+
+    str_addf(&path, format, world.directory, name);
+    if (file_read(&bytes, n, path.text, 1 << 24, &e)) fail_msg("%s", e.text);
+    str_free(&path);
+    return bytes;
+}
+
+static void same_router(const char *a, const char *b)
+{
+    size_t n, m;
+    char *x = bytes_of("%s/model/routers/%s/router.safetensors", a, &n);
+    char *y = bytes_of("%s/model/routers/%s/router.safetensors", b, &m);
+
+    assert_int_equal(n, m);
+    assert_memory_equal(x, y, n);
+    free(x);
+    free(y);
+}
+
+/* Losses, shares and norms of all steps, digit by digit. */
+static void same_curve(const char *a, const char *b)
+{
+    size_t n;
+    char *x = bytes_of("%s/%s/log.jsonl", a, &n), *y = bytes_of("%s/%s/log.jsonl", b, &n), *p = x, *q = y;
+    int steps = 0;
+
+    while ((p = strstr(p, "\"loss\"")) && (q = strstr(q, "\"loss\""))) {
+        char *end = strstr(p, "\"tokens_per_second\"");
+
+        assert_non_null(end);
+        if (strncmp(p, q, (size_t)(end - p))) fail_msg("step %d: %.200s\nand %.200s", steps + 1, p, q);
+        q += end - p, p = end, steps++;
+    }
+    assert_in_range(steps, STEPS, STEPS + 1);
+    free(x);
+    free(y);
+}
+
+static void learns(void **state)
+{
+    struct json_t *o;
+    struct err e;
+
+    (void)state;
+    if (finetune(NULL, "first", "tokens: 400\nbatch_tokens: 200\n", &e)) fail_msg("%s", e.text);
+    if (end_to_end(&o, "whole", OPTIONS, &e)) fail_msg("%s", e.text);
+    const struct json_t *kl = json_at(o, "kl"), *share = json_at(o, "active_share");
+    assert_true(json_number(json_at(kl, "after")) < 0.95 * json_number(json_at(kl, "before")));
+    assert_true(json_number(json_at(kl, "last")) < json_number(json_at(kl, "first")));
+    assert_true(fabs(json_number(json_at(share, "after")) - 0.6) <
+                0.03); /* 0.2 + 0.8 * 3 / 6, on other text than was looked at */
+    assert_string_equal(json_text(json_at(o, "from")), "first");
+    json_free(o);
+    if (end_to_end(&o, "top", "train: [router]\n", &e)) fail_msg("%s", e.text);
+    assert_true(fabs(json_number(json_at(json_at(o, "active_share"), "after")) - 0.6) < 0.02); /* k is k */
+    json_free(o);
+}
+
+static void stopped_after_every_step(void **state)
+{
+    char *path = str_join(world.directory, "stopped/checkpoint");
+    int stops = 0;
+    struct err e;
+    status s;
+
+    (void)state;
+    do {
+        stop_reset();
+        if (stops < STEPS) raise(SIGUSR1);
+        s = end_to_end(NULL, "stopped", OPTIONS, &e);
+        if (s == STOPPED) stops++;
+    } while (s == STOPPED && stops < 20);
+    stop_reset();
+    if (s) fail_msg("%s", e.text);
+    assert_int_equal(stops, STEPS);
+    assert_false(file_exists(path));
+    same_router("stopped", "whole");
+    free(path);
+}
+
+static void refusals(void **state)
+{
+    struct err e;
+
+    (void)state;
+    assert_int_equal(finetune(NULL, "none", "stage: 2\nfrom: nobody\ntokens: 200\n", &e), ERR_IO);
+    raise(SIGUSR1);
+    assert_int_equal(end_to_end(NULL, "refused", OPTIONS, &e), STOPPED);
+    stop_reset();
+    assert_int_equal(end_to_end(NULL, "refused", OPTIONS "budget: 2\n", &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "budget was 1 and is 2"));
+}
+
+static void elsewhere(const char *name)
+{
+    struct err e;
+
+    if (end_to_end(NULL, name, OPTIONS, &e)) fail_msg("%s", e.text);
+    same_router(name, "whole");
+    same_curve(name, "whole");
+}
+
+static void round_robin(void **state)
+{
+    (void)state;
+    elsewhere("round-robin");
+}
+
+static void on_one_rank(void **state)
+{
+    (void)state;
+    elsewhere("one-rank");
+}
+
+static int lead(int turn)
+{
+    const struct CMUnitTest first[] = {cmocka_unit_test(make_model),       cmocka_unit_test(top_k_router),
+                                       cmocka_unit_test(threshold_router), cmocka_unit_test(gate_router),
+                                       cmocka_unit_test(learns),           cmocka_unit_test(stopped_after_every_step),
+                                       cmocka_unit_test(refusals)};
+    const struct CMUnitTest second[] = {cmocka_unit_test(round_robin)}, third[] = {cmocka_unit_test(on_one_rank)};
     struct rng r;
 
     rng_seed(&r, 9, 9);
     for (int i = 0; i <= TOKENS; i++) tokens[i] = (int32_t)rng_below(&r, 384);
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return turn == 0   ? cmocka_run_group_tests(first, NULL, NULL)
+           : turn == 1 ? cmocka_run_group_tests(second, NULL, NULL)
+                       : cmocka_run_group_tests(third, NULL, NULL);
 }
 
 int main(int argc, char **argv)
 {
     static const char *const placements[] = {"{placement: block, threads: 2}",
-                                             "{placement: round_robin, coordinator_experts: false}"};
+                                             "{placement: round_robin, coordinator_experts: false}",
+                                             "{placement: balance, coordinator_share: 1}"};
     int failed = 0;
     struct err e;
 
@@ -203,7 +358,7 @@ int main(int argc, char **argv)
     stop_install();
     strcpy(world.directory, "/tmp/factorllm-test-XXXXXX");
     if (comm_rank(world.comm) == 0 && !mkdtemp(world.directory)) return 1;
-    for (int turn = 0; turn < 1; turn++) {
+    for (int turn = 0; turn < 3; turn++) {
         struct str yaml = {0};
         struct spec *s;
 
@@ -214,7 +369,7 @@ int main(int argc, char **argv)
             return 1;
         }
         if (comm_rank(world.comm) == 0) {
-            failed += lead();
+            failed += lead(turn);
             cluster_release(world.cluster);
             cluster_stop(world.cluster, OK);
         } else {
