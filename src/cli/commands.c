@@ -15,15 +15,16 @@
 #include "jobs/inspect.h"
 #include "jobs/launch.h"
 #include "jobs/plan.h"
+#include "jobs/routers.h"
 
 enum { OVERRIDES_MAX = 256, OPERANDS_MAX = 4 };
 
 /* What a command was given.  argc and argv are the program's, for MPI. */
 struct call {
-    const char *version, *operand[OPERANDS_MAX], *shape, *text, *output;
+    const char *version, *operand[OPERANDS_MAX], *shape, *text[ROUTERS_TEXTS_MAX], *output;
     uint64_t seed;
     const char *overrides[OVERRIDES_MAX];
-    int n_operands, n_overrides, ranks;
+    int n_operands, n_texts, n_overrides, ranks;
     bool quiet, json;
     int argc;
     char **argv;
@@ -145,6 +146,7 @@ static int run_router(struct call *c)
                             .operand = c->operand,
                             .n_operands = c->n_operands,
                             .text = c->text,
+                            .n_texts = c->n_texts,
                             .output = c->output,
                             .overrides = c->overrides,
                             .n_overrides = c->n_overrides,
@@ -302,7 +304,8 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
             call->json = true;
             break;
         case TEXT:
-            call->text = optarg;
+            if (call->n_texts == ROUTERS_TEXTS_MAX) return usage_error(c, "%s: too many --text", c->name);
+            call->text[call->n_texts++] = optarg;
             break;
         case OUTPUT:
             call->output = optarg;

@@ -10,7 +10,9 @@ struct router_call {
     const char *version;        /* of the program */
     const char *const *operand; /* what stands behind `router` */
     int n_operands;
-    const char *text, *output; /* --text, --output; NULL: not given */
+    const char *const *text; /* --text */
+    int n_texts;
+    const char *output; /* --output; NULL: not given */
     const char *const *overrides;
     int n_overrides;
     bool quiet, json;

@@ -9,6 +9,17 @@
 #include "engine/cluster.h"
 #include "jobs/job.h"
 
+static status read_spec(const struct launch *l, struct spec **s, struct err *e)
+{
+    struct str yaml = {0};
+
+    if (!l->make) return spec_load(s, l->path, l->overrides, l->n_overrides, e);
+    status st = l->make(l->ctx, &yaml, e);
+    if (!st) st = spec_parse(s, yaml.text, yaml.length, l->path, l->overrides, l->n_overrides, e);
+    str_free(&yaml);
+    return st;
+}
+
 /* The coordinator's spec on every rank.  The message is a status and, if that is OK, the packed spec: a spec that is refused ends
  * every rank, and is reported by the one that read it. */
 static status share_spec(const struct launch *l, struct comm *c, struct spec **s, struct err *e)
@@ -20,7 +31,7 @@ static status share_spec(const struct launch *l, struct comm *c, struct spec **s
 
     *s = NULL;
     if (comm_rank(c) == 0) {
-        code = spec_load(s, l->path, l->overrides, l->n_overrides, &mine);
+        code = read_spec(l, s, &mine);
         if (code == OK) spec_pack(&packed, &n, *s);
         message = malloc(sizeof(code) + n);
         BUG_ON(!message);
@@ -65,6 +76,13 @@ static status lead(const struct launch *l, struct comm *c, struct cluster *ranks
     status st = job_run(s, l->version, ranks, log, e);
     log_close(log);
     if (st) l->report(e);
+    if (l->done && (st == OK || st == ERR_GATE)) {
+        struct err late = {0};
+        status said = l->done(l->ctx, s, &late);
+
+        if (said) l->report(&late);
+        if (!st) st = said;
+    }
     if (st != ERR_RANK) cluster_stop(ranks, st);
     return st;
 }

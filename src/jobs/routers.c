@@ -18,6 +18,7 @@ struct line {
     char how[TEXT_MAX]; /* stage and method, in a few words */
     bool current;
     double tokens, share, agreement, perplexity, kept;
+    char text[12];  /* first digits of the digest of the text that they were measured on */
     struct err bad; /* its description cannot be read */
 };
 
@@ -99,6 +100,25 @@ static status read_about(struct line *l, const struct json_t *about, const char 
     return OK;
 }
 
+/* What `router compare` has kept. */
+static status read_measured(struct line *l, const char *model, const char *version, struct err *e)
+{
+    struct str path = {0};
+    struct json_t *o = NULL;
+    status s = OK;
+
+    str_addf(&path, "%s/routers/%s/measured.json", model, version);
+    if (file_exists(path.text)) s = json_read(&o, path.text, JSON_BYTES_MAX, e);
+    if (o && !json_is_object(o)) s = err_set(e, ERR_FORMAT, "%s: expected an object", path.text);
+    if (o && !s) s = json_get_real(&l->perplexity, o, "perplexity", 0, 1e300, JSON_OPTIONAL, path.text, e);
+    if (o && !s) s = json_get_real(&l->kept, o, "kept", 0, 1e6, JSON_OPTIONAL, path.text, e);
+    if (o && !s) s = json_get_real(&l->share, o, "active_share", 0, 1, JSON_OPTIONAL, path.text, e);
+    if (o && !s) s = get_word(l->text, 9, o, "text_digest", path.text, e);
+    json_free(o);
+    str_free(&path);
+    return s;
+}
+
 static void read_line(struct line *l, const char *model, const char *version, const char *current, const struct shape *shape)
 {
     struct str path = {0};
@@ -112,6 +132,7 @@ static void read_line(struct line *l, const char *model, const char *version, co
         l->bad.code = OK;
         read_about(l, about, path.text, &l->bad);
         json_free(about);
+        if (!l->bad.code) read_measured(l, model, version, &l->bad);
     }
     str_free(&path);
 }
@@ -122,7 +143,7 @@ static void add_number(struct str *s, double x, const char *format)
     else str_addf(s, format, x);
 }
 
-enum { COLUMNS = 10 };
+enum { COLUMNS = 11 };
 
 static void fill_cells(struct str cell[COLUMNS], const struct line *l)
 {
@@ -136,13 +157,14 @@ static void fill_cells(struct str cell[COLUMNS], const struct line *l)
     add_number(&cell[6], l->agreement, "%.3f");
     add_number(&cell[7], l->perplexity, "%.3f");
     add_number(&cell[8], 100 * l->kept, "%.1f %%");
-    str_addz(&cell[9], l->bad.code ? l->bad.text : *l->made ? l->made : "-");
+    str_addz(&cell[9], *l->text ? l->text : "-");
+    str_addz(&cell[10], l->bad.code ? l->bad.text : *l->made ? l->made : "-");
 }
 
 static void print_table(FILE *to, const struct line *lines, int n)
 {
-    static const char *const heads[COLUMNS] = {"",  "version",   "parent", "trained", "tokens",
-                                               "f", "agreement", "ppl",    "kept",    "made"};
+    static const char *const heads[COLUMNS] = {"",          "version", "parent", "trained", "tokens", "f",
+                                               "agreement", "ppl",     "kept",   "on text", "made"};
     static const bool number[COLUMNS] = {[4] = true, [5] = true, [6] = true, [7] = true, [8] = true};
     struct str cell[COLUMNS] = {0};
     int width[COLUMNS];
@@ -188,6 +210,7 @@ static void print_json(FILE *to, const struct line *lines, int n)
         put_number(o, "agreement", l->agreement);
         put_number(o, "perplexity", l->perplexity);
         put_number(o, "kept", l->kept);
+        if (*l->text) json_put_text(o, "text_digest", l->text);
         if (l->bad.code) json_put_text(o, "error", l->bad.text);
         json_append(list, o);
     }

@@ -69,3 +69,29 @@ says() {
     says 3 "there are none yet" promote "$model" v1
     says 2 "has no router in use" rollback "$model"
 }
+
+@test "two routers side by side: figures and intervals are those of the eval, on any number of ranks, and are kept for the list" {
+    two_routers
+    cp tests/cli/common.bash "$dir/text.txt"
+    ranks 2 router compare "$model" v2 v1 --text "$dir/text.txt" --set window=32 --set bootstrap=50 --output "$dir/c" --quiet
+    echo "$output"
+    [ "$status" = 0 ]
+    [ "$(grep -c "$model on $dir/text.txt" <<<"$output")" = 1 ] # one rank speaks
+    [ "$(grep -cE 'v1 is (better|worse)|no difference is shown' <<<"$output")" = 1 ]
+    figure() { LC_ALL=C printf '%+.4f' "$(jq ".eval.compare[\"router@v1_vs_router@v2\"].accuracy.$1" "$dir/c/result.json")"; }
+    grep '^  accuracy ' <<<"$output" | grep -qF -- " $(figure difference)   $(figure low) to $(figure high)"
+    grep '^  perplexity ' <<<"$output" | grep -qF -- "$(LC_ALL=C printf '%.3f' "$(jq '.eval.perplexity["router@v2"]' "$dir/c/result.json")")"
+    "$FACTORLLM" router list "$model" --json >"$dir/list.json"
+    jq -s -e '.[0].eval as $e | .[1] | map(.perplexity) == [$e.perplexity["router@v1"], $e.perplexity["router@v2"]] and .[0].text_digest == ($e.text.digest | .[0:8])' "$dir/c/result.json" "$dir/list.json"
+    head -c 2000 README.md >"$dir/other.txt"
+    "$FACTORLLM" router compare "$model" v1 v2 --text "$dir/text.txt" --text "$dir/other.txt" --set text-1.window=32 --set text-2.window=32 --set text-1.bootstrap=9 --set text-2.bootstrap=9 \
+        --output "$dir/two" --quiet --json | jq -e --arg a "$dir/text.txt" --arg b "$dir/other.txt" '(keys | sort) == ([$a, $b] | sort) and (.[$a].accuracy.difference | type) == "number"'
+    says 3 "has no router version v9; there are v1, v2" compare "$model" v1 v9
+    says 2 "expected two versions, found v1 twice" compare "$model" v1 v1
+    says 2 "expected MODEL A B, found 2 operands" compare "$model" v1
+    says 3 "$dir/none.txt: No such file or directory" compare "$model" v1 v2 --text "$dir/none.txt" --output "$dir/none" --quiet
+    says 2 "--set: text-1.windw" compare "$model" v1 v2 --text "$dir/text.txt" --text "$dir/other.txt" --set text-1.windw=3 --output "$dir/none"
+    says 4 "keep both versions in variants" compare "$model" v1 v2 --text "$dir/text.txt" --set variants=dense,router@v1 --set window=32 --output "$dir/none" --quiet
+    echo '{"perplexity": "x"}' >"$model/routers/v1/measured.json"
+    says 4 "routers/v1/measured.json: perplexity: expected a number" list "$model"
+}
