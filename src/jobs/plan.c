@@ -8,6 +8,7 @@
 #include "base/machine.h"
 #include "base/str.h"
 #include "engine/place.h"
+#include "model/split.h"
 
 double plan_remote_ranks(const struct placement *p, int k)
 {
@@ -118,11 +119,22 @@ static status print_memory(FILE *to, const struct plan_step *p, const struct pla
     return room_hint(room, e);
 }
 
+static void print_split_traffic(FILE *to, const struct plan_step *p, int ranks)
+{
+    double out, back;
+
+    split_traffic(&p->shape, p->room.limits, ranks, &out, &back);
+    fprintf(to, "  traffic     of attention, a token and layer: %.0f bytes out, %.0f bytes back; through %d layers %.1f KiB\n",
+            out, back, p->shape.layers, p->shape.layers * (out + back) / 1024);
+}
+
 static void print_traffic(FILE *to, const struct plan_step *p, const struct placement *where, int ranks)
 {
     const struct shape *s = &p->shape;
 
+    if (ranks > 1 && p->room.limits.split) print_split_traffic(to, p, ranks);
     if (ranks == 1 || !s->experts) {
+        if (ranks > 1 && p->room.limits.split) return;
         fputs("  traffic     none between ranks\n", to);
         return;
     }

@@ -82,6 +82,21 @@ void split_limits(struct exchange_limits *x, const struct shape *s, struct model
     }
 }
 
+void split_traffic(const struct shape *s, struct model_limits limits, int ranks, double *out, double *back)
+{
+    const struct model m = {.shape = *s, .limits = limits, .ranks = ranks};
+
+    *out = *back = 0;
+    for (int rank = 1; rank < ranks; rank++)
+        for (int kind = SPLIT_ATTEND; kind <= SPLIT_OUT; kind++) {
+            int n = columns(&m, kind, rank).n;
+
+            if (n == 0) continue;
+            *out += (double)inputs(s, kind) * sizeof(float) + (kind == SPLIT_ATTEND ? 2 * sizeof(int32_t) : 0);
+            *back += (double)n * sizeof(float);
+        }
+}
+
 /* ---- the coordinator ---- */
 
 void split_ask(struct model *m, enum split_kind kind, int layer, int n, const int32_t *position, const int32_t *session,

@@ -25,6 +25,9 @@ struct split_part split_part(const struct shape *s, struct model_limits limits, 
 /* Raises x to what travels; nothing without a split. */
 void split_limits(struct exchange_limits *x, const struct shape *s, struct model_limits limits, int ranks);
 
+/* Bytes of a token in a layer that leave rank 0 for attention, and that come back. */
+void split_traffic(const struct shape *s, struct model_limits limits, int ranks, double *out, double *back);
+
 /* Coordinator.  Posts n rows to all that have a part; then takes their parts of a result [n][ld] to where the part of the rank belongs.  An error stays in the model
  * (model_failed()), and nothing is moved from then on.  Nothing else is in flight in slot 0.  position, session: of ATTEND. */
 void split_ask(struct model *m, enum split_kind kind, int layer, int n, const int32_t *position, const int32_t *session,

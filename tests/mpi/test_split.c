@@ -78,6 +78,31 @@ static void same_bits(void **state)
         }
 }
 
+/* What plan says travels is what travels. */
+static void traffic(void **state)
+{
+    const struct routing all = {.route = ROUTE_ALL};
+    const struct model_limits limits = {.rows = 8, .sessions = 1, .positions = 8, .split = true};
+    int32_t token[8] = {0}, position[8] = {0, 1, 2, 3, 4, 5, 6, 7}, session[8] = {0};
+    struct batch b = {8, token, position, session, NULL};
+    float *hidden = malloc(8 * 1024 * sizeof(float));
+    int ranks = comm_size(world.comm);
+    struct err e = {0};
+    struct model *m;
+    double out, back;
+
+    (void)state;
+    if (cluster_model(world.cluster, "tests/golden/toy-mistral", limits, &m, &e)) fail_msg("%s", e.text);
+    struct exchange_stats before = *cluster_exchange(world.cluster);
+    if (cluster_forward(world.cluster, &b, &all, 1, hidden, &e)) fail_msg("%s", e.text);
+    struct exchange_stats after = *cluster_exchange(world.cluster);
+    split_traffic(model_shape(m), limits, ranks, &out, &back);
+    assert_true((double)(after.bytes_out - before.bytes_out) == 8 * model_shape(m)->layers * out);
+    assert_true((double)(after.bytes_back - before.bytes_back) == 8 * model_shape(m)->layers * back);
+    assert_true((out > 0) == (ranks > 1));
+    free(hidden);
+}
+
 static void check_spans(const struct split_part *p, int ranks, int heads, int out, int words)
 {
     for (int r = 0, h = 0, o = 0, w = 0; r < ranks; r++) {
@@ -115,7 +140,7 @@ static void parts(void **state)
 
 static int lead(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(same_bits), cmocka_unit_test(parts)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(same_bits), cmocka_unit_test(parts), cmocka_unit_test(traffic)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
 
     cluster_release(world.cluster);
