@@ -4,10 +4,8 @@
 
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
-#define VECTORS __attribute__((target("avx2,fma")))
-#define INLINE  VECTORS static inline __attribute__((always_inline))
+#include "num/exact_many.h"
+#include "num/line_avx2.h"
 
 enum { TILE = 6, WIDE = 4, FEW = 3, AHEAD = 4096 /* bytes that one row asks for ahead of their use */ };
 
@@ -23,14 +21,6 @@ struct tile {
     float scale;
     __m256i most;
 };
-
-INLINE __m256 line_of(const char *w, bool half, bool high)
-{
-    __m256i bits = _mm256_load_si256((const __m256i *)(const void *)w);
-
-    if (!half) return _mm256_castsi256_ps(bits);
-    return _mm256_castsi256_ps(high ? _mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000u)) : _mm256_slli_epi32(bits, 16));
-}
 
 /* Input k of all rows, whose line begins at w. */
 INLINE void step(int rows, int wide, bool half, bool high, __m256 (*sum)[2 * WIDE], const float *const *x, int k, const char *w,
@@ -51,15 +41,11 @@ INLINE void step(int rows, int wide, bool half, bool high, __m256 (*sum)[2 * WID
 /* Eight outputs into their sums: exact.h says how. */
 INLINE __m256i lift(uint64_t *sum, __m256 y, __m256 scale, __m256i most)
 {
-    const __m256d magic = _mm256_set1_pd(EXACT_MAGIC);
-    __m256i *to = (__m256i *)(void *)sum;
     __m256 x = _mm256_mul_ps(scale, y);
-    __m256d low = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), magic);
-    __m256d high = _mm256_add_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)), magic);
 
-    _mm256_store_si256(to, _mm256_add_epi64(_mm256_load_si256(to), _mm256_castpd_si256(low)));
-    _mm256_store_si256(to + 1, _mm256_add_epi64(_mm256_load_si256(to + 1), _mm256_castpd_si256(high)));
-    return _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)));
+    lift4(sum, _mm256_castps256_ps128(x));
+    lift4(sum + 4, _mm256_extractf128_ps(x, 1));
+    return larger(most, x);
 }
 
 INLINE void tile_body(int rows, int wide, bool half, struct tile *t)
@@ -114,15 +100,6 @@ TILES(TILE_OF)
 #define ENTRY_OF(rows, wide) [0][rows][wide] = f32_##rows##x##wide, [1][rows][wide] = bf16_##rows##x##wide,
 static tile_function *const tiles_of[2][TILE + 1][WIDE + 1] = {TILES(ENTRY_OF)};
 
-VECTORS static uint32_t largest(__m256i most)
-{
-    uint32_t lane[8], all = 0;
-
-    _mm256_storeu_si256((__m256i *)(void *)lane, most);
-    for (int l = 0; l < 8; l++) all = lane[l] > all ? lane[l] : all;
-    return all;
-}
-
 VECTORS static uint32_t product(const float *const *x, uint64_t *const *sum, int n, const struct packed *w, int from, int panels,
                                 float scale, const char *next)
 {
@@ -165,7 +142,8 @@ bool exact_product(struct exact *e, const struct kernel *k, const int *at, int f
         sum[i] = sums + (size_t)(at[i] - first) * (size_t)e->cols;
         e->terms[at[i] - first]++;
     }
-    most = product(row, sum, x->n, w, from, panels, scale, next);
+    most = x->n > FEW ? exact_many(x->x, x->ld, sum, x->n, w, from, panels, scale, next)
+                      : product(row, sum, x->n, w, from, panels, scale, next);
     e->most = most > e->most ? most : e->most;
     return true;
 }

@@ -4,10 +4,7 @@
 
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
-#define VECTORS __attribute__((target("avx2,fma")))
-#define INLINE  VECTORS static inline __attribute__((always_inline))
+#include "num/line_avx2.h"
 
 enum { MOST_CHAINS = 64, AHEAD = 2048 /* bytes that each of the streams asks for ahead of their use */ };
 
@@ -18,14 +15,6 @@ struct pair {
     int inputs, chains;
     float sum[MOST_CHAINS][PAIR_ROWS][2][PANEL_LANES] __attribute__((aligned(64)));
 };
-
-INLINE __m256 line_of(const char *w, bool half, bool high)
-{
-    __m256i bits = _mm256_load_si256((const __m256i *)(const void *)w);
-
-    if (!half) return _mm256_castsi256_ps(bits);
-    return _mm256_castsi256_ps(high ? _mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000u)) : _mm256_slli_epi32(bits, 16));
-}
 
 INLINE void step(int rows, int wide, bool half, bool high, __m256 (*sum)[2][2][2], const float *const *x, const size_t *from,
                  const char *const (*w)[2])
