@@ -213,6 +213,13 @@ void moe_work_in(struct moe_work *w);
 void moe_work_out(struct moe_work *w);
 void moe_work_outputs(struct moe *m, const struct moe_job *job, struct moe_work like);
 void moe_work_loop(struct moe_work *w, int tasks, void (*task)(void *ctx, int item, int worker), void *ctx);
+/* moe_few.c: the whole of a block, if few rows go through many small experts; false: nothing was done. */
+bool moe_few(struct moe_work *w);
+/* z of rows row .. row + rows - 1 and neurons first .. first + columns - 1 of a share, as the products gave it, into its place. */
+void moe_work_keep(const struct moe_share *s, const struct moe_job *job, const float *tile, size_t ld, int row, int rows,
+                   int first, int columns);
+/* Sums of e->rows rows from `row` on and `columns` columns into w->out; narrow: room for so many floats. */
+void moe_work_put(const struct moe_work *w, const struct exact *e, int row, size_t column, int columns, float *narrow);
 
 /* The backward pass over the experts of this rank (moe_backward.c).  sum: [rows][D], or NULL; gate[t * stride + place], place as in moe_work_scores(). */
 void moe_work_backward(struct moe *m, const struct moe_job *job, const float *dy, int64_t *sum, float *gate, int stride,

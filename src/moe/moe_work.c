@@ -210,7 +210,7 @@ static float neuron_score(float z, float norm)
 }
 
 /* z, as the tile gives it, into its place; the static control puts means in for neurons, a threshold takes those out that are not above it. */
-static void keep_z(const struct moe_share *s, const struct moe_job *job, const float *tile, size_t ld, int row, int rows,
+void moe_work_keep(const struct moe_share *s, const struct moe_job *job, const float *tile, size_t ld, int row, int rows,
                    int first, int columns)
 {
     const struct expert *x = s->x;
@@ -256,7 +256,7 @@ static void in_task(void *ctx, int item, int worker)
         w->kernel->product(up, ld, w->job->h, s->row + row, rows, &s->x->up, first, panels, scratch);
     }
     silu_mul(gate, up, cells);
-    keep_z(s, w->job, gate, ld, row, rows, first * PANEL_LANES, columns);
+    moe_work_keep(s, w->job, gate, ld, row, rows, first * PANEL_LANES, columns);
     task_progress(w, worker);
 }
 _Static_assert(2 * IN_ROWS * IN_PANELS * PANEL_LANES * sizeof(float) <= GEMM_ROOM_BYTES, "gate and up of a task");
@@ -313,8 +313,7 @@ static void cut_shares(struct moe_work *w)
     }
 }
 
-/* `narrow`: room for a row of floats. */
-static void put_sums(const struct moe_work *w, const struct exact *e, int row, size_t column, int columns, float *narrow)
+void moe_work_put(const struct moe_work *w, const struct exact *e, int row, size_t column, int columns, float *narrow)
 {
     size_t width = (size_t)w->m->width;
 
@@ -381,7 +380,7 @@ static void out_task(void *ctx, int item, int worker)
         if (x->mu) exact_take(&e, x->row + cut[0], row, n, x->mu + column, columns);
     }
     if (!exact_settle(&e, &found)) moe_note_excess(w->m, found);
-    put_sums(w, &e, row, column, columns, y);
+    moe_work_put(w, &e, row, column, columns, y);
     task_progress(w, worker);
 }
 
@@ -406,9 +405,11 @@ void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as,
         struct moe_work w = {.as = as, .out = out};
 
         moe_work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
-        loop(&w, w.in_tasks, in_task);
+        if (!moe_few(&w)) {
+            loop(&w, w.in_tasks, in_task);
+            moe_work_out(&w);
+        }
         if (job->note) moe_keep_notes(m, job->layer, w.share, w.shares, job->note + first);
-        moe_work_out(&w);
         count_work(&w);
     }
     timing_enter(m->timing, was);

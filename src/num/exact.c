@@ -180,6 +180,15 @@ static double first_beyond(const int64_t *sum, size_t n)
     return 0.0;
 }
 
+void exact_merge(struct exact *e, const struct exact *part)
+{
+    size_t cells = (size_t)e->rows * (size_t)e->cols;
+
+    for (size_t i = 0; i < cells; i++) e->sum[i] = (int64_t)((uint64_t)e->sum[i] + (uint64_t)part->sum[i]);
+    for (int r = 0; r < e->rows; r++) e->terms[r] += part->terms[r];
+    e->most = part->most > e->most ? part->most : e->most;
+}
+
 bool exact_settle(struct exact *e, double *found)
 {
     uint64_t bad = 0;

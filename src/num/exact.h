@@ -62,6 +62,8 @@ void exact_begin(struct exact *e, const double *start, int columns);
 void exact_add(struct exact *e, const int *at, int first, int n, const float *y, size_t ldy, float scale);
 /* Row at[i] - first -= x[0 .. columns - 1]: for the mean of an expert. */
 void exact_take(struct exact *e, const int *at, int first, int n, const float *x, int columns);
+/* The terms of part too, which began at zero and has the same rows and columns: what another thread added. */
+void exact_merge(struct exact *e, const struct exact *part);
 /* No more terms.  false: a term or a sum was out of range; *found is one. */
 bool exact_settle(struct exact *e, double *found);
 

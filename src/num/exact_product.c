@@ -126,6 +126,12 @@ VECTORS static uint32_t product(const float *const *x, uint64_t *const *sum, int
     return largest(t.most);
 }
 
+bool exact_product_has(const struct kernel *k, const struct rows *x, const struct packed *w)
+{
+    return k->isa >= ISA_AVX2 && !format_has_scales(w->format) && !x->half && w->cols >= 1 && w->cols <= CHAIN &&
+           x->n <= EXACT_PRODUCT_ROWS;
+}
+
 bool exact_product(struct exact *e, const struct kernel *k, const int *at, int first, const struct rows *x,
                    const struct packed *w, int from, int panels, float scale, const void *next)
 {
@@ -134,9 +140,7 @@ bool exact_product(struct exact *e, const struct kernel *k, const int *at, int f
     uint32_t most;
 
     BUG_ON(x->cols != w->cols || e->cols < panels * PANEL_LANES);
-    if (k->isa < ISA_AVX2 || format_has_scales(w->format) || x->half || w->cols < 1 || w->cols > CHAIN ||
-        x->n > EXACT_PRODUCT_ROWS)
-        return false;
+    if (!exact_product_has(k, x, w)) return false;
     for (int i = 0; i < x->n; i++) {
         row[i] = x->x + (size_t)i * x->ld;
         sum[i] = sums + (size_t)(at[i] - first) * (size_t)e->cols;
@@ -149,6 +153,12 @@ bool exact_product(struct exact *e, const struct kernel *k, const int *at, int f
 }
 
 #else
+
+bool exact_product_has(const struct kernel *k, const struct rows *x, const struct packed *w)
+{
+    (void)k, (void)x, (void)w;
+    return false;
+}
 
 bool exact_product(struct exact *e, const struct kernel *k, const int *at, int first, const struct rows *x,
                    const struct packed *w, int from, int panels, float scale, const void *next)

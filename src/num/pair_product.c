@@ -117,6 +117,12 @@ static void add_chains(float *y, const struct pair *p, int row, int matrix)
     }
 }
 
+bool pair_product_has(const struct kernel *k, const struct rows *x, const struct packed *wa, const struct packed *wb)
+{
+    return k->isa >= ISA_AVX2 && wa->format == wb->format && !format_has_scales(wa->format) && !x->half && wa->cols >= 1 &&
+           wa->cols <= MOST_CHAINS * CHAIN;
+}
+
 bool pair_product(const struct kernel *k, float *a, float *b, size_t ld, const struct rows *x, const int *index, int n,
                   const struct packed *wa, const struct packed *wb, int panel)
 {
@@ -125,8 +131,7 @@ bool pair_product(const struct kernel *k, float *a, float *b, size_t ld, const s
     int chains = (wa->cols + CHAIN - 1) / CHAIN;
 
     BUG_ON(x->cols != wa->cols || wa->cols != wb->cols);
-    if (k->isa < ISA_AVX2 || wa->format != wb->format || format_has_scales(wa->format) || x->half) return false;
-    if (n < 1 || n > PAIR_ROWS || chains < 1 || chains > MOST_CHAINS) return false;
+    if (n < 1 || n > PAIR_ROWS || !pair_product_has(k, x, wa, wb)) return false;
     for (int i = 0; i < n; i++) p.x[i] = x->x + (size_t)index[i] * x->ld;
     p.w[0] = (const char *)wa->lines + bytes;
     p.w[1] = (const char *)wb->lines + bytes;
@@ -140,6 +145,12 @@ bool pair_product(const struct kernel *k, float *a, float *b, size_t ld, const s
 }
 
 #else
+
+bool pair_product_has(const struct kernel *k, const struct rows *x, const struct packed *wa, const struct packed *wb)
+{
+    (void)k, (void)x, (void)wa, (void)wb;
+    return false;
+}
 
 bool pair_product(const struct kernel *k, float *a, float *b, size_t ld, const struct rows *x, const int *index, int n,
                   const struct packed *wa, const struct packed *wb, int panel)

@@ -10,8 +10,10 @@
 enum { PAIR_ROWS = 3 };
 
 /* a[i * ld + c] and b[i * ld + c], c = 0 .. PANEL_LANES - 1: what k->product() gives for panel `panel` of wa and of wb, with rows index[i], i < n.
- * false: nothing was done; there is no such kernel for this processor, or for these weights (f32 and bf16 have one), or rows are too many or too long. */
+ * false: nothing was done; pair_product_has() is false, or rows are too many. */
 bool pair_product(const struct kernel *k, float *a, float *b, size_t ld, const struct rows *x, const int *index, int n,
                   const struct packed *wa, const struct packed *wb, int panel);
+/* There is such a kernel for up to PAIR_ROWS rows: for processors from AVX2 on, f32 and bf16, rows that are not rounded nor too long. */
+bool pair_product_has(const struct kernel *k, const struct rows *x, const struct packed *wa, const struct packed *wb);
 
 #endif

@@ -268,12 +268,39 @@ static void test_pairs(void **state)
     free(scratch);
 }
 
+/* Terms that two threads added are what one would have added, an error too. */
+static void test_merge(void **state)
+{
+    enum { N = 3, COLS = 24 };
+    struct exact one = sums(N, COLS), a = sums(N, COLS), b = sums(N, COLS);
+    float y[N * COLS], z[2 * COLS];
+    double start[COLS], found;
+    struct rng r;
+
+    (void)state;
+    rng_seed(&r, 4, 4);
+    for (int i = 0; i < N * COLS; i++) y[i] = (float)rng_normal(&r);
+    for (int i = 0; i < 2 * COLS; i++) z[i] = (float)rng_normal(&r);
+    for (int i = 0; i < COLS; i++) start[i] = grid((float)rng_normal(&r));
+    for (int pass = 0; pass < 2; pass++) {
+        exact_begin(&one, start, COLS), exact_begin(&a, start, COLS), exact_begin(&b, NULL, COLS);
+        exact_add(&one, (int[]){0, 1, 2}, 0, N, y, COLS, 0.3f), exact_add(&a, (int[]){0, 1, 2}, 0, N, y, COLS, 0.3f);
+        exact_add(&one, (int[]){2, 0}, 0, 2, z, COLS, pass ? 1e9f : 1.0f);
+        exact_add(&b, (int[]){2, 0}, 0, 2, z, COLS, pass ? 1e9f : 1.0f);
+        exact_merge(&a, &b);
+        assert_memory_equal(a.terms, one.terms, N * sizeof(int));
+        assert_memory_equal(a.sum, one.sum, N * COLS * sizeof(int64_t));
+        assert_int_equal(exact_settle(&a, &found), pass == 0);
+    }
+    free_sums(&one), free_sums(&a), free_sums(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sums),  cmocka_unit_test(test_range),
         cmocka_unit_test(test_join),  cmocka_unit_test(test_product_into_sums),
-        cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_merge), cmocka_unit_test(test_pairs),
     };
 
     return cmocka_run_group_tests_name("exact sums", tests, NULL, NULL);

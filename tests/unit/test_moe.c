@@ -415,8 +415,8 @@ static void defined_layer(float *x, const struct bench *b, const float *h, int r
  * that leave tokens with no expert and with all: the bits of the definition. */
 static void test_fine_experts(void **state)
 {
-    static const struct shape fine[] = {
-        {40, 17, 300, 640, 0}, {30, 13, 65, 330, 0}, {66, 20, 33, 66, 0}, {9, 4, 80, 250, 37}, {3, 2, 48, 180, 0}};
+    static const struct shape fine[] = {{40, 17, 300, 640, 0}, {30, 13, 65, 330, 0}, {66, 20, 33, 66, 0}, {9, 4, 80, 250, 37},
+                                        {3, 2, 48, 180, 0},    {90, 70, 65, 270, 0} /* enough for three threads with few rows */};
     static const int row_counts[] = {1, 3, 9, 70, 130};
     enum { MOST = 130, WIDTH = 300 };
     float *h = world_alloc(MOST * WIDTH, sizeof(float)), *x = world_alloc(MOST * WIDTH, sizeof(float)),
