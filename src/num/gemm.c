@@ -122,8 +122,11 @@ bool gemm_half(const struct gemm *g)
 
 bool gemm_rows(const struct gemm *g, struct rows *r, enum format f, void *memory)
 {
-    if (format_has_scales(f) && !r->q) {
-        rows_room(r, memory);
+    bool wide = f == FORMAT_Q8 && (g->kernel->isa == ISA_AVX2 || g->kernel->isa == ISA_AVX512) && !r->wide;
+
+    if (format_has_scales(f) && (!r->q || wide)) {
+        if (!r->q) rows_room(r, memory);
+        if (wide) rows_wide_room(r, memory);
         return true;
     }
     if (f == FORMAT_BF16 && g->half && !r->half) {

@@ -16,6 +16,8 @@ enum { TILE = 12, MOST_WIDE = 4, QUANT_TILE = 8, QUANT_WIDE = 4 };
     X(3, 2) X(4, 2) X(5, 2) X(6, 2) X(7, 2) X(8, 2) \
     X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1) X(7, 1) X(8, 1)
 /* clang-format on */
+#define BYTE_DOTS 0
+#define PAIR_SUMS 0
 
 #include "num/kernel_float.h"
 #include "num/kernel_quant.h"

@@ -19,7 +19,8 @@ size_t rows_bytes(int n, int cols)
 {
     size_t blocks = (size_t)n * (size_t)packed_blocks(cols);
 
-    return up(blocks * QUANT_BLOCK) + up(blocks * sizeof(float)) + up(blocks * sizeof(int32_t)) + half_bytes(n, cols);
+    return up(blocks * QUANT_BLOCK) + up(blocks * sizeof(float)) + up(blocks * sizeof(int32_t)) +
+           up(blocks * sizeof(struct rows_wide)) + half_bytes(n, cols);
 }
 
 void rows_room(struct rows *r, void *memory)
@@ -30,6 +31,15 @@ void rows_room(struct rows *r, void *memory)
     r->q = (int8_t *)at;
     r->scale = (float *)(void *)(at + up(blocks * QUANT_BLOCK));
     r->sum = (int32_t *)(void *)(at + up(blocks * QUANT_BLOCK) + up(blocks * sizeof(float)));
+}
+
+void rows_wide_room(struct rows *r, void *memory)
+{
+    size_t blocks = (size_t)r->n * (size_t)packed_blocks(r->cols);
+
+    BUG_ON(!r->q);
+    r->wide = (struct rows_wide *)(void *)((char *)memory + up(blocks * QUANT_BLOCK) + up(blocks * sizeof(float)) +
+                                           up(blocks * sizeof(int32_t)));
 }
 
 /* The scale of a block whose largest |x| has these bits, and what x is multiplied by. */
@@ -66,8 +76,38 @@ static void quantize_block(int8_t *q, float *scale, int32_t *sum, const float *x
     *sum = total;
 }
 
+static void widen_block(struct rows_wide *to, const int8_t *q, float scale, int32_t sum)
+{
+    static const uint8_t order[4] = {0, 2, 1, 3};
+
+    to->scale = scale, to->start = -128 * sum, to->pairs = 0;
+    for (int i = 0; i < QUANT_BLOCK; i++) to->x[i] = q[i / 4 * 4 + order[i % 4]];
+    for (int i = 0; i < QUANT_BLOCK; i += 2) to->pairs -= q[i] * q[i + 1];
+}
+
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+__attribute__((target("avx2"))) static void widen_avx2(struct rows_wide *to, const int8_t *q, const float *scale,
+                                                       const int32_t *sum, int blocks)
+{
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+
+    for (int b = 0; b < blocks; b++, to++, q += QUANT_BLOCK) {
+        __m256i bytes = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(const void *)q), order);
+        __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes));
+        __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1));
+        /* of every four inputs 0 and 2 lie in the lower 32 bits, 1 and 3 in the upper ones */
+        __m256i pairs = _mm256_add_epi32(_mm256_madd_epi16(low, _mm256_srli_epi64(low, 32)),
+                                         _mm256_madd_epi16(high, _mm256_srli_epi64(high, 32)));
+        __m128i half = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+
+        _mm256_storeu_si256((__m256i *)(void *)to->x, low);
+        _mm256_storeu_si256((__m256i *)(void *)(to->x + 16), high);
+        to->scale = scale[b], to->start = -128 * sum[b];
+        to->pairs = -(_mm_cvtsi128_si32(half) + _mm_extract_epi32(half, 2));
+    }
+}
 
 __attribute__((target("avx2"))) static int32_t most_of(__m256i a)
 {
@@ -110,13 +150,32 @@ static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, 
     quantize_avx2(q, scale, sum, x, blocks);
     return blocks;
 }
+
+static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks)
+{
+    if (!__builtin_cpu_supports("avx2")) return 0;
+    widen_avx2(to, q, scale, sum, blocks);
+    return blocks;
+}
 #else
+static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks)
+{
+    (void)to, (void)q, (void)scale, (void)sum, (void)blocks;
+    return 0;
+}
+
 static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks)
 {
     (void)q, (void)scale, (void)sum, (void)x, (void)blocks;
     return 0;
 }
 #endif
+
+void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks)
+{
+    for (int b = widen_fast(to, q, scale, sum, blocks); b < blocks; b++)
+        widen_block(to + b, q + b * QUANT_BLOCK, scale[b], sum[b]);
+}
 
 static void quantize(struct rows *r, int first, int n, int block, int blocks, bool plain)
 {
@@ -137,6 +196,11 @@ static void quantize(struct rows *r, int first, int n, int block, int blocks, bo
             quantize_block(r->q + (row + (size_t)b) * QUANT_BLOCK, r->scale + row + b, r->sum + row + b,
                            x + (size_t)b * QUANT_BLOCK, left < QUANT_BLOCK ? left : QUANT_BLOCK);
         }
+        if (!r->wide) continue;
+        row += (size_t)block;
+        if (!plain) rows_widen(r->wide + row, r->q + row * QUANT_BLOCK, r->scale + row, r->sum + row, blocks);
+        for (b = 0; plain && b < blocks; b++, row++)
+            widen_block(r->wide + row, r->q + row * QUANT_BLOCK, r->scale[row], r->sum[row]);
     }
 }
 

@@ -7,24 +7,35 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A block of 32 quantized inputs as kernels want it that multiply pairs of 16 bits. */
+struct rows_wide {
+    int16_t x[32]; /* of every four inputs 0, 2, 1, 3 */
+    float scale;
+    int32_t start; /* -128 * the sum of x: weights are stored with a bias */
+    int32_t pairs; /* - the sum of x[k] x[k + 1], k even */
+};
+
 struct rows {
     const float *x; /* row t at x + t * ld */
     size_t ld;
     int n, cols;
     /* Set by rows_quantize(), else NULL.  Blocks of 32 inputs as in packed.h: x ~ scale * q, scale = max |x| / 127, q = x * (1 / scale) rounded to even.
      * A block that holds an infinity or a NaN has the scale NaN, which every product of its row then is. */
-    int8_t *q;    /* [n][blocks * 32], zeros behind cols; aligned to 32 */
-    float *scale; /* [n][blocks] */
-    int32_t *sum; /* [n][blocks] of the q of a block: weights are stored with a bias */
+    int8_t *q;              /* [n][blocks * 32], zeros behind cols; aligned to 32 */
+    float *scale;           /* [n][blocks] */
+    int32_t *sum;           /* [n][blocks] of the q of a block: weights are stored with a bias */
+    struct rows_wide *wide; /* [n][blocks], or NULL: place given by rows_wide_room(); the same once more */
     /* Place given by half_room() of half.h, else NULL: x as bfloat16, [n][half_ld()], zeros behind cols up to whole blocks; aligned to 64. */
     uint16_t *half;
 };
 
-/* Bytes that rows_room() and half_room() (of half.h) together need, aligned to 64; of whole blocks of a row at most ROWS_BLOCK_BYTES each. */
-enum { ROWS_BLOCK_BYTES = 32 + 4 + 4 + 64 + 4 };
+/* Bytes that rows_room(), rows_wide_room() and half_room() (of half.h) together need, aligned to 64; of whole blocks of a row at most ROWS_BLOCK_BYTES each. */
+enum { ROWS_BLOCK_BYTES = 32 + 4 + 4 + 64 + 4 + sizeof(struct rows_wide) };
 size_t rows_bytes(int n, int cols);
 /* Places q, scale and sum in `memory` (aligned to 64). */
 void rows_room(struct rows *r, void *memory);
+/* Places `wide` there, for rows that rows_room() has given its places. */
+void rows_wide_room(struct rows *r, void *memory);
 /* Quantizes rows first .. first + n - 1, and rounds them if half_room() gave them a place; one of the two came before.  Any thread. */
 void rows_quantize(struct rows *r, int first, int n);
 /* The same for blocks block .. block + blocks - 1 only: of rows that come block by block. */
@@ -34,6 +45,8 @@ static inline bool rows_wait(const struct rows *r)
 {
     return r->q || r->half;
 }
+/* What `wide` has of `blocks` blocks. */
+void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks);
 /* The definition of rows_quantize() in plain loops, for tests. */
 void rows_quantize_plain(struct rows *r, int first, int n);
 

@@ -76,6 +76,19 @@ VECTOR vi vi_add32(vi a, vi b)
 {
     return _mm256_add_epi32(a, b);
 }
+/* *a stays in a register, where compilers would read it from memory again for every use. */
+VECTOR void vi_hold(vi *a)
+{
+    __asm__("" : "+x"(*a));
+}
+VECTOR vi vi_sub32(vi a, vi b)
+{
+    return _mm256_sub_epi32(a, b);
+}
+VECTOR vi vi_add16(vi a, vi b)
+{
+    return _mm256_add_epi16(a, b);
+}
 VECTOR vf vf_from_int(vi a)
 {
     return _mm256_cvtepi32_ps(a);
@@ -109,25 +122,35 @@ VECTOR void vi_add_pairs16(vi *sum, vi a, vi b)
 
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(a), "x"(b));
 }
+VECTOR void vi_add_pairs16_over(vi *sum, vi a, vi b) /* for an `a` of no other use: takes one register less */
+{
+    __asm__("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "+x"(a) : "x"(b));
+}
 VECTOR void vi_add_pairs8(vi *sum, vi a, vi b)
 {
     vi product;
 
     __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(a), "x"(b));
 }
+VECTOR vi vi_pairs16(vi a, vi b)
+{
+    return _mm256_madd_epi16(a, b);
+}
+VECTOR vi vi_pairs8(vi a, vi b)
+{
+    return _mm256_maddubs_epi16(a, b);
+}
+VECTOR vi vi_less_bias(vi a) /* 128 from each 16 bits */
+{
+    return _mm256_sub_epi16(a, _mm256_set1_epi16(128));
+}
+VECTOR void vi_store(void *p, vi a) /* aligned */
+{
+    _mm256_store_si256(p, a);
+}
 VECTOR vi vi_widen_pairs(vi a) /* neighbours of 16 bits, added, as 32 */
 {
     return _mm256_madd_epi16(a, _mm256_set1_epi16(1));
-}
-
-/* 32 bytes as 16 bits each, of every four in the order 0, 2, 1, 3: what meets vi_even_bytes() and vi_odd_bytes() */
-VECTOR void spread_block(int16_t *out, const int8_t *q)
-{
-    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
-    __m256i x = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(const void *)q), order);
-
-    _mm256_storeu_si256((__m256i *)(void *)out, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(x)));
-    _mm256_storeu_si256((__m256i *)(void *)(out + 16), _mm256_cvtepi8_epi16(_mm256_extracti128_si256(x, 1)));
 }
 
 #endif

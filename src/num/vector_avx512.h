@@ -111,6 +111,14 @@ VECTOR void vi_add_pairs8(vi *sum, vi a, vi b)
 
     __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(*sum), "=&v"(product) : "v"(a), "v"(b));
 }
+VECTOR vi vi_pairs16(vi a, vi b)
+{
+    return _mm512_madd_epi16(a, b);
+}
+VECTOR vi vi_pairs8(vi a, vi b)
+{
+    return _mm512_maddubs_epi16(a, b);
+}
 VECTOR vi vi_widen_pairs(vi a)
 {
     return _mm512_madd_epi16(a, _mm512_set1_epi16(1));
@@ -122,14 +130,6 @@ VECTOR void vi_add_dots(vi *sum, vi a, vi b)
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
 }
 #endif
-
-VECTOR void spread_block(int16_t *out, const int8_t *q)
-{
-    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
-
-    _mm512_storeu_si512(out,
-                        _mm512_cvtepi8_epi16(_mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(const void *)q), order)));
-}
 
 #endif
 #endif

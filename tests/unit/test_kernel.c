@@ -64,9 +64,10 @@ static struct rows some_rows(int n, int cols, struct rng *r)
     return rows;
 }
 
-static void quantize(struct rows *r)
+static void quantize(struct rows *r, bool wide)
 {
     rows_room(r, room(rows_bytes(r->n, r->cols)));
+    if (wide) rows_wide_room(r, r->q);
     rows_quantize(r, 0, r->n);
 }
 
@@ -121,7 +122,7 @@ static void check_shapes(const struct kernel *k, enum format f, int step)
         struct rows x = some_rows(MOST_ROWS, inputs, &r);
         struct weights w = weights(f, outputs, inputs, &r);
 
-        quantize(&x);
+        quantize(&x, shape % 3 > 0);
         for (int i = (shape + (int)f) % 8; i < heights; i += 8) {
             int first = (int)rng_below(&r, (uint64_t)all), index[MOST_ROWS];
 
@@ -150,6 +151,27 @@ static void shapes(void **state)
     }
 }
 
+/* Block b once more as 16 bits, and what kernels know of it beforehand. */
+static void check_wide(const struct rows *x, const struct rows *plain, const struct rows *part, size_t b)
+{
+    static const int order[] = {0, 2, 1, 3};
+    int32_t sum = 0, pairs = 0;
+
+    for (int i = 0; i < QUANT_BLOCK; i++) {
+        assert_int_equal(x->wide[b].x[i], x->q[b * QUANT_BLOCK + (size_t)(i / 4 * 4 + order[i % 4])]);
+        sum += x->q[b * QUANT_BLOCK + (size_t)i];
+        if (i % 2 == 0) pairs += x->q[b * QUANT_BLOCK + (size_t)i] * x->q[b * QUANT_BLOCK + (size_t)i + 1];
+    }
+    assert_int_equal(x->wide[b].start, -128 * sum);
+    assert_int_equal(x->wide[b].pairs, -pairs);
+    assert_true(same(&x->wide[b].scale, x->scale + b, 1));
+    assert_memory_equal(x->wide[b].x, plain->wide[b].x, sizeof(x->wide[b].x));
+    assert_int_equal(x->wide[b].pairs, plain->wide[b].pairs);
+    assert_int_equal(x->wide[b].start, plain->wide[b].start);
+    assert_memory_equal(x->wide[b].x, part->wide[b].x, sizeof(x->wide[b].x));
+    assert_int_equal(x->wide[b].pairs, part->wide[b].pairs);
+}
+
 /* Blocks of all sizes, from numbers that are as good as zero to infinity: the bits of the plain text, and near x. */
 static void quantized_rows(void **state)
 {
@@ -168,16 +190,20 @@ static void quantized_rows(void **state)
             for (int k = 0; k < cols[c]; k++) values[(size_t)t * x.ld + (size_t)k] *= 0.25f * size[t % 7];
         values[9 * x.ld] = NAN, values[16 * x.ld + (size_t)cols[c] - 1] = -INFINITY, values[20 * x.ld] = -0.0f;
         plain = part = x;
-        quantize(&x);
+        quantize(&x, true);
         rows_room(&plain, room(rows_bytes(x.n, x.cols)));
+        rows_wide_room(&plain, plain.q);
         rows_quantize_plain(&plain, 0, plain.n);
         rows_room(&part, room(rows_bytes(x.n, x.cols)));
+        rows_wide_room(&part, part.q);
         for (int b = 0; b < packed_blocks(cols[c]); b++) rows_quantize_part(&part, 0, part.n, b, 1);
         assert_memory_equal(x.q, plain.q, blocks * QUANT_BLOCK);
         assert_memory_equal(x.sum, plain.sum, blocks * sizeof(*x.sum));
         assert_true(same(x.scale, plain.scale, (int)blocks));
         assert_memory_equal(x.q, part.q, blocks * QUANT_BLOCK);
         assert_true(same(x.scale, part.scale, (int)blocks));
+        assert_true((char *)(x.wide + blocks) <= (char *)x.q + rows_bytes(x.n, x.cols));
+        for (size_t b = 0; b < blocks; b++) check_wide(&x, &plain, &part, b);
         assert_true(isnan(x.scale[9 * packed_blocks(cols[c])]) && isnan(x.scale[17 * packed_blocks(cols[c]) - 1]));
         for (int t = 0; t < x.n; t += 7)
             for (int k = 0; k < cols[c]; k++) {
