@@ -1,4 +1,5 @@
-/* Stage 2 on a toy model, wherever its experts are: gradients of every group of parameters against central differences of the whole loss in double; and the job: it learns,
+/* Stage 2 on a toy model, wherever its experts are: gradients of every group of parameters against central differences of the whole loss in double, and
+ * on tiny1m against PyTorch; and the job: it learns,
  * a run that is stopped after every step ends with the bits of one that was not, and the curve and the router are the same for every placement, all on one rank among
  * them.
  * np: 1 2 3 5 */
@@ -184,6 +185,96 @@ static void gate_router(void **state)
     gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true}, true);
 }
 
+/* ---- against PyTorch: tests/golden/make_stage2.py ---- */
+
+static void numbers(float *x, size_t n, double size, double step, double phase)
+{
+    for (size_t i = 0; i < n; i++) x[i] = (float)(size * sin(step * (double)i + phase));
+}
+
+static void near(double found, const struct json_t *wanted, const char *what)
+{
+    double x = json_number(wanted);
+
+    if (!(fabs(found - x) <= 1e-4 * fabs(x))) fail_msg("%s: expected %.8g, found %.8g", what, x, found);
+}
+
+static void as_pytorch(struct model *m, const struct json_t *golden, bool by_threshold)
+{
+    enum { WINDOW = 48, ROWS = 2 * WINDOW };
+    const struct shape *y = model_shape(m);
+    struct stage2_options o = {.lm = 0.3,
+                               .budget = 0.5,
+                               .target = 0.4,
+                               .train_router = true,
+                               .train_means = true,
+                               .compensate = true,
+                               .scale = 1.25f,
+                               .rows = ROWS,
+                               .sessions = 2};
+    struct router_param *param[STAGE2_PARAMS];
+    int32_t ids[ROWS + 1];
+    struct window w[2];
+    struct stage2 *trainer;
+    struct router r;
+    struct err e;
+
+    for (int i = 0; i <= ROWS; i++) ids[i] = (i * i * 7 + i * 37 + 11) % y->vocab;
+    for (int i = 0; i < 2; i++) w[i] = (struct window){ids + i * WINDOW, WINDOW, ids + i * WINDOW + 1};
+    if (router_alloc_form(&r, y, &(struct router_form){.means = true}, &e)) fail_msg("%s", e.text);
+    size_t n = (size_t)r.layers * (size_t)r.experts, d = (size_t)r.width;
+    numbers(r.weight, n * d, 0.2, 0.7, 0.1);
+    numbers(r.bias, n, 0.3, 1.3, 0.2);
+    numbers(r.mu, n * d, 0.02, 0.9, 0.3);
+    r.by_threshold = by_threshold;
+    if (stage2_open(&trainer, &r, m, &o, &e) || stage2_batch(trainer, STAGE2_LEARN, w, 2, &e)) fail_msg("%s", e.text);
+    near(stage2_tally(trainer)->kl, json_at(golden, "kl"), "kl");
+    near(stage2_tally(trainer)->nll, json_at(golden, "nll"), "nll");
+    near(stage2_tally(trainer)->loss, json_at(golden, "loss"), "loss");
+    near(stage2_tally(trainer)->share, json_at(golden, "share"), "share");
+    int params = stage2_params(trainer, param);
+    for (int i = 0; i < params; i++) {
+        const struct router_param *p = param[i];
+        char name[64];
+
+        near(sqrt(sum_of_squares(p->gradient, p->n)), json_at(golden, p->name), p->name);
+        snprintf(name, sizeof(name), "%s_of_layers", p->name);
+        for (size_t l = 0, each = p->n / (size_t)r.layers; l < (size_t)r.layers; l++)
+            near(sqrt(sum_of_squares(p->gradient + l * each, each)), json_item(json_at(golden, name), l), name);
+    }
+    stage2_close(trainer);
+    router_free(&r);
+}
+
+static void pytorch(void **state)
+{
+    const char *shared = getenv("FACTORLLM_SHARED");
+    char *tiny = str_join(shared ? shared : "../shared", "models/tiny1m"), *golden = "tests/golden/stage2_tiny1m.json";
+    struct model_limits limits = {.rows = 96, .sessions = 2, .positions = 48, .train = true};
+    char *made = str_join(world.directory, "tiny1m/model");
+    struct str yaml = {0};
+    struct json_t *file;
+    struct model *m;
+    struct err e;
+
+    (void)state;
+    if (!file_exists(tiny)) {
+        free(made), free(tiny);
+        print_message("no %s: skipped\n", "models/tiny1m");
+        skip();
+    }
+    str_addf(&yaml,
+             "kind: factorize\ngrouping: contiguous\ncompensation: none\nmodel: %s\noutput: %s/tiny1m\nexperts: 32\nactive: 16\n",
+             tiny, world.directory);
+    if (run(NULL, yaml.text, &e) || json_read(&file, golden, 1 << 20, &e)) fail_msg("%s", e.text);
+    if (cluster_model(world.cluster, made, limits, &m, &e)) fail_msg("%s", e.text);
+    as_pytorch(m, json_at(file, "threshold"), true);
+    as_pytorch(m, json_at(file, "top_k"), false);
+    json_free(file);
+    str_free(&yaml);
+    free(made), free(tiny);
+}
+
 /* ---- the job ---- */
 
 #define OPTIONS "select: threshold\nlm_loss: 0.1\nload_balance: 0.01\n"
@@ -332,9 +423,13 @@ static void on_one_rank(void **state)
 
 static int lead(int turn)
 {
-    const struct CMUnitTest first[] = {cmocka_unit_test(make_model),       cmocka_unit_test(top_k_router),
-                                       cmocka_unit_test(threshold_router), cmocka_unit_test(gate_router),
-                                       cmocka_unit_test(learns),           cmocka_unit_test(stopped_after_every_step),
+    const struct CMUnitTest first[] = {cmocka_unit_test(make_model),
+                                       cmocka_unit_test(top_k_router),
+                                       cmocka_unit_test(threshold_router),
+                                       cmocka_unit_test(gate_router),
+                                       cmocka_unit_test(pytorch),
+                                       cmocka_unit_test(learns),
+                                       cmocka_unit_test(stopped_after_every_step),
                                        cmocka_unit_test(refusals)};
     const struct CMUnitTest second[] = {cmocka_unit_test(round_robin)}, third[] = {cmocka_unit_test(on_one_rank)};
     struct rng r;
