@@ -92,43 +92,69 @@ static void print_routing(struct log *l, const struct eval_side *side)
     }
 }
 
-static void print_interval(struct log *l, const char *what, const char *figure, const struct json_t *x)
+/* "NAME VALUE (LOW HIGH)", which is 40 characters. */
+static void add_interval(struct str *line, const char *name, const struct json_t *x, const char *value)
 {
-    const struct json_t *v = json_at(x, "difference");
-    double value = json_number(v ? v : json_at(x, "value"));
+    double low = json_is_real(json_at(x, "low")) ? json_number(json_at(x, "low")) : NAN;
+    double high = json_is_real(json_at(x, "high")) ? json_number(json_at(x, "high")) : NAN;
 
-    if (json_is_real(json_at(x, "low")) && json_is_real(json_at(x, "high")))
-        log_line(l, "  %-34.40s %-16s %+9.4f   95 %% interval %+9.4f to %+9.4f", what, figure, value,
-                 json_number(json_at(x, "low")), json_number(json_at(x, "high")));
-    else log_line(l, "  %-34.40s %-16s %+9.4f", what, figure, value);
+    str_addf(line, "  %-8s %+8.4f", name, json_number(json_at(x, value)));
+    if (isfinite(low) && isfinite(high)) str_addf(line, " (%+8.4f %+8.4f)", low, high);
+    else str_addf(line, "%20s", "");
+}
+
+struct shown {
+    const char *key, *name;
+};
+
+/* Two to a line. */
+static void print_intervals(struct log *l, const char *what, const struct json_t *o, const struct shown *shown, int n,
+                            const char *member, const char *value)
+{
+    struct str line = {0};
+    int cells = 0;
+
+    for (int i = 0; o && i < n; i++) {
+        const struct json_t *x = json_at(o, shown[i].key);
+
+        if (x && member) x = json_at(x, member);
+        if (!x || !json_is_real(json_at(x, value))) continue;
+        if (cells && cells % 2 == 0) {
+            log_line(l, "%s", line.text);
+            str_clear(&line);
+        }
+        if (cells++ % 2 == 0) str_addf(&line, "  %-26.26s", cells == 1 ? what : "");
+        add_interval(&line, shown[i].name, x, value);
+    }
+    if (line.length) log_line(l, "%s", line.text);
+    str_free(&line);
 }
 
 static void print_difference(struct log *l, const char *what, const struct json_t *o)
 {
-    for (void *i = o ? json_first(o) : NULL; i; i = json_next(o, i)) print_interval(l, what, json_key(i), json_member(i));
+    static const struct shown shown[] = {
+        {"nats_per_token", "nats"}, {"accuracy", "accuracy"}, {"minimal_pairs", "pairs"}, {"multiple_choice", "choices"}};
+
+    print_intervals(l, what, o, shown, 4, NULL, "difference");
 }
 
-/* Chance-corrected where there is a chance: a blind choice keeps nothing. */
+/* Of routers, chance-corrected where there is a chance: a blind choice keeps nothing. */
 static void print_kept(struct log *l, const struct json_t *kept)
 {
-    for (void *v = kept ? json_first(kept) : NULL; v; v = json_next(kept, v))
-        for (void *m = json_first(json_member(v)); m; m = json_next(json_member(v), m)) {
-            const struct json_t *corrected = json_at(json_member(m), "corrected");
-            char what[64];
+    static const struct shown shown[] = {{"minimal_pairs", "pairs"}, {"multiple_choice", "choices"}};
 
-            if (!corrected) continue;
-            snprintf(what, sizeof(what), "%.24s, kept above chance", json_key(v));
-            print_interval(l, what, json_key(m), corrected);
-        }
+    for (void *v = kept ? json_first(kept) : NULL; v; v = json_next(kept, v)) {
+        struct str what = {0};
+
+        str_addf(&what, "%s, above chance", json_key(v));
+        if (!strncmp(json_key(v), "router", 6)) print_intervals(l, what.text, json_member(v), shown, 2, "corrected", "value");
+        str_free(&what);
+    }
 }
 
-static bool is_wanted(const struct eval_run *r, const char *pair)
+static bool is_of_router(const char *pair)
 {
-    const char *baseline = r->job->spec->eval.baseline;
-
-    if (!strncmp(pair, "router", 6)) return true;
-    const char *vs = strstr(pair, "_vs_");
-    return baseline && vs && !strcmp(vs + 4, baseline);
+    return !strncmp(pair, "router", 6);
 }
 
 void eval_print(const struct eval_run *r)
@@ -141,12 +167,13 @@ void eval_print(const struct eval_run *r)
         print_side(l, r, &r->side[i], i == 0 ? r->job->result : NULL);
         print_routing(l, &r->side[i]);
     }
+    if (c && json_length(c)) log_line(l, "  differences with 95 %% intervals; the others, and more figures, are in result.json");
     print_kept(l, json_at(r->job->result, "kept"));
     for (void *i = json_first(c); i; i = json_next(c, i)) {
         const char *vs = strstr(json_key(i), "_vs_");
         char what[128];
 
-        if (!vs || !is_wanted(r, json_key(i))) continue;
+        if (!vs || !is_of_router(json_key(i))) continue;
         snprintf(what, sizeof(what), "%.*s - %s", (int)(vs - json_key(i)), json_key(i), vs + 4);
         print_difference(l, what, json_member(i));
     }

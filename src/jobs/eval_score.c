@@ -255,7 +255,9 @@ static status visit_layers(struct eval_scorer *s, const struct batch *b, const s
     forward_embed(s->model, b, s->x);
     for (int l = 0; l < model_shape(s->model)->layers; l++) {
         forward_attention(s->model, l, b, 0, b->rows, s->x, s->hidden);
-        if (moe_begin(moe, 0, l, s->hidden, s->key, b->rows, how, e) || moe_end(moe, 0, s->x, active, e)) return e->code;
+        if (forward_failed(s->model, e) || moe_begin(moe, 0, l, s->hidden, s->key, b->rows, how, e) ||
+            moe_end(moe, 0, s->x, active, e))
+            return e->code;
         visit(ctx, l, b->rows, s->hidden, active);
     }
     forward_norm(s->model, s->x, b->rows, s->hidden);
