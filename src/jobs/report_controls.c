@@ -75,13 +75,13 @@ static const struct figure {
     struct report_interval (*of)(const struct report_variant *v);
     const char *head, *about;
     int decimals;
-    bool interval, items; /* items: stands in the second table */
+    bool interval, second; /* second: stands in the second table */
 } figures[] = {
     {of_share, "f %", "share of the FFN's neurons that is active for a token, as measured", 1, false, false},
     {of_perplexity, "perplexity", "exp of the mean negative log probability of a token", 2, false, false},
     {of_times, "\xc3\x97 dense", "perplexity over that of the dense model, with its 95 % interval", 3, true, false},
     {of_kl, "KL", "Kullback-Leibler divergence from the dense model's distribution, nats a token", 4, false, false},
-    {of_bits, "bits/byte", "of the text", 4, false, false},
+    {of_bits, "bits/byte", "of the text", 4, false, true},
     {of_accuracy, "accuracy %", "share of tokens for which the likeliest next token is the right one", 2, false, false},
     {of_kept, "kept %", "accuracy over that of the dense model, with its 95 % interval", 1, true, false},
     {of_closed, "gap closed %", "share of the way from the static control to the ceiling of single neurons, in nats", 1, false,
@@ -91,8 +91,8 @@ static const struct figure {
     {of_choices, "choices %", "questions with several answers", 1, true, true},
     {of_choices_kept, "kept %", "of the choices, corrected for chance", 1, false, true},
     {of_word, "last word %", "the last word of a passage, all its tokens right", 1, true, true},
-    {of_cost, "router %", "multiply-adds of router and compensation, of those of the dense FFN", 2, false, false},
-    {of_speed, "tokens/s", "of this pass: mixes in the machine's noise and what the pass measures beside it", 0, false, false},
+    {of_cost, "router %", "multiply-adds of router and compensation, of those of the dense FFN", 2, false, true},
+    {of_speed, "tokens/s", "of this pass: mixes in the machine's noise and what the pass measures beside it", 0, false, true},
 };
 enum { FIGURES = sizeof(figures) / sizeof(figures[0]) };
 
@@ -127,14 +127,14 @@ static void put_name(struct str *out, const char *name)
     str_addz(out, "</th>");
 }
 
-static void put_table(struct str *out, const struct report_eval *x, bool items)
+static void put_table(struct str *out, const struct report_eval *x, bool second)
 {
     struct html_column columns[2 * FIGURES + 2] = {{"variant", NULL, true}};
     bool shown[FIGURES], ci[FIGURES];
     int n = 1;
 
     for (int f = 0; f < FIGURES; f++) {
-        shown[f] = figures[f].items == items && any(x, &figures[f], false);
+        shown[f] = figures[f].second == second && any(x, &figures[f], false);
         ci[f] = shown[f] && any(x, &figures[f], true);
         if (shown[f]) columns[n++] = (struct html_column){figures[f].head, figures[f].about, false};
         if (ci[f]) columns[n++] = (struct html_column){"95 % interval", NULL, false};

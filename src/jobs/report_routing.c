@@ -250,6 +250,7 @@ static void put_special(struct str *out, const struct knowledge *k)
                              .row_label = "domain",
                              .column_label = "expert",
                              .row_names = k->domain,
+                             .width = k->layers > 1 ? 370 : 0,
                              .style = "ratio",
                              .cell = special_cell,
                              .ctx = &s};

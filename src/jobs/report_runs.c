@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "jobs/report.h"
 
 static void put_term(struct str *out, const char *term)
@@ -197,6 +198,20 @@ static status put_place(struct str *out, const struct report_run *run, const str
     return OK;
 }
 
+/* What the spec beside it says, where there is one. */
+static void put_model(struct str *out, const char *directory)
+{
+    char *path = str_join(directory, "spec.yaml");
+    struct spec *s = NULL;
+    struct err ignored;
+
+    if (file_exists(path) && !spec_load(&s, path, NULL, 0, &ignored)) {
+        put_code(out, "model", s->model);
+        spec_free(s);
+    }
+    free(path);
+}
+
 /* All runs of one input, which stand together, the first with the file. */
 static status put_input(struct report *r, int first, struct err *e)
 {
@@ -212,6 +227,7 @@ static status put_input(struct report *r, int first, struct err *e)
         if (r->run[i].kind == JOB_FACTORIZE) s = put_factorize(out, &r->run[i], e);
         if (r->run[i].kind == JOB_FINETUNE) s = put_finetune(out, &r->run[i], e);
     }
+    if (!s && !report_find(r, run->input, JOB_FACTORIZE)) put_model(out, path.text);
     if (!s) {
         str_addz(&path, "/result.json");
         s = put_place(out, run, run->file, path.text, e);

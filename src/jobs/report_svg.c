@@ -269,8 +269,8 @@ int svg_shade(double value, double most)
 void svg_heat(struct str *out, const struct svg_heat *h, const char *title)
 {
     enum { MOST_WIDTH = 860, CELL_HEIGHT = 20, TOP = 4, BOTTOM = 34 };
-    double cell = h->columns > 0 ? (double)MOST_WIDTH / h->columns : 1, gap = 1;
-    int names = h->row_names ? 12 : 2;
+    double cell = h->columns > 0 ? (double)(h->width ? h->width : MOST_WIDTH) / h->columns : 1, gap = 1;
+    int names = h->row_names ? 4 : 2;
     struct str tip = {0};
     struct svg_ticks t;
     char label[64];

@@ -61,6 +61,7 @@ struct svg_heat {
     int rows, columns;
     const char *row_label, *column_label; /* what rows and columns are: "layer" */
     const char *const *row_names;         /* or NULL: 0, 1, 2, ... */
+    int width;                            /* most pixels of the cells together; 0: 860 */
     const char *style;                    /* "ratio" or "share": which of the two scales of shades */
     int (*cell)(void *ctx, int row, int column, struct str *tip);
     void *ctx;

@@ -78,6 +78,28 @@ page() { cat "$dir/report/report.html"; }
     done
     kept=$(jq -r '100 * .eval.accuracy.router / .eval.accuracy.dense' "$dir/a/result.json" | awk '{printf "%.1f", $1}')
     page | grep -qF "router: $kept %"
+    [ "$(page | grep -c '<dt>dense model</dt>')" = 2 ]
+    # an eval alone says its model; domains make the knowledge map
+    cat >"$dir/k.yaml" <<YAML
+kind: eval
+model: $dir/a/factorize/model
+output: $dir/k
+window: 32
+variants: [dense, router, router@v1, neurons]
+bootstrap: 20
+text: {file: $BATS_TEST_DIRNAME/common.bash, bytes: 600}
+domains: ["code=$BATS_TEST_DIRNAME/common.bash", "prose=README.md"]
+domain_tokens: 64
+YAML
+    "$FACTORLLM" run "$dir/k.yaml" --quiet
+    printf 'kind: report\noutput: %s/kr\ninputs: [%s/k]\n' "$dir" "$dir" >"$dir/kr.yaml"
+    "$FACTORLLM" run "$dir/kr.yaml" --quiet
+    grep -qF "<dt>model</dt><dd><code>$dir/a/factorize/model</code>" "$dir/kr/report.html"
+    grep -qF '<th scope="row">prose</th>' "$dir/kr/report.html"
+    times=$(jq '.eval.knowledge.specialisation.code[0][1] | exp2' "$dir/k/result.json" | awk '{printf "%.2f", $1}')
+    grep -qF "layer 0, expert 1: $times times as often in code as on average" "$dir/kr/report.html"
+    kept=$(jq '100 * .eval.kept.neurons.accuracy.raw.value' "$dir/k/result.json" | awk '{printf "%.1f", $1}')
+    grep -qF "neurons: $kept %" "$dir/kr/report.html"
     # the ladder: mean and standard deviation over the two runs of its first row
     read -r mean sd < <(jq -s -r 'map(.eval.perplexity.router / .eval.perplexity.dense) | (.[0] + .[1]) / 2, ((.[0] - .[1]) | fabs) / (2 | sqrt)' "$dir/a/result.json" "$dir/b/result.json" | awk '{printf "%.3f ", $1} END {print ""}')
     page | grep -F '>4 of 8</th>' | grep -qF "<td>$mean</td><td class=\"ci\">$sd</td>"
@@ -148,10 +170,10 @@ browse() {
         [ "$(count "$what" "$dir/report/report.html")" = "$(count "$what" "$dir/dom.html")" ]
     done
     for section in runs controls ladder pareto training routing; do grep -qF "<section id=\"$section\">" "$dir/dom.html"; done
-    # 2 evals of 5 variants; a cell for every expert of every layer, and the 9 shades of the key
+    # 2 evals of 5 variants in two tables; a cell for every expert of every layer, and the 9 shades of the key
     layers=$(jq '.eval.load | length' "$dir/a/result.json")
     [ "$(count '<rect' "$dir/dom.html")" = $((2 * (8 * layers + 9))) ]
-    [ "$(count 'class="swatch"[^>]*><path class="k[0-9]"[^>]*></path></svg>(dense|static|random|router|oracle)</th>' "$dir/dom.html")" = 10 ]
+    [ "$(count 'class="swatch"[^>]*><path class="k[0-9]"[^>]*></path></svg>(dense|static|random|router|oracle)</th>' "$dir/dom.html")" = 20 ]
     ! grep -iE 'CONSOLE|Uncaught|Refused to' "$dir/browser.log"
     sed 's|</main>|<script>1</script>&|' "$dir/report/report.html" >"$dir/refused.html" # its policy refuses scripts, and the console says so
     browse --dump-dom "file://$dir/refused.html" >/dev/null
