@@ -36,8 +36,12 @@ enum spec_grouping {
 };
 enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
 enum spec_compensation { COMPENSATE_NONE, COMPENSATE_MEAN };
-enum spec_labels { LABELS_PAPER, LABELS_GRAM };
-enum spec_loss { LOSS_PAPER /* KL(softmax(0/1 label) || router) */, LOSS_BCE };
+enum spec_labels { LABELS_PAPER, LABELS_GRAM, LABELS_ENERGY, LABELS_NORM };
+enum spec_loss { LOSS_PAPER /* KL(softmax(0/1 label) || router) */, LOSS_BCE, LOSS_LISTWISE, LOSS_REGRESSION };
+enum spec_router { SPEC_ROUTER_LINEAR, SPEC_ROUTER_BOTTLENECK, SPEC_ROUTER_GATE }; /* as enum router_kind */
+enum spec_start { START_RANDOM, START_RIDGE, START_CURRENT };
+enum spec_refit { REFIT_MODEL /* what the model has */, REFIT_UNSELECTED };
+enum spec_refit_scale { REFIT_SCALE_MODEL, REFIT_SCALE_FITTED };
 enum spec_train { TRAIN_ROUTER, TRAIN_COMPENSATION };
 enum spec_balance { BALANCE_EXPERTS, BALANCE_RANKS };
 enum spec_select { SELECT_TOP_K, SELECT_THRESHOLD };
@@ -118,6 +122,12 @@ struct spec {
     } factorize;
     struct {
         int64_t method, labels, loss, select;
+        int64_t router, router_rank;       /* enum spec_router; of the bottleneck and the gate */
+        int64_t start;                     /* enum spec_start */
+        double ridge;                      /* of start: ridge, and of compensation_rank */
+        int64_t compensation, refit_scale; /* enum spec_refit, enum spec_refit_scale */
+        int64_t compensation_rank;         /* 0: none */
+        int64_t fit_tokens;                /* of the text, for start: ridge and for what is fitted after training */
         struct spec_text text;
         int64_t tokens;       /* budget, counted over all passes */
         int64_t sequence;     /* tokens of one window; 0: 2048 or the model's positions */

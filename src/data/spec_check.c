@@ -196,6 +196,15 @@ static status check_finetune(const struct draft *d, struct err *e)
         return draft_fail(d, s->stage2.from ? "from" : s->stage2.lm_loss > 0 ? "lm_loss" : "load_balance", e,
                           "expected only with stage: 2, which trains end to end");
     if (s->stage2.train.n == 0) return draft_fail(d, "train", e, "expected router, compensation or both, found none");
+    if (s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_LISTWISE)
+        return draft_fail(d, draft_given(d, "select") ? "select" : "loss", e,
+                          "expected loss: bce or regression with select: threshold, found loss: listwise, whose scores have no "
+                          "common zero");
+    if (s->finetune.loss >= LOSS_LISTWISE && s->finetune.labels < LABELS_ENERGY)
+        return draft_fail(d, draft_given(d, "loss") ? "loss" : "labels", e,
+                          "expected labels: energy or norm with loss: listwise and regression, which learn values, not sets");
+    if (s->finetune.method == METHOD_FACTORLLM && s->finetune.router != SPEC_ROUTER_LINEAR)
+        return draft_fail(d, "router", e, "expected router: linear with method: factorllm");
     if (s->finetune.batch_tokens > s->finetune.tokens)
         return draft_fail(d, draft_given(d, "batch_tokens") ? "batch_tokens" : "tokens", e,
                           "expected batch_tokens <= tokens, found %lld > %lld", (long long)s->finetune.batch_tokens,

@@ -14,6 +14,7 @@
 #include "base/stop.h"
 #include "base/str.h"
 #include "data/corpus.h"
+#include "jobs/finetune_fit.h"
 #include "jobs/fingerprint.h"
 #include "jobs/job.h"
 #include "jobs/ready.h"
@@ -41,9 +42,10 @@ struct run {
     struct windows windows;
 
     struct json_t *identity, *before; /* before: metrics of the untrained router */
-    char *checkpoint;
-    int64_t steps, tokens; /* in all; seen */
+    char *checkpoint, parent[64];     /* the version it started from */
+    int64_t steps, tokens;            /* in all; seen */
     double loss_first, loss_last;
+    double *missing; /* [layers] of fit_compensation(), or NULL */
     double seconds_before, started;
     int64_t saved_step, saved_tokens, first_step, first_tokens;
     double saved_at;
@@ -60,6 +62,8 @@ static status choose_windows(struct run *r, struct err *e)
     int32_t bos = r->shape.bos >= 0 ? r->shape.bos : r->shape.eos[0];
     int64_t probe = s->finetune.tokens / PROBE_PART < PROBE_TOKENS ? s->finetune.tokens / PROBE_PART : PROBE_TOKENS;
     int64_t room = s->finetune.batch_tokens > THRESHOLD_TOKENS ? s->finetune.batch_tokens : THRESHOLD_TOKENS;
+
+    if (room < s->finetune.fit_tokens) room = s->finetune.fit_tokens;
 
     if (windows_open(&r->windows, &r->corpus, r->sequence, bos, (uint64_t)s->seed, probe, room, s->source, e)) return e->code;
     r->steps = windows_steps(&r->windows, s->finetune.batch_tokens, s->finetune.tokens);
@@ -134,8 +138,9 @@ static status make_identity(struct run *r, struct err *e)
     json_put_int(o, "text (tokens)", (int64_t)r->corpus.n_tokens);
     json_put(o, "precision", room_precision_json(s));
     json_put_int(o, "seed", s->seed);
-    json_put_text(o, "labels", s->finetune.labels == LABELS_GRAM ? "gram" : "paper");
-    json_put_text(o, "loss", s->finetune.loss == LOSS_BCE ? "bce" : "paper");
+    json_put_text(o, "labels", (const char *const[]){"paper", "gram", "energy", "norm"}[s->finetune.labels]);
+    json_put_text(o, "loss", (const char *const[]){"paper", "bce", "listwise", "regression"}[s->finetune.loss]);
+    finetune_identity(o, s);
     json_put_int(o, "tokens", s->finetune.tokens);
     json_put_int(o, "sequence", r->sequence);
     json_put_int(o, "batch_tokens", s->finetune.batch_tokens);
@@ -289,6 +294,42 @@ static status train(struct run *r, struct err *e)
     return OK;
 }
 
+static struct fit_options fit_options(struct run *r)
+{
+    return (struct fit_options){.rows = r->rows,
+                                .sessions = r->sessions,
+                                .ridge = r->spec->finetune.ridge,
+                                .active = r->shape.active_of,
+                                .alive = sign_of_life,
+                                .alive_ctx = r};
+}
+
+/* Least squares on the first windows that are learned from. */
+static status start_by_ridge(struct run *r, struct err *e)
+{
+    struct fit_options o = fit_options(r);
+
+    windows_next(&r->windows, r->spec->finetune.fit_tokens, windows_learned_tokens(&r->windows));
+    status s = fit_start(&r->router, r->trainer, (enum spec_loss)r->spec->finetune.loss, r->model, cluster_gemm(r->job->cluster),
+                         r->windows.batch, r->windows.n_batch, &o, e);
+    windows_seek(&r->windows, 0, 0);
+    return s;
+}
+
+/* What the trained router needs when it is in use, thresholds among it, on the states that the student itself has. */
+static status fit_rest(struct run *r, struct err *e)
+{
+    struct fit_options o = fit_options(r);
+    struct routing how = {.scale = r->shape.scale, .compensate = r->shape.compensate};
+
+    windows_next(&r->windows, r->spec->finetune.fit_tokens, windows_learned_tokens(&r->windows));
+    r->missing = calloc((size_t)r->shape.layers, sizeof(*r->missing));
+    BUG_ON(!r->missing);
+    r->router.by_threshold = r->spec->finetune.select == SELECT_THRESHOLD;
+    return fit_compensation(&r->router, r->model, cluster_gemm(r->job->cluster), &how, r->windows.batch, r->windows.n_batch, &o,
+                            r->missing, e);
+}
+
 /* One threshold per layer, at which the trained router activates k experts in the mean, from its scores on text it has learned from. */
 static status set_thresholds(struct run *r, struct err *e)
 {
@@ -331,6 +372,8 @@ static void fill_result(struct run *r, const struct json_t *after, const char *v
     json_put(o, "agreement", before_and_after(r, after, "agreement"));
     json_put_real(o, "chance", (double)r->shape.active / r->shape.experts);
     json_put(o, "load", json_clone(json_at(after, "load")));
+    json_put(o, "router", finetune_router_json(&r->router, &r->shape));
+    if (r->missing) json_put(o, "missing", reals(r->missing, r->shape.layers));
     json_put_int(probe, "tokens", json_int(json_at(after, "tokens")));
     json_put_bool(probe, "held_out", r->windows.held_out);
     json_put(o, "measured_on", probe);
@@ -346,12 +389,13 @@ static struct json_t *about_router(const struct run *r, const struct json_t *aft
 
     clock_date(date);
     json_put_text(o, "made", date);
-    json_put_text(o, "parent", NULL); /* trained from random weights */
+    json_put_text(o, "parent", r->parent[0] ? r->parent : NULL); /* NULL: from random weights */
     json_put_text(o, "stage", "1: layer-local, teacher-forced");
     json_put_text(o, "select", r->router.by_threshold ? "threshold" : "top_k");
     json_put_int(o, "experts", r->shape.experts);
     json_put_int(o, "active", r->shape.active);
     json_put_text(o, "text", s->finetune.text.file);
+    json_put(o, "router", finetune_router_json(&r->router, &r->shape));
     json_put(o, "spec", json_clone(r->identity));
     json_put(metrics, "loss", before_and_after(r, after, "loss"));
     json_put(metrics, "agreement", before_and_after(r, after, "agreement"));
@@ -383,6 +427,10 @@ static void print_table(const struct run *r, const struct json_t *after, const c
         sum[1] += now;
     }
     log_line(l, "%8s %10.3f %10.3f", "mean", sum[0] / r->shape.layers, sum[1] / r->shape.layers);
+    struct router_cost cost = router_cost(&r->router, r->shape.active, r->router.mu || r->shape.compensate);
+
+    log_line(l, "a token costs the router and its compensation %.2f %% of the FFN's multiply-adds",
+             100 * (cost.scores + cost.low_rank + cost.additions) / (3.0 * r->shape.width * r->shape.neurons));
     log_line(l, "%lld tokens in %lld steps, %.1f s, %.0f tokens/s", (long long)r->tokens, (long long)r->steps, seconds_so_far(r),
              (double)r->tokens / seconds_so_far(r));
 }
@@ -411,13 +459,13 @@ static status open_all(struct run *r, struct err *e)
     if (room_open(r->job->cluster, s->model, &r->room, &r->model, e)) return e->code;
     if (job_text(r->job, &s->finetune.text, "finetune", r->model, r->tokenizer, &r->corpus, e)) return e->code;
     if (choose_windows(r, e) || make_identity(r, e)) return e->code;
-    if (router_alloc(&r->router, &r->shape, e)) return e->code;
-    router_random(&r->router, (uint64_t)s->seed);
+    if (finetune_router(&r->router, s, &r->shape, e)) return e->code;
+    if (s->finetune.start == START_CURRENT && router_current(r->parent, s->model, e)) return e->code;
 
     struct stage1_options o = {
         .labels = (enum spec_labels)s->finetune.labels,
         .loss = (enum spec_loss)s->finetune.loss,
-        .active = r->shape.active,
+        .active = r->shape.active_of,
         .compensate = r->shape.compensate,
         .rows = r->rows,
         .sessions = r->sessions,
@@ -440,7 +488,11 @@ static status finish(struct run *r, struct err *e)
     int at = r->windows.visit.at;
     char version[64];
 
-    if (s->finetune.select != SELECT_THRESHOLD || !set_thresholds(r, e)) after = measured(r, e);
+    status fitted = finetune_fits(&r->router)                ? fit_rest(r, e)
+                    : s->finetune.select == SELECT_THRESHOLD ? set_thresholds(r, e)
+                                                             : OK;
+
+    if (!fitted) after = measured(r, e);
     if (!after) {
         windows_seek(&r->windows, pass, at); /* the next launch sets the thresholds from the same text */
         return stopped(r, e);
@@ -473,7 +525,7 @@ status job_finetune(struct job *j, struct err *e)
         s = resume(&r, e);
     } else if (!s) {
         r.before = measured(&r, e);
-        if (!r.before) s = e->code;
+        s = !r.before ? e->code : r.spec->finetune.start == START_RIDGE ? start_by_ridge(&r, e) : OK;
     }
     enum timing_section was = timing_enter(cluster_timing_here(j->cluster), TIME_TRAIN);
     if (!s) s = train(&r, e);
@@ -487,6 +539,7 @@ status job_finetune(struct job *j, struct err *e)
     windows_close(&r.windows);
     json_free(r.identity);
     json_free(r.before);
+    free(r.missing);
     free(r.checkpoint);
     return s;
 }

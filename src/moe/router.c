@@ -79,6 +79,15 @@ static void product(struct gemm *g, float *y, struct rows *x, const struct packe
     gemm_product(g, y, (size_t)rows, x, packed, bias);
 }
 
+void router_inputs(const struct router *r, struct gemm *g, int layer, const float *h, int rows, float *in)
+{
+    struct rows x = {.x = h, .ld = (size_t)r->width, .n = rows, .cols = r->width};
+
+    BUG_ON(r->kind == ROUTER_LINEAR);
+    product(g, in, &x, NULL, NULL, r->factor, layer, router_factors(r), NULL);
+    router_bend(r, in, in, rows);
+}
+
 void router_scores(const struct router *r, struct gemm *g, int layer, struct rows *h, void *quantized, void *room, float *z)
 {
     const struct packed *second = r->packed ? r->packed + layer : NULL, *first = second ? second + r->layers : NULL;

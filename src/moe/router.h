@@ -67,6 +67,8 @@ struct router_cost router_cost(const struct router *r, double active, bool compe
  * Row-invariant; with packed f32 matrices the bits are those without. */
 size_t router_room(const struct router *r, int rows);
 void router_scores(const struct router *r, struct gemm *g, int layer, struct rows *h, void *quantized, void *room, float *z);
+/* in[rows][r]: what W of a bottleneck or a gate takes; in has router_room() bytes. */
+void router_inputs(const struct router *r, struct gemm *g, int layer, const float *h, int rows, float *in);
 /* y[rows][D] = B (A h) + d of the term of low rank; a: [rows][c], scratch. */
 void router_low_rank(const struct router *r, struct gemm *g, int layer, const struct rows *h, float *a, float *y);
 /* a[rows][r] = silu(V h), or silu(V h) * (U h), from v[rows][router_factors()], which it may be. */

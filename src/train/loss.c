@@ -47,6 +47,57 @@ double loss_bce(float *dz, const float *z, const uint64_t *label, int rows, int 
     return weight * total;
 }
 
+static double log_of_sum(const float *z, int n)
+{
+    double top = z[0], sum = 0;
+
+    for (int i = 1; i < n; i++) top = z[i] > top ? z[i] : top;
+    for (int i = 0; i < n; i++) sum += exp(z[i] - top);
+    return top + log(sum);
+}
+
+double loss_listwise(float *dz, const float *z, const float *v, int rows, int n, double weight)
+{
+    double total = 0;
+
+    for (int t = 0; t < rows; t++, z += n, dz += n, v += n) {
+        double log_sum = log_of_sum(z, n), all = 0;
+
+        for (int i = 0; i < n; i++) all += v[i];
+        for (int i = 0; i < n; i++) {
+            double p = all > 0 ? v[i] / all : 1.0 / n, log_q = z[i] - log_sum;
+
+            if (p > 0) total += p * (log(p) - log_q);
+            dz[i] = (float)(weight * (exp(log_q) - p));
+        }
+    }
+    return weight * total;
+}
+
+void loss_targets(float *t, const float *v, int n)
+{
+    double most = 1e-30; /* rows of zeros have targets, too */
+
+    for (int i = 0; i < n; i++) most = v[i] > most ? v[i] : most;
+    for (int i = 0; i < n; i++) t[i] = (float)(0.5 * log(v[i] > 1e-4 * most ? v[i] : 1e-4 * most));
+}
+
+double loss_regression(float *dz, const float *z, const float *v, int rows, int n, double weight)
+{
+    double total = 0;
+
+    for (int t = 0; t < rows; t++, z += n, dz += n, v += n) {
+        loss_targets(dz, v, n);
+        for (int i = 0; i < n; i++) {
+            double far = (double)z[i] - dz[i];
+
+            total += far * far / 2;
+            dz[i] = (float)(weight * far);
+        }
+    }
+    return weight * total;
+}
+
 int64_t sets_common(const uint64_t *a, const uint64_t *b, int rows, int n)
 {
     int64_t common = 0;

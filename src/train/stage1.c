@@ -77,7 +77,8 @@ status stage1_open(struct stage1 **out, struct router *r, struct model *m, struc
     struct stage1 *s = calloc(1, sizeof(*s));
 
     *out = NULL;
-    BUG_ON(!s || o->active < 1 || o->active > r->experts || o->rows < 1 || o->sessions < 1);
+    BUG_ON(!s || o->rows < 1 || o->sessions < 1);
+    for (int l = 0; l < r->layers; l++) BUG_ON(o->active[l] < 1 || o->active[l] > r->experts);
     *s = (struct stage1){.router = r, .model = m, .gemm = g, .o = *o};
     if (take_memory(s, e) || router_model_open(&s->trained, r, g, o->rows, e)) {
         stage1_close(s);
@@ -108,44 +109,72 @@ void stage1_begin(struct stage1 *s, int64_t rows)
     router_model_clear(s->trained);
 }
 
-void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const uint64_t *label, int rows)
+static double loss_of(const struct stage1 *s, const uint64_t *label, const float *value, int rows)
+{
+    int n = s->router->experts;
+
+    switch (s->o.loss) {
+    case LOSS_PAPER:
+        return loss_paper(s->dz, s->z, label, rows, n, s->row_weight);
+    case LOSS_BCE:
+        return loss_bce(s->dz, s->z, label, rows, n, s->row_weight);
+    case LOSS_LISTWISE:
+        return loss_listwise(s->dz, s->z, value, rows, n, s->row_weight);
+    case LOSS_REGRESSION:
+        return loss_regression(s->dz, s->z, value, rows, n, s->row_weight);
+    }
+    return 0;
+}
+
+void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const uint64_t *label, const float *value,
+                  int rows)
 {
     int n = s->router->experts, words = bits_words(n);
     size_t at = (size_t)layer * (size_t)n;
 
-    BUG_ON(rows > s->o.rows || layer < 0 || layer >= s->router->layers);
+    BUG_ON(rows > s->o.rows || layer < 0 || layer >= s->router->layers || (s->o.loss >= LOSS_LISTWISE && !value));
     router_model_scores(s->trained, layer, h, rows, s->z);
-    double (*loss)(float *, const float *, const uint64_t *, int, int, double) = s->o.loss == LOSS_PAPER ? loss_paper : loss_bce;
-
-    s->tally.loss[layer] += loss(s->dz, s->z, label, rows, n, s->row_weight);
+    s->tally.loss[layer] += loss_of(s, label, value, rows);
     for (int t = 0; t < rows; t++) {
         uint64_t *set = s->chosen + (size_t)t * (size_t)words;
 
-        top_k(set, s->z + (size_t)t * (size_t)n, n, s->o.active);
+        top_k(set, s->z + (size_t)t * (size_t)n, n, s->o.active[layer]);
         for (int i = bits_next(set, n, 0); i < n; i = bits_next(set, n, i + 1)) s->tally.load[at + (size_t)i]++;
     }
     s->common[layer] += sets_common(s->chosen, label, rows, n);
-    if (mode != STAGE1_LEARN) return;
-
-    router_model_backward(s->trained, layer, h, s->dz, rows, NULL);
+    if (mode == STAGE1_LEARN) router_model_backward(s->trained, layer, h, s->dz, rows, NULL);
 }
 
 void stage1_end(struct stage1 *s)
 {
     for (int l = 0; l < s->router->layers; l++)
-        s->tally.agreement[l] = (double)s->common[l] / ((double)s->tally.rows * s->o.active);
+        s->tally.agreement[l] = (double)s->common[l] / ((double)s->tally.rows * s->o.active[l]);
 }
 
-/* Labels of one layer's rows: what the teacher says.  y is already there. */
-static status teach(struct stage1 *s, int layer, int rows, struct err *e)
+status stage1_teach(struct stage1 *s, int layer, const float *h, const float *y, int rows, const uint64_t **label,
+                    const float **value, struct err *e)
 {
     struct moe *moe = model_moe(s->model);
-    int n = s->router->experts, k = s->o.active;
+    int n = s->router->experts, k = s->o.active[layer];
+    status st = OK;
 
-    if (s->o.labels == LABELS_GRAM) return moe_gram_sets(moe, layer, s->h, rows, k, s->o.compensate, s->label, e);
-    if (moe_paper_scores(moe, layer, s->h, s->y, rows, k, s->score, e)) return e->code;
-    for (int t = 0; t < rows; t++) top_k(s->label + (size_t)t * (size_t)bits_words(n), s->score + (size_t)t * (size_t)n, n, k);
-    return OK;
+    *label = s->label;
+    *value = NULL;
+    switch (s->o.labels) {
+    case LABELS_GRAM:
+        return moe_gram_sets(moe, layer, h, rows, k, s->o.compensate, s->label, e);
+    case LABELS_PAPER:
+        st = moe_paper_scores(moe, layer, h, y, rows, k, s->score, e);
+        break;
+    case LABELS_ENERGY:
+    case LABELS_NORM:
+        st = moe_values(moe, s->o.labels == LABELS_NORM ? MOE_NORM : MOE_ENERGY, layer, h, rows, s->score, e);
+        *value = s->score;
+        break;
+    }
+    for (int t = 0; !st && t < rows; t++)
+        top_k(s->label + (size_t)t * (size_t)bits_words(n), s->score + (size_t)t * (size_t)n, n, k);
+    return st;
 }
 
 /* The dense model over `rows` rows of whole windows, each window a session of its own. */
@@ -174,8 +203,11 @@ static status run_pass(struct stage1 *s, enum stage1_mode mode, const struct win
         }
         if (moe_dense(model_moe(s->model), l, s->h, rows, s->y, e)) return e->code;
         if (mode != STAGE1_SCORES) {
-            if (teach(s, l, rows, e)) return e->code;
-            stage1_learn(s, mode, l, s->h, s->label, rows);
+            const uint64_t *label;
+            const float *value;
+
+            if (stage1_teach(s, l, s->h, s->y, rows, &label, &value, e)) return e->code;
+            stage1_learn(s, mode, l, s->h, label, value, rows);
             if (!isfinite(s->tally.loss[l]))
                 return err_set(e, ERR_FORMAT,
                                "layer %d: the loss of the router is not finite: the model's states or weights are not", l);

@@ -25,7 +25,7 @@
 struct stage1_options {
     enum spec_labels labels;
     enum spec_loss loss;
-    int active;                 /* k of the labels */
+    const int *active;          /* [layers]: k of the labels; borrowed */
     bool compensate;            /* Gram labels with the model's compensation */
     int rows;                   /* of one pass; a window is at most this long */
     int sessions;               /* windows of one pass */
@@ -58,13 +58,19 @@ enum stage1_mode {
 };
 /* One batch.  scores, for STAGE1_SCORES: [layers][rows of all windows][experts].  ERR_RANK, STOPPED: the routers are as they were. */
 status stage1_batch(struct stage1 *s, enum stage1_mode mode, const struct window *w, int n, float *scores, struct err *e);
+/* What the teacher says of rows h of a layer: sets [rows][bits_words(N)] and, for labels that have them, values [rows][N] (else NULL), both until the next call; y: the dense
+ * output, [rows, D]. */
+status stage1_teach(struct stage1 *s, int layer, const float *h, const float *y, int rows, const uint64_t **label,
+                    const float **value, struct err *e);
 /* One optimizer step with the gradients of the last STAGE1_LEARN batch.  Returns their norm before clipping. */
 double stage1_update(struct stage1 *s, double learning_rate);
 const struct stage1_tally *stage1_tally(const struct stage1 *s);
 
-/* The pieces of stage1_batch(), for states that come from elsewhere: begin a batch of `rows`, then rows of one layer with their labels. */
+/* The pieces of stage1_batch(), for states that come from elsewhere: begin a batch of `rows`, then rows of one layer with their labels, and values if the loss
+ * is about those. */
 void stage1_begin(struct stage1 *s, int64_t rows);
-void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const uint64_t *label, int rows);
+void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const uint64_t *label, const float *value,
+                  int rows);
 void stage1_end(struct stage1 *s);
 
 /* The state, for a checkpoint: routers and moments, returns how many arrays; and the number of steps done. */

@@ -26,6 +26,11 @@ static struct {
 
 #define PAPER "labels: paper\nloss: paper\nselect: top_k\n"
 #define GRAM  "labels: gram\nloss: bce\nselect: threshold\n"
+#define FITTED                                                                                                                   \
+    "labels: energy\nloss: regression\nselect: threshold\nrouter: gate\nrouter_rank: 6\nstart: ridge\ncompensation: "            \
+    "unselected\n"                                                                                                               \
+    "compensation_rank: 3\nscale: fitted\nfit_tokens: 300\n"
+#define WIDE "labels: norm\nloss: listwise\nrouter: bottleneck\nrouter_rank: 5\ncompensation: unselected\nfit_tokens: 100\n"
 
 static status run(struct json_t **result, const char *yaml, struct err *e)
 {
@@ -186,6 +191,34 @@ static void gram(void **state)
     stopped_after_every_step("gram-stopped", "gram", GRAM);
 }
 
+/* Every part that is fitted, not learned: from a start by least squares, which no stop may repeat. */
+static void fitted(void **state)
+{
+    struct json_t *o;
+    struct err e;
+
+    (void)state;
+    if (finetune(&o, "fitted", "fitted", FITTED, &e)) fail_msg("%s", e.text);
+    const struct json_t *agreement = json_at(o, "agreement"), *router = json_at(o, "router"), *missing = json_at(o, "missing");
+    assert_true(mean_of(json_at(agreement, "after")) > mean_of(json_at(agreement, "before")) + 0.05);
+    assert_string_equal(json_text(json_at(router, "kind")), "gate");
+    assert_int_equal(json_int(json_at(router, "rank")), 6);
+    assert_true(json_number(json_at(json_at(router, "cost"), "share_of_ffn")) > 0);
+    assert_int_equal(json_length(missing), 3);
+    for (size_t l = 0; l < 3; l++) assert_true(json_number(json_item(missing, l)) > 0 && json_number(json_item(missing, l)) < 1);
+    json_free(o);
+    stopped_after_every_step("fitted-stopped", "fitted", FITTED);
+    if (finetune(NULL, "wide", "wide", WIDE, &e)) fail_msg("%s", e.text);
+    /* and on from there */
+    if (finetune(&o, "wider", "wider", WIDE "start: current\n", &e)) fail_msg("%s", e.text);
+    assert_true(mean_of(json_at(json_at(o, "agreement"), "before")) > 0.55); /* chance is 0.5 */
+    json_free(o);
+    assert_int_equal(finetune(NULL, "narrow", "narrow", GRAM "start: current\n", &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "expected router: bottleneck and router_rank: 5"));
+    assert_int_equal(finetune(NULL, "narrow", "narrow", WIDE "compensation_rank: 5000\n", &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "compensation_rank: expected at most"));
+}
+
 /* Asks to stop at once, `microseconds` after the log has the last step. */
 struct late_stop {
     const char *log;
@@ -271,12 +304,20 @@ static void elsewhere(void **state)
     same_router("paper-elsewhere", "paper");
     if (finetune(NULL, "gram-elsewhere", "e2", GRAM, &e)) fail_msg("%s", e.text);
     same_router("gram-elsewhere", "gram");
+    if (finetune(NULL, "fitted-elsewhere", "e3", FITTED, &e)) fail_msg("%s", e.text);
+    same_router("fitted-elsewhere", "fitted");
+    if (finetune(NULL, "wide-elsewhere", "e4", WIDE, &e)) fail_msg("%s", e.text);
+    same_router("wide-elsewhere", "wide");
 }
 
 static int lead(int turn)
 {
-    const struct CMUnitTest first[] = {cmocka_unit_test(make_model), cmocka_unit_test(paper), cmocka_unit_test(gram),
-                                       cmocka_unit_test(stopped_behind_the_last_step), cmocka_unit_test(refusals)};
+    const struct CMUnitTest first[] = {cmocka_unit_test(make_model),
+                                       cmocka_unit_test(paper),
+                                       cmocka_unit_test(gram),
+                                       cmocka_unit_test(fitted),
+                                       cmocka_unit_test(stopped_behind_the_last_step),
+                                       cmocka_unit_test(refusals)};
     const struct CMUnitTest second[] = {cmocka_unit_test(elsewhere)};
 
     return turn ? cmocka_run_group_tests(second, NULL, NULL) : cmocka_run_group_tests(first, NULL, NULL);

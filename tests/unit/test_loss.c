@@ -82,6 +82,60 @@ static void gradients(void **state)
     against_differences(loss_bce);
 }
 
+/* Values 3, 1, 0 are the softmax 3/4, 1/4, 0; scores 0: KL = 3/4 ln(9/4) + 1/4 ln(3/4) = .5362775. */
+static void listwise_by_hand(void **state)
+{
+    float z[3] = {0}, dz[3], v[3] = {3, 1, 0}, nothing[3] = {0};
+
+    (void)state;
+    NEAR(loss_listwise(dz, z, v, 1, 3, 1), 0.5362775, 1e-6);
+    NEAR(dz[0], 1.0 / 3 - 0.75, 1e-7);
+    NEAR(dz[2], 1.0 / 3, 1e-7);
+    z[0] = logf(3), z[1] = 0, z[2] = -40;
+    NEAR(loss_listwise(dz, z, v, 1, 3, 1), 0, 1e-6);
+    NEAR(loss_listwise(dz, nothing, nothing, 1, 3, 1), 0, 1e-12); /* no values: all are alike */
+}
+
+/* Targets ln(4)/2 = .6931472, 0, and for what is too small ln(4e-4)/2 = -3.9120230. */
+static void regression_by_hand(void **state)
+{
+    float z[3] = {1, 0.5f, -4}, dz[3], v[3] = {4, 1, 0};
+
+    (void)state;
+    double a = 1 - 0.6931472, b = 0.5, c = -4 + 3.9120230;
+
+    NEAR(loss_regression(dz, z, v, 1, 3, 2), a * a + b * b + c * c, 1e-5);
+    NEAR(dz[0], 2 * a, 1e-5);
+    NEAR(dz[1], 2 * b, 1e-6);
+    NEAR(dz[2], 2 * c, 1e-5);
+}
+
+static void gradients_of_values(void **state)
+{
+    enum { ROWS = 3, N = 9 };
+    float z[ROWS * N], v[ROWS * N], dz[ROWS * N], ignored[ROWS * N];
+    struct rng r;
+
+    (void)state;
+    rng_seed(&r, 12, 0);
+    for (int i = 0; i < ROWS * N; i++) z[i] = (float)rng_normal(&r), v[i] = (float)exp(3 * rng_normal(&r));
+    for (int which = 0; which < 2; which++) {
+        double (*loss)(float *, const float *, const float *, int, int, double) = which ? loss_regression : loss_listwise;
+
+        loss(dz, z, v, ROWS, N, 1.0 / ROWS);
+        for (int i = 0; i < ROWS * N; i++) {
+            float kept = z[i], up = kept + 0x1p-7f, down = kept - 0x1p-7f;
+
+            z[i] = up;
+            double above = loss(ignored, z, v, ROWS, N, 1.0 / ROWS);
+            z[i] = down;
+            double below = loss(ignored, z, v, ROWS, N, 1.0 / ROWS);
+            z[i] = kept;
+            NEAR(dz[i], (above - below) / ((double)up - down), 1e-5);
+        }
+    }
+}
+
 /* A batch in passes is the batch: the weight is what makes it a mean. */
 static void passes_add_up(void **state)
 {
@@ -138,9 +192,10 @@ static void common(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(paper_by_hand), cmocka_unit_test(paper_minimum),        cmocka_unit_test(bce_by_hand),
-        cmocka_unit_test(gradients),     cmocka_unit_test(passes_add_up),        cmocka_unit_test(huge_scores_stay_finite),
-        cmocka_unit_test(common),        cmocka_unit_test(all_or_none_labelled),
+        cmocka_unit_test(listwise_by_hand), cmocka_unit_test(regression_by_hand),   cmocka_unit_test(gradients_of_values),
+        cmocka_unit_test(paper_by_hand),    cmocka_unit_test(paper_minimum),        cmocka_unit_test(bce_by_hand),
+        cmocka_unit_test(gradients),        cmocka_unit_test(passes_add_up),        cmocka_unit_test(huge_scores_stay_finite),
+        cmocka_unit_test(common),           cmocka_unit_test(all_or_none_labelled),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -240,6 +240,11 @@ static void test_errors(void **state)
         {"kind: factorize\nmodel: m\noutput: m\n", "job.yaml:3: output: expected another directory than model"},
         {"kind: finetune\n" HEAD, "job.yaml:1: text: expected text to learn from in text.file or text.sample_tokens, found none"},
         {TUNE "loss: paper\nselect: threshold\n", "select: expected loss: bce with select: threshold"},
+        {TUNE "labels: energy\nloss: listwise\nselect: threshold\n", "select: expected loss: bce or regression"},
+        {TUNE "loss: regression\n", "loss: expected labels: energy or norm"},
+        {TUNE "router: wide\n", "router: expected"},
+        {TUNE "router_rank: 0\n", "router_rank: expected"},
+        {TUNE "method: factorllm\nrouter: gate\n", "router: expected router: linear"},
         {TUNE "method: factorllm\nselect: threshold\n", "job.yaml:6: select: expected loss: bce"},
         {TUNE "tokens: 10\nbatch_tokens: 20\n", "job.yaml:6: batch_tokens: expected batch_tokens <= tokens, found 20 > 10"},
         {TUNE "sequence: 65\nlimits: {positions: 64}\n",
@@ -471,6 +476,8 @@ static void test_round_trips(void **state)
     survives(FACTOR "shared: 0.1\nseed: 9007199254740991\nshard_mib: 0\n");
     survives(TUNE "version: v7\nlearning_rate: 0.1\nbeta2: 0.999\n");
     survives(TUNE "method: factorllm\nloss: bce\n");
+    survives(TUNE "labels: norm\nloss: listwise\nrouter: gate\nrouter_rank: 8\nstart: ridge\nridge: 0.5\nscale: fitted\n"
+                  "compensation: unselected\ncompensation_rank: 4\nfit_tokens: 99\n");
     survives(EVAL "variants: [router, router@v1, dense]\nbaseline: router@v1\ndomains: {b: 'x y', a-1: /z=1}\nlast_word: "
                   "[w]\nmin_agreement: 0.25\n");
     survives(EVAL "variants: [router, dense]\nmax_drop: 0\nmultiple_choice: ['a: b', \"#c\", '12', 'a, b']\n");

@@ -26,8 +26,9 @@ struct world {
 
 static void world_open(struct world *w, enum spec_loss loss)
 {
+    static const int active[LAYERS] = {K, K};
     struct stage1_options o = {.loss = loss,
-                               .active = K,
+                               .active = active,
                                .rows = ROWS,
                                .sessions = 1,
                                .adamw = {.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.01},
@@ -67,7 +68,7 @@ static void batch(struct world *w, enum stage1_mode mode)
     stage1_begin(w->s, ROWS);
     for (int l = 0; l < LAYERS; l++) {
         draw(w, l, ROWS);
-        stage1_learn(w->s, mode, l, w->h, w->label, ROWS);
+        stage1_learn(w->s, mode, l, w->h, w->label, NULL, ROWS);
     }
     stage1_end(w->s);
 }
@@ -117,7 +118,7 @@ static void does_not_learn_noise(void **state)
                 rng_shuffle(&w.r, order, N);
                 w.label[t] = UINT64_C(1) << order[0] | UINT64_C(1) << order[1];
             }
-            stage1_learn(w.s, STAGE1_LEARN, l, w.h, w.label, ROWS);
+            stage1_learn(w.s, STAGE1_LEARN, l, w.h, w.label, NULL, ROWS);
         }
         stage1_end(w.s);
         stage1_update(w.s, 0.01);
@@ -159,7 +160,7 @@ static void measuring_changes_nothing(void **state)
 
     stage1_begin(w.s, ROWS); /* layer 1 alone: layer 0 only decays, which without a gradient is p * (1 - lr * decay) */
     draw(&w, 1, ROWS);
-    stage1_learn(w.s, STAGE1_LEARN, 1, w.h, w.label, ROWS);
+    stage1_learn(w.s, STAGE1_LEARN, 1, w.h, w.label, NULL, ROWS);
     stage1_update(w.s, 0.01);
     for (int i = 0; i < N * D; i++) assert_true(fabsf(w.weight[i] - kept[i] * (1 - 1e-4f)) < 1e-9f);
     int moved = 0;
@@ -181,9 +182,9 @@ static void passes_are_the_batch(void **state)
     stage1_begin(three.s, ROWS);
     for (int l = 0; l < LAYERS; l++) {
         draw(&three, l, ROWS);
-        stage1_learn(three.s, STAGE1_LEARN, l, three.h, three.label, 10);
-        stage1_learn(three.s, STAGE1_LEARN, l, three.h + 10 * D, three.label + 10, 30);
-        stage1_learn(three.s, STAGE1_LEARN, l, three.h + 40 * D, three.label + 40, ROWS - 40);
+        stage1_learn(three.s, STAGE1_LEARN, l, three.h, three.label, NULL, 10);
+        stage1_learn(three.s, STAGE1_LEARN, l, three.h + 10 * D, three.label + 10, NULL, 30);
+        stage1_learn(three.s, STAGE1_LEARN, l, three.h + 40 * D, three.label + 40, NULL, ROWS - 40);
     }
     stage1_end(three.s);
     const struct stage1_tally *a = stage1_tally(one.s), *b = stage1_tally(three.s);

@@ -1,0 +1,75 @@
+#include "jobs/finetune_fit.h"
+
+#include <string.h>
+
+static status copy_current(struct router *r, const struct spec *s, const struct shape *shape, struct err *e)
+{
+    struct router_part to[ROUTER_PARTS], from[ROUTER_PARTS];
+    struct router now;
+
+    if (router_read(&now, s->model, NULL, shape, e)) return e->code;
+    if (now.kind != r->kind || now.rank != r->rank) {
+        err_set(e, ERR_SPEC, "%s: start: current: expected router: %s and router_rank: %d, as the model's router has it",
+                s->source, router_kind_name(now.kind), now.rank);
+        router_free(&now);
+        return e->code;
+    }
+    int n = router_parts(r, to), m = router_parts(&now, from);
+
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < m; j++)
+            if (!strcmp(to[i].name, from[j].name) && to[i].rows * to[i].cols == from[j].rows * from[j].cols)
+                memcpy(*to[i].where, *from[j].where, (size_t)r->layers * to[i].rows * to[i].cols * sizeof(float));
+    router_free(&now);
+    return OK;
+}
+
+status finetune_router(struct router *r, const struct spec *s, const struct shape *shape, struct err *e)
+{
+    bool linear = s->finetune.router == SPEC_ROUTER_LINEAR;
+    struct router_form form = {.kind = (int32_t)s->finetune.router,
+                               .rank = linear ? 0 : (int32_t)s->finetune.router_rank,
+                               .means = s->finetune.compensation == REFIT_UNSELECTED,
+                               .scaled = s->finetune.refit_scale == REFIT_SCALE_FITTED,
+                               .low_rank = (int32_t)s->finetune.compensation_rank};
+
+    _Static_assert((int)SPEC_ROUTER_GATE == (int)ROUTER_GATE && (int)SPEC_ROUTER_BOTTLENECK == (int)ROUTER_BOTTLENECK,
+                   "one order");
+    if (form.rank > shape->width || form.low_rank > shape->width)
+        return err_set(e, ERR_SPEC, "%s: %s: expected at most %d, the width of the model, found %d", s->source,
+                       form.rank > shape->width ? "router_rank" : "compensation_rank", shape->width,
+                       form.rank > shape->width ? form.rank : form.low_rank);
+    if (router_alloc_form(r, shape, &form, e)) return e->code;
+    router_random(r, (uint64_t)s->seed);
+    return s->finetune.start == START_CURRENT ? copy_current(r, s, shape, e) : OK;
+}
+
+bool finetune_fits(const struct router *r)
+{
+    return r->mu || r->scale || r->low_rank;
+}
+
+struct json_t *finetune_router_json(const struct router *r, const struct shape *shape)
+{
+    struct json_t *o = json_object_new();
+
+    json_put_text(o, "kind", router_kind_name(r->kind));
+    json_put_int(o, "rank", r->rank);
+    json_put_bool(o, "means", r->mu != NULL);
+    json_put_int(o, "compensation_rank", r->low_rank);
+    json_put(o, "cost", router_cost_json(r, shape));
+    return o;
+}
+
+void finetune_identity(struct json_t *o, const struct spec *s)
+{
+    static const char *const starts[] = {"random", "ridge", "current"};
+
+    json_put_text(o, "router", router_kind_name((enum router_kind)s->finetune.router));
+    if (s->finetune.router != SPEC_ROUTER_LINEAR) json_put_int(o, "router_rank", s->finetune.router_rank);
+    json_put_text(o, "start", starts[s->finetune.start]);
+    if (s->finetune.start == START_RIDGE) {
+        json_put_real(o, "ridge", s->finetune.ridge);
+        json_put_int(o, "fit_tokens", s->finetune.fit_tokens);
+    }
+}

@@ -1,0 +1,289 @@
+#include "train/fit.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bits.h"
+#include "moe/route.h"
+#include "num/moments.h"
+#include "num/ops.h"
+#include "train/loss.h"
+#include "train/router_model.h"
+#include "train/walk.h"
+
+/* ---- the start ---- */
+
+/* What least squares shall give for rows of a layer. */
+static void targets(float *out, enum spec_loss loss, const uint64_t *label, const float *value, int rows, int n)
+{
+    for (int t = 0; t < rows; t++, out += n, label += bits_words(n)) {
+        if (loss >= LOSS_LISTWISE) loss_targets(out, value + (size_t)t * (size_t)n, n);
+        else
+            for (int i = 0; i < n; i++) out[i] = bits_has(label, i) ? 2.0f : -2.0f;
+        if (loss == LOSS_LISTWISE)
+            for (int i = 0; i < n; i++) out[i] *= 2; /* log v, not half of it */
+    }
+}
+
+struct start {
+    struct router *r;
+    struct stage1 *s;
+    enum spec_loss loss;
+    struct gemm *g;
+    struct walk walk;
+    struct moments sums;
+    float *y, *inner, *target; /* of a pass */
+};
+
+static status start_rows(struct start *f, int layer, int pass, struct err *e)
+{
+    const struct router *r = f->r;
+    int first = f->walk.first[pass], rows = f->walk.first[pass + 1] - first;
+    size_t width = (size_t)r->width, at = (size_t)first * width;
+    const float *h = f->walk.h + at, *value, *in = h;
+    const uint64_t *label;
+
+    if (moe_dense(model_moe(f->walk.model), layer, h, rows, f->y, e) ||
+        stage1_teach(f->s, layer, h, f->y, rows, &label, &value, e))
+        return e->code;
+    targets(f->target, f->loss, label, value, rows, r->experts);
+    if (r->kind != ROUTER_LINEAR) {
+        router_inputs(r, f->g, layer, h, rows, f->inner);
+        in = f->inner;
+    }
+    moments_add(&f->sums, f->g, in, f->target, rows);
+    add_to(f->walk.x + at, f->y, (size_t)rows * width);
+    return OK;
+}
+
+static status start_layers(struct start *f, const struct fit_options *o, struct err *e)
+{
+    struct router *r = f->r;
+    size_t inner = (size_t)router_inner(r), n = (size_t)r->experts;
+
+    for (int l = 0; l < r->layers; l++) {
+        moments_clear(&f->sums);
+        walk_attention(&f->walk, l);
+        for (int p = 0; p < f->walk.passes; p++) {
+            if (o->alive && o->alive(o->alive_ctx)) return err_set(e, STOPPED, "stopped in layer %d", l);
+            if (start_rows(f, l, p, e)) return e->code;
+        }
+        if (moments_solve(&f->sums, o->ridge, r->weight + (size_t)l * n * inner, r->bias + (size_t)l * n, e)) return e->code;
+    }
+    return OK;
+}
+
+status fit_start(struct router *r, struct stage1 *s, enum spec_loss loss, struct model *m, struct gemm *g, const struct window *w,
+                 int n, const struct fit_options *o, struct err *e)
+{
+    struct start f = {.r = r, .s = s, .loss = loss, .g = g};
+    size_t rows = (size_t)o->rows;
+    status st = walk_open(&f.walk, m, w, n, o->rows, o->sessions, e);
+
+    if (!st) st = moments_open(&f.sums, router_inner(r), r->experts, e);
+    f.y = malloc(rows * (size_t)r->width * sizeof(float));
+    f.inner = malloc(router_room(r, o->rows) + 1);
+    f.target = malloc(rows * (size_t)r->experts * sizeof(float));
+    if (!st && (!f.y || !f.inner || !f.target)) st = err_set(e, ERR_LIMIT, "no memory for the start of the routers");
+    if (!st) st = start_layers(&f, o, e);
+    free(f.y);
+    free(f.inner);
+    free(f.target);
+    moments_close(&f.sums);
+    walk_close(&f.walk);
+    return st;
+}
+
+/* ---- compensation ---- */
+
+struct compensation {
+    struct router *r;
+    struct moe *moe;
+    struct gemm *g;
+    const struct fit_options *o;
+    struct routing how;
+    struct walk walk;
+    struct moments sums;
+    float *y, *out, *base, *z; /* [rows of a pass][D] thrice; [rows][N] of all passes */
+    uint64_t *set;
+};
+
+static const float *states(const struct compensation *c, int pass, int *rows)
+{
+    *rows = c->walk.first[pass + 1] - c->walk.first[pass];
+    return c->walk.h + (size_t)c->walk.first[pass] * (size_t)c->r->width;
+}
+
+/* out = what the student gives, with this scale. */
+static status student(struct compensation *c, int layer, int pass, float scale, bool low_rank, float *out, struct err *e)
+{
+    struct router r = *c->r;
+    struct routing how = c->how;
+    int rows;
+    const float *h = states(c, pass, &rows);
+
+    r.scale = NULL;
+    if (!low_rank) r.low_rank = 0;
+    how.router = &r;
+    how.scale = scale;
+    memset(out, 0, (size_t)rows * (size_t)r.width * sizeof(*out));
+    if (moe_begin(c->moe, 0, layer, h, NULL, rows, &how, e)) return e->code;
+    return moe_end(c->moe, 0, out, c->set, e);
+}
+
+static float scale_of(const struct compensation *c, int layer)
+{
+    return c->r->scale ? c->r->scale[layer] : c->how.scale;
+}
+
+static status fit_threshold(struct compensation *c, int layer, struct err *e)
+{
+    struct router *r = c->r;
+    void *room = malloc(router_room(r, c->o->rows) + 1);
+
+    if (!room) return err_set(e, ERR_LIMIT, "no memory for the scores of a router");
+    for (int p = 0; p < c->walk.passes; p++) {
+        struct rows h = {.ld = (size_t)r->width, .cols = r->width};
+
+        h.x = states(c, p, &h.n);
+        router_scores(r, c->g, layer, &h, NULL, room, c->z + (size_t)c->walk.first[p] * (size_t)r->experts);
+    }
+    r->threshold[layer] = route_threshold(c->z, c->walk.rows, r->experts, c->o->active[layer]);
+    free(room);
+    return OK;
+}
+
+static status fit_means(struct compensation *c, int layer, struct err *e)
+{
+    struct router *r = c->r;
+    size_t of_layer = (size_t)r->experts * (size_t)r->width;
+
+    for (int p = 0; p < c->walk.passes; p++) {
+        int rows;
+        const float *h = states(c, p, &rows);
+
+        if (student(c, layer, p, 1, false, c->out, e)) return e->code; /* for its sets */
+        if (moe_rest_add(c->moe, layer, h, c->set, rows, p == 0, e)) return e->code;
+    }
+    if (moe_rest_means(c->moe, layer, r->mu + (size_t)layer * of_layer, e)) return e->code;
+    return moe_select_layer(c->moe, r, layer, e);
+}
+
+/* s = 1 + e_A . (y - yhat at scale 1) / e_A . e_A. */
+static status fit_scale(struct compensation *c, int layer, struct err *e)
+{
+    double along = 0, size = 0;
+
+    for (int p = 0; p < c->walk.passes; p++) {
+        int rows;
+        const float *h = states(c, p, &rows);
+
+        if (student(c, layer, p, 0, false, c->base, e) || student(c, layer, p, 1, false, c->out, e)) return e->code;
+        if (moe_dense(c->moe, layer, h, rows, c->y, e)) return e->code;
+        for (size_t i = 0; i < (size_t)rows * (size_t)c->r->width; i++) {
+            double active = (double)c->out[i] - c->base[i];
+
+            along += active * ((double)c->y[i] - c->out[i]);
+            size += active * active;
+        }
+    }
+    c->r->scale[layer] = size > 0 ? (float)(1 + along / size) : 1;
+    return OK;
+}
+
+static status fit_low_rank(struct compensation *c, int layer, struct err *e)
+{
+    struct router *r = c->r;
+    size_t width = (size_t)r->width, l = (size_t)layer, term = (size_t)r->low_rank * width;
+
+    moments_clear(&c->sums);
+    for (int p = 0; p < c->walk.passes; p++) {
+        int rows;
+        const float *h = states(c, p, &rows);
+
+        if (student(c, layer, p, scale_of(c, layer), false, c->out, e) || moe_dense(c->moe, layer, h, rows, c->y, e))
+            return e->code;
+        for (size_t i = 0; i < (size_t)rows * width; i++) c->y[i] -= c->out[i];
+        moments_add(&c->sums, c->g, h, c->y, rows);
+    }
+    return moments_reduced(&c->sums, c->o->ridge, r->low_rank, r->inward + l * term, r->outward + l * term, r->offset + l * width,
+                           e);
+}
+
+/* The student's output goes on to the next layer. */
+static status go_on(struct compensation *c, int layer, double *error, struct err *e)
+{
+    double missing = 0, whole = 0;
+
+    for (int p = 0; p < c->walk.passes; p++) {
+        int rows;
+        const float *h = states(c, p, &rows);
+        size_t n = (size_t)c->r->width;
+
+        if (student(c, layer, p, scale_of(c, layer), true, c->out, e)) return e->code;
+        n *= (size_t)rows;
+        add_to(c->walk.x + (size_t)c->walk.first[p] * (size_t)c->r->width, c->out, n);
+        if (!error) continue;
+        if (moe_dense(c->moe, layer, h, rows, c->y, e)) return e->code;
+        for (size_t i = 0; i < n; i++) {
+            missing += ((double)c->y[i] - c->out[i]) * ((double)c->y[i] - c->out[i]);
+            whole += (double)c->y[i] * c->y[i];
+        }
+    }
+    if (error) error[layer] = whole > 0 ? missing / whole : 0;
+    return OK;
+}
+
+static status take(struct compensation *c, struct err *e)
+{
+    const struct router *r = c->r;
+    size_t cells = (size_t)c->o->rows * (size_t)r->width;
+
+    c->y = malloc(cells * sizeof(float));
+    c->out = malloc(cells * sizeof(float));
+    c->base = malloc(cells * sizeof(float));
+    c->z = malloc((r->by_threshold ? (size_t)c->walk.rows * (size_t)r->experts : 1) * sizeof(float));
+    c->set = malloc((size_t)c->o->rows * (size_t)bits_words(r->experts) * sizeof(uint64_t));
+    if (!c->y || !c->out || !c->base || !c->z || !c->set)
+        return err_set(e, ERR_LIMIT, "no memory to fit the compensation of %lld tokens", (long long)c->walk.rows);
+    return r->low_rank ? moments_open(&c->sums, r->width, r->width, e) : OK;
+}
+
+static status fit_layers(struct compensation *c, double *error, struct err *e)
+{
+    const struct fit_options *o = c->o;
+    struct router *r = c->r;
+    status st = moe_select(c->moe, r, e);
+
+    for (int l = 0; l < r->layers && !st; l++) {
+        walk_attention(&c->walk, l);
+        if (o->alive && o->alive(o->alive_ctx)) return err_set(e, STOPPED, "stopped in layer %d", l);
+        if (r->by_threshold) st = fit_threshold(c, l, e);
+        if (!st && r->mu) st = fit_means(c, l, e);
+        if (!st && r->scale) st = fit_scale(c, l, e);
+        if (!st && r->low_rank) st = fit_low_rank(c, l, e);
+        if (!st) st = go_on(c, l, error, e);
+    }
+    return st;
+}
+
+status fit_compensation(struct router *r, struct model *m, struct gemm *g, const struct routing *routing, const struct window *w,
+                        int n, const struct fit_options *o, double *error, struct err *e)
+{
+    struct compensation c = {.r = r, .moe = model_moe(m), .g = g, .o = o, .how = *routing};
+    status st = walk_open(&c.walk, m, w, n, o->rows, o->sessions, e);
+
+    c.how.route = ROUTE_ROUTER;
+    c.how.compensate = routing->compensate || r->mu || r->low_rank;
+    if (!st) st = take(&c, e);
+    if (!st) st = fit_layers(&c, error, e);
+    free(c.y);
+    free(c.out);
+    free(c.base);
+    free(c.z);
+    free(c.set);
+    moments_close(&c.sums);
+    walk_close(&c.walk);
+    return st;
+}
