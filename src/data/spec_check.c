@@ -182,6 +182,17 @@ static bool good_version(const char *name)
            !name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")];
 }
 
+/* Keys of stage 1 that stage 2, which begins with a router version, would not look at. */
+static status check_stage1_keys(const struct draft *d, struct err *e)
+{
+    static const char *const keys[] = {"router", "router_rank", "start", "compensation", "compensation_rank", "scale"};
+
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]) && d->s->stage2.stage == 2; i++)
+        if (draft_given(d, keys[i]))
+            return draft_fail(d, keys[i], e, "expected only with stage: 1: stage 2 keeps what the router that it starts from has");
+    return OK;
+}
+
 static status check_finetune(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
@@ -195,6 +206,7 @@ static status check_finetune(const struct draft *d, struct err *e)
     if (s->stage2.stage == 1 && (s->stage2.from || s->stage2.lm_loss > 0 || s->stage2.load_balance > 0))
         return draft_fail(d, s->stage2.from ? "from" : s->stage2.lm_loss > 0 ? "lm_loss" : "load_balance", e,
                           "expected only with stage: 2, which trains end to end");
+    if (check_stage1_keys(d, e)) return e->code;
     if (s->stage2.train.n == 0) return draft_fail(d, "train", e, "expected router, compensation or both, found none");
     if (s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_LISTWISE)
         return draft_fail(d, draft_given(d, "select") ? "select" : "loss", e,

@@ -147,6 +147,10 @@ static void print_router(FILE *to, const char *routers, const char *version, boo
         double before = mean(agreement, "before"), after = mean(agreement, "after");
 
         if (isfinite(after)) fprintf(to, "  agreement with the labels %.3f -> %.3f", before, after);
+        const struct json_t *router = json_at(about, "router"), *cost = router ? json_at(router, "cost") : NULL;
+
+        if (cost)
+            fprintf(to, "  %.20s, %.2f %% of the FFN's multiply-adds", text(router, "kind"), 100 * number(cost, "share_of_ffn"));
         fprintf(to, "  made %.30s\n", text(about, "made"));
         json_free(about);
     }

@@ -242,6 +242,7 @@ static void test_errors(void **state)
         {TUNE "loss: paper\nselect: threshold\n", "select: expected loss: bce with select: threshold"},
         {TUNE "labels: energy\nloss: listwise\nselect: threshold\n", "select: expected loss: bce or regression"},
         {TUNE "loss: regression\n", "loss: expected labels: energy or norm"},
+        {TUNE "stage: 2\nstart: ridge\n", "start: expected only with stage: 1"},
         {TUNE "router: wide\n", "router: expected"},
         {TUNE "router_rank: 0\n", "router_rank: expected"},
         {TUNE "method: factorllm\nrouter: gate\n", "router: expected router: linear"},
