@@ -181,7 +181,7 @@ static bool in_reference(size_t *place, const struct eval_scorer *s, const struc
 /* Rows begin .. begin + n - 1 into the reference, or the reference's into s->x: how many of them it has are marked in s->known. */
 static int meet_reference(struct eval_scorer *s, const struct eval_pass *p, int begin, int n)
 {
-    size_t width = (size_t)model_shape(s->model)->width, place;
+    size_t width = (size_t)model_shape(s->model)->width, place = 0;
     int known = 0;
 
     for (int t = 0; t < n; t++) {
