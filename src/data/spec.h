@@ -34,6 +34,7 @@ enum spec_grouping {
     GROUP_PREDICTED,
     GROUPINGS
 };
+enum spec_budget { BUDGET_UNIFORM, BUDGET_KL };
 enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
 enum spec_compensation { COMPENSATE_NONE, COMPENSATE_MEAN };
 enum spec_labels { LABELS_PAPER, LABELS_GRAM, LABELS_ENERGY, LABELS_NORM };
@@ -112,7 +113,8 @@ struct spec {
     } precision;
 
     struct {
-        int64_t method, experts, grouping, scale, compensation;
+        int64_t method, experts, grouping, scale, compensation, budget;
+        int64_t budget_tokens; /* of the calibration text, for budget: kl */
         struct spec_list active; /* integers: k of every layer, or one for all */
         struct spec_list shared; /* share of a layer's neurons that is always active, 0 .. 1; of every layer, or one for all */
         struct spec_text calibration;

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/stop.h"
 #include "data/corpus.h"
+#include "jobs/budget.h"
 #include "jobs/convert_write.h"
 #include "jobs/factorize_group.h"
 #include "jobs/factorize_write.h"
@@ -27,6 +28,7 @@ struct factorizing {
     struct shape shape, made; /* dense; as the spec wants it */
     struct cut cut;
     struct safetensors *weights;
+    struct corpus text;
     struct model *model; /* open from the calibration to the end of grouping, or NULL */
     double scale;
     int window;
@@ -69,7 +71,7 @@ static status calibrate_on_text(struct factorizing *f, struct err *e)
     struct job *j = f->job;
     const struct spec *s = j->spec;
     struct tokenizer *tokenizer = NULL;
-    struct corpus text = {0};
+    struct corpus *text = &f->text;
     struct model *m;
     struct room room;
 
@@ -77,16 +79,15 @@ static status calibrate_on_text(struct factorizing *f, struct err *e)
     f->window = room.window;
     if (tokenizer_open(&tokenizer, s->model, e)) return e->code;
     status st = room_open(j->cluster, s->model, &room, &m, e);
-    if (!st) st = job_text(j, &s->factorize.calibration, "calibration", m, tokenizer, &text, e);
+    if (!st) st = job_text(j, &s->factorize.calibration, "calibration", m, tokenizer, text, e);
     if (!st) {
-        f->text_tokens = (int64_t)text.n_tokens;
-        f->text_bytes = (int64_t)text.bytes;
-        memcpy(f->text_digest, text.digest, sizeof(f->text_digest));
-        st = calibrate(&f->cut.calibration, j, m, f->weights, &text, f->window, e);
+        f->text_tokens = (int64_t)text->n_tokens;
+        f->text_bytes = (int64_t)text->bytes;
+        memcpy(f->text_digest, text->digest, sizeof(f->text_digest));
+        st = calibrate(&f->cut.calibration, j, m, f->weights, text, f->window, e);
     }
     if (st && st != ERR_RANK) cluster_release(j->cluster);
     if (!st) f->model = m; /* its ranks have the sample */
-    corpus_free(&text);
     tokenizer_close(tokenizer);
     return st;
 }
@@ -112,6 +113,7 @@ static struct json_t *description(const struct factorizing *f)
     } else json_put(o, "active", active);
     json_put(o, "shared", shared);
     json_put_real(o, "scale", f->scale);
+    json_put_text(o, "budget", s->factorize.budget == BUDGET_KL ? "kl" : "uniform");
     json_put_text(o, "compensation", f->cut.compensate ? "mean" : "none");
     json_put_int(o, "seed", s->seed);
     json_put_text(o, "permutation", "permutation.json");
@@ -168,6 +170,25 @@ static status pack_model(struct factorizing *f, const char *directory, struct er
     return st;
 }
 
+/* k of every layer, from the model as it was written. */
+static status budget(struct factorizing *f, const char *directory, struct err *e)
+{
+    struct job *j = f->job;
+    struct room room;
+    struct model *m;
+    status s = room_factorize(&room, j->spec, &f->shape, e);
+
+    room.limits.slices = room.limits.notes = false;
+    room.limits.sample = 0;
+    if (!s) s = room_open(j->cluster, directory, &room, &m, e);
+    if (s) return s;
+    int window = f->window < room.limits.rows ? f->window : room.limits.rows;
+
+    s = choose_budget(&f->cut, j, m, &f->text, window, f->scale, j->result, e);
+    if (s != ERR_RANK) cluster_release(j->cluster);
+    return s;
+}
+
 static status write_model(struct factorizing *f, const char *temporary, const char *target, struct err *e)
 {
     struct err ignored;
@@ -179,6 +200,7 @@ static status write_model(struct factorizing *f, const char *temporary, const ch
     if (!s) s = write_permutation(&f->cut, temporary, e);
     if (!s) s = model_copy_beside(f->job->spec->model, temporary, e);
     if (!s) s = write_config(f, temporary, e);
+    if (!s && f->cut.router && !(s = budget(f, temporary, e))) s = write_config(f, temporary, e);
     if (!s && room_packs(f->job->spec) && !(s = pack_model(f, temporary, e))) s = write_config(f, temporary, e);
     if (!s && file_exists(target)) log_line(f->job->log, "%s: an earlier result and its routers are replaced", target);
     if (!s) s = directory_replace(temporary, target, e);
@@ -268,6 +290,9 @@ status job_factorize(struct job *j, struct err *e)
     calibration_free(&f->cut.calibration);
     free(f->cut.order);
     free(f->cut.captured);
+    free(f->cut.router);
+    free(f->cut.router_bias);
+    corpus_free(&f->text);
     safetensors_close(f->weights);
     free(f);
     free(target);

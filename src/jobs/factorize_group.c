@@ -104,6 +104,19 @@ static status take_sample(struct grouping *g, struct err *e)
     return OK;
 }
 
+static status fit_router(struct grouping *g, const int *order, struct err *e)
+{
+    size_t n = (size_t)g->cut->experts, at = (size_t)g->layer * n;
+    float *y = malloc((size_t)g->sample.tokens * n * sizeof(*y));
+    status st;
+
+    if (!y) return err_set(e, ERR_LIMIT, "no memory for the energies of %zu experts", n);
+    group_log_energy(y, order, &g->how, &g->sample);
+    st = predictor_fit(g->predictor, g->cut->router + at * (size_t)g->sample.width, g->cut->router_bias + at, y, (int)n, e);
+    free(y);
+    return st;
+}
+
 static status group_layer(struct grouping *g, const struct row *row, struct err *e)
 {
     struct cut *cut = g->cut;
@@ -127,6 +140,7 @@ static status group_layer(struct grouping *g, const struct row *row, struct err 
     if (!st) st = row->group(g, order, e);
     if (!st && g->values && !row->energies) calibration_energies(c, l, g->values);
     if (!st && sample) st = group_captured(&cut->captured[l], order, &g->how, &g->sample, g->predictor, cut->active[l], e);
+    if (!st && cut->router) st = fit_router(g, order, e);
     predictor_close(g->predictor);
     g->predictor = NULL;
     return st;
@@ -146,11 +160,19 @@ status group_layers(struct cut *c, struct job *j, struct model *m, struct safete
 
     c->order = malloc(layers * neurons * sizeof(*c->order));
     c->captured = c->calibration.sample >= PREDICT_FOLDS ? calloc(layers, sizeof(*c->captured)) : NULL;
+    if (c->captured && j->spec->factorize.budget == BUDGET_KL) {
+        size_t n = layers * (size_t)c->experts;
+
+        c->router = malloc(n * (size_t)c->dense->width * sizeof(*c->router));
+        c->router_bias = malloc(n * sizeof(*c->router_bias));
+        if (!c->router || !c->router_bias) s = err_set(e, ERR_LIMIT, "no memory for the routers of %zu layers", layers);
+    }
     g.importance = malloc(neurons * sizeof(*g.importance));
     if (!c->order || !g.importance) s = err_set(e, ERR_LIMIT, "no memory to group %zu layers of %zu neurons", layers, neurons);
-    if (!s && j->spec->factorize.grouping == GROUP_PREDICTED && !c->captured)
-        s = err_set(e, ERR_SPEC, "%s: grouping: predicted needs a text of %d tokens or more, found %lld", j->spec->source,
-                    PREDICT_FOLDS, (long long)c->calibration.tokens);
+    if (!s && (j->spec->factorize.grouping == GROUP_PREDICTED || j->spec->factorize.budget == BUDGET_KL) && !c->captured)
+        s = err_set(e, ERR_SPEC,
+                    "%s: calibration: grouping: predicted and budget: kl need a text of %d tokens or more, found %lld",
+                    j->spec->source, PREDICT_FOLDS, (long long)c->calibration.tokens);
     if (!s) s = take_sample(&g, e);
     for (; !s && g.layer < c->dense->layers; g.layer++) {
         if (stop_asked()) s = err_set(e, STOPPED, "%s: stopped while grouping; run it again", j->spec->source);

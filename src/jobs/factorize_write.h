@@ -11,7 +11,8 @@ struct cut {
     int experts;
     int active[MODEL_LAYERS_MAX], shared[MODEL_LAYERS_MAX]; /* of every layer; shared: neurons */
     int *order;                                             /* [layers][neurons] new position -> original neuron */
-    double *captured;                                       /* [layers] group_captured(), or NULL without a sample */
+    float *router, *router_bias; /* [layers][experts][width], [layers][experts]: regressions, for the budget; or NULL */
+    double *captured;            /* [layers] group_captured(), or NULL without a sample */
     struct calibration calibration;
     bool calibrated, compensate;
 };

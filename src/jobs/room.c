@@ -95,7 +95,9 @@ int room_sample(const struct spec *s, const struct shape *shape)
     const struct spec_text *text = &s->factorize.calibration;
     int64_t token = 2 * (int64_t)shape->layers * (shape->neurons + shape->width), tokens = s->factorize.profile_tokens;
 
-    if (s->factorize.grouping != GROUP_COACTIVATION && s->factorize.grouping != GROUP_PREDICTED) return 0;
+    if (s->factorize.grouping != GROUP_COACTIVATION && s->factorize.grouping != GROUP_PREDICTED &&
+        s->factorize.budget != BUDGET_KL)
+        return 0;
     tokens = least(tokens, (s->factorize.profile_mib << 20) / token);
     if (text->sample_tokens > 0) tokens = least(tokens, text->sample_tokens);
     else if (text->bytes > 0) tokens = least(tokens, text->bytes); /* a token has a byte or more */

@@ -69,6 +69,21 @@ YAML
     jq -e '.eval.active_share | .static as $s | .random as $r | ($s - 0.4994) * ($s - 0.4994) < 0.0002 and ($r - 0.4994) * ($r - 0.4994) < 0.0005' "$dir/rest/result.json"
 }
 
+@test "active experts from the KL of the output: the same on any number of ranks, and within the total" {
+    job predicted
+    set -- active=3 budget=kl budget_tokens=100 scale=one
+    sums 1 "$@"
+    alone=$output
+    cp "$dir/out/result.json" "$dir/first.json"
+    sums 3 "$@" limits.batch_rows=64 cluster.threads=2
+    [ "$output" = "$alone" ]
+    # k and KL of every layer: the KL is none with all experts; the total is not passed (24 = 3 layers of 3 experts of 40, 44 and 35 neurons)
+    jq -c .factorize.budget "$dir/first.json"
+    jq -e '.factorize.budget | .tokens >= 100 and (.k | length == 3 and all(last == 7)) and (.kl | all(last == 0 and .[0] > 0))' "$dir/first.json"
+    jq -e '.factorize.budget | (.chosen[0] * 40 + .chosen[1] * 44 + .chosen[2] * 35) <= 3 * 119' "$dir/first.json"
+    jq -e '.factorize.budget | .better == (.kl_chosen < .kl_uniform)' "$dir/first.json"
+}
+
 @test "plan says what a calibration takes" {
     job predicted
     run "$FACTORLLM" plan "$dir/factorize.yaml" --ranks 3
