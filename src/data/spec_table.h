@@ -8,7 +8,7 @@
 
 #include "data/spec.h"
 
-enum { KEYS_MAX = 128, TEXT_MAX = 4096, LIST_MAX = 1024, STEPS_MAX = 32 };
+enum { KEYS_MAX = 192, TEXT_MAX = 4096, LIST_MAX = 1024, STEPS_MAX = 32 };
 
 /* KEY_NUMBERS: one number, or a list of them with one per layer; names of `set` may stand in place of the one. */
 enum key_type { KEY_BOOL, KEY_INT, KEY_REAL, KEY_TEXT, KEY_ENUM, KEY_LIST, KEY_NUMBERS };
