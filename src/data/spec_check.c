@@ -60,7 +60,7 @@ void job_resolve(struct spec *s)
 
     if (s->kind == JOB_INFER && !s->infer.result) s->infer.result = str_join(s->output, "responses.jsonl");
     if (s->kind != JOB_FINETUNE) return;
-    if (s->finetune.learning_rate == 0) s->finetune.learning_rate = late ? 0.001 : 0.01;
+    if (s->finetune.learning_rate == 0) s->finetune.learning_rate = late ? 0.002 : 0.01;
     if (s->finetune.batch_tokens == 0) {
         s->finetune.batch_tokens = late ? 2048 : 512;
         if (s->finetune.batch_tokens > s->finetune.tokens) s->finetune.batch_tokens = s->finetune.tokens;
