@@ -18,7 +18,7 @@ static void fill_task(void *ctx, int panel, int worker)
         pack_transposed((void *)f->out->lines, f->out->cols, at, f->w[i], panel, 1);
 }
 
-/* [outputs, inputs] of n matrices side by side; `out` and they are there when it is taken. */
+/* [outputs, inputs] of n matrices side by side. */
 static void take(struct model *m, struct arena_taker *t, struct packed *out, int outputs, int inputs,
                  const struct packed *const *w, int n)
 {
@@ -29,21 +29,24 @@ static void take(struct model *m, struct arena_taker *t, struct packed *out, int
     gemm_parallel(m->gemm, packed_panels(outputs), fill_task, &(struct filling){out, w, n});
 }
 
+/* While memory is only counted there is nothing yet: x, y NULL. */
 static void take_expert(struct model *m, struct arena_taker *t, struct expert *x, int neurons)
 {
+    struct expert none = {0}, *of = x ? x : &none;
     int width = m->shape.width;
 
-    take(m, t, x ? &x->in_t : NULL, width, 2 * neurons, (const struct packed *[]){&x->gate, &x->up}, 2);
-    take(m, t, x ? &x->down_t : NULL, neurons, width, (const struct packed *[]){&x->down}, 1);
+    take(m, t, &of->in_t, width, 2 * neurons, (const struct packed *[]){&of->gate, &of->up}, 2);
+    take(m, t, &of->down_t, neurons, width, (const struct packed *[]){&of->down}, 1);
 }
 
 static void take_attention(struct model *m, struct arena_taker *t, struct block *y)
 {
     const struct shape *s = &m->shape;
+    struct block none = {0}, *of = y ? y : &none;
     int q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
 
-    take(m, t, y ? &y->qkv_t : NULL, s->width, q + 2 * kv, (const struct packed *[]){&y->q, &y->k, &y->v}, 3);
-    take(m, t, y ? &y->o_t : NULL, q, s->width, (const struct packed *[]){&y->o}, 1);
+    take(m, t, &of->qkv_t, s->width, q + 2 * kv, (const struct packed *[]){&of->q, &of->k, &of->v}, 3);
+    take(m, t, &of->o_t, q, s->width, (const struct packed *[]){&of->o}, 1);
 }
 
 void transposed_take(struct model *m, const struct placement *p, struct arena_taker *t)
@@ -61,5 +64,5 @@ void transposed_take(struct model *m, const struct placement *p, struct arena_ta
             if (placement_rank(p, l, i) == m->rank)
                 take_expert(m, t, there ? &y->expert[i] : NULL, group_size(s->neurons, s->shared[l], s->experts, i));
     }
-    if (m->coordinator) take(m, t, there ? &m->head_t : NULL, s->width, s->vocab, (const struct packed *[]){&m->head}, 1);
+    if (m->coordinator) take(m, t, &m->head_t, s->width, s->vocab, (const struct packed *[]){&m->head}, 1);
 }
