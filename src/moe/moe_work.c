@@ -4,6 +4,7 @@
  * the rows come from the cache the second time, and their product while both are hot.  Then the sums of down z, cut by rows and by columns of the output:
  * a task owns its piece of the sums, which stays in the cache while all experts pass, so that there is nothing to wait for between experts.
  * Rows are not gathered: a product takes the numbers of its rows.
+ * Few rows through many small experts go another way: moe_few.c.
  */
 #include <math.h>
 #include <string.h>
