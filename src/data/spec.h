@@ -79,7 +79,8 @@ struct spec {
     char *source; /* path of the YAML file, for messages */
     char *name;   /* of a pipeline's step: unique in it, default the kind; result.json is keyed by it */
     char *output; /* directory; a step's default is OUTPUT/NAME */
-    char *model;  /* directory, NULL in a report; a pipeline's steps work on the pipeline's model until a factorize step made one, then on that */
+    char *
+        model; /* directory, NULL in a report; a pipeline's steps work on the pipeline's model until a factorize step made one, then on that */
     int64_t seed;
     bool verify_weights; /* look for NaN and infinity while loading */
 
@@ -114,7 +115,7 @@ struct spec {
 
     struct {
         int64_t method, experts, grouping, scale, compensation, budget;
-        int64_t budget_tokens; /* of the calibration text, for budget: kl */
+        int64_t budget_tokens;   /* of the calibration text, for budget: kl */
         struct spec_list active; /* integers: k of every layer, or one for all */
         struct spec_list shared; /* share of a layer's neurons that is always active, 0 .. 1; of every layer, or one for all */
         struct spec_text calibration;

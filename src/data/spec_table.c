@@ -225,10 +225,10 @@ const char *spec_needs_text(const struct spec *s)
     case GROUP_PREDICTED:
         return "grouping";
     default:
-        return s->factorize.budget == BUDGET_KL                 ? "budget"
+        return s->factorize.budget == BUDGET_KL               ? "budget"
                : s->factorize.compensation == COMPENSATE_MEAN ? "compensation"
-               : spec_largest(&s->factorize.shared) > 0     ? "shared"
-                                                            : NULL;
+               : spec_largest(&s->factorize.shared) > 0       ? "shared"
+                                                              : NULL;
     }
 }
 
