@@ -72,7 +72,7 @@ endif
 $(BUILD)/src/num/kernel_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
 $(BUILD)/src/num/kernel_vnni.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma
 $(BUILD)/src/num/kernel_bf16.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma
-$(BUILD)/src/num/kernel_amx.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mamx-tile -mamx-bf16 -mfma
+$(BUILD)/src/num/kernel_amx.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mamx-tile -mamx-bf16 -mamx-int8 -mfma
 endif
 $(BUILD)/%.o: %.cc
 	$(say) CXX $<
@@ -133,6 +133,7 @@ emulate:
 	@scripts/emulate.sh $(BUILD)/emulate test_half exact 9
 	@scripts/emulate.sh $(BUILD)/emulate test_kernel avx512 20
 	@scripts/emulate.sh $(BUILD)/emulate test_kernel vnni 20
+	@scripts/emulate.sh $(BUILD)/emulate test_kernel amx 3
 	@scripts/emulate.sh $(BUILD)/emulate test_attention 65
 
 bench: all

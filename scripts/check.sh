@@ -47,7 +47,7 @@ for cc in gcc clang-14; do
         x86_64/*/kernel_avx512.c) isa="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma" ;;
         x86_64/*/kernel_vnni.c) isa="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma" ;;
         x86_64/*/kernel_bf16.c) isa="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma" ;;
-        x86_64/*/kernel_amx.c) isa="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mamx-tile -mamx-bf16 -mfma" ;;
+        x86_64/*/kernel_amx.c) isa="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mamx-tile -mamx-bf16 -mamx-int8 -mfma" ;;
         *) isa= ;;
         esac
         $cc $isa -std=gnu11 -D_GNU_SOURCE -O1 -DVERSION='""' $warn $include -c "$c" -o /dev/null || say "$c under $cc"

@@ -5,7 +5,7 @@
 const struct kernel *kernel_for(enum isa most)
 {
 #if defined(__x86_64__)
-    static const struct kernel *const levels[] = {&kernel_avx2, &kernel_avx512, &kernel_vnni};
+    static const struct kernel *const levels[] = {&kernel_avx2, &kernel_avx512, &kernel_vnni, &kernel_amx};
     enum isa best = isa_best();
 
     if (most > best) most = best;

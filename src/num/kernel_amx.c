@@ -1,4 +1,4 @@
-/* Kernels for AMX: rows of bfloat16 against bf16 weights in tiles.  All else is the level below.
+/* Kernels for AMX: rows of bfloat16 against bf16 weights in tiles, and many quantized rows against q8 and q4 ones (kernel_amx_bytes.h).  All else is the level below.
  *
  * 16 lines of a panel are a tile as they lie: 32 inputs of 16 outputs.  16 rows of 32 inputs are the other factor, read where they lie if they follow one another.
  * A tile of sums goes through the inputs in order, 32 at a time, and what is put away between is exact: so a row's result depends on nothing but the row.
@@ -8,8 +8,8 @@
 
 #if defined(EMULATE_AMX) /* by a test, which has tiles in plain C */
 #define BELOW kernel_plain
-#elif defined(__AMX_BF16__)
-#include <immintrin.h>
+#elif defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#include "num/vector_avx512.h"
 #define BELOW kernel_vnni
 #endif
 
@@ -252,9 +252,16 @@ static void product_half(float *y, size_t ldy, const struct rows *x, const int *
     }
 }
 
+#include "num/kernel_amx_bytes.h"
+
 static void product(float *y, size_t ldy, const struct rows *x, const int *index, int n, const struct packed *w, int first,
                     int panels, void *scratch)
 {
+    if (format_has_scales(w->format) && w->cols) {
+        BUG_ON(x->cols != w->cols || !x->q);
+        product_bytes(y, ldy, x, index, n, w, first, panels, scratch);
+        return;
+    }
     if (!x->half || w->format != FORMAT_BF16 || !w->cols) {
         BELOW.product(y, ldy, x, index, n, w, first, panels, scratch);
         return;

@@ -7,7 +7,8 @@
 extern const struct kernel kernel_plain;
 #if defined(__x86_64__)
 extern const struct kernel kernel_avx2, kernel_avx512, kernel_vnni;
-extern const struct kernel kernel_bf16, kernel_amx; /* of rows with `half`: half.h */
+extern const struct kernel kernel_bf16; /* of rows with `half`: half.h */
+extern const struct kernel kernel_amx;  /* of those, and of quantized ones */
 #endif
 
 /* What product() gets: a part for every kernel, and behind it one for those of half.c. */

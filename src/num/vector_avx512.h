@@ -74,6 +74,10 @@ VECTOR vi vi_add32(vi a, vi b)
 {
     return _mm512_add_epi32(a, b);
 }
+VECTOR vi vi_sub32(vi a, vi b)
+{
+    return _mm512_sub_epi32(a, b);
+}
 VECTOR vf vf_from_int(vi a)
 {
     return _mm512_cvtepi32_ps(a);

@@ -99,7 +99,7 @@ static inline void _tile_dpbf16ps(int sums, int a, int b)
         }
 }
 
-/* What TDPBSSD, TDPBSUD and TDPBUSD have in common; the letters say whether the bytes of a and of b are signed. */
+/* What TDPBSSD, TDPBSUD, TDPBUSD and TDPBUUD have in common; the letters say whether the bytes of a and of b are signed. */
 static inline void emulated_bytes(int sums, int a, int b, int signed_a, int signed_b)
 {
     struct emulated_tiles *t = &emulated_tiles;
@@ -134,6 +134,11 @@ static inline void _tile_dpbsud(int sums, int a, int b)
 static inline void _tile_dpbusd(int sums, int a, int b)
 {
     emulated_bytes(sums, a, b, 0, 1);
+}
+
+static inline void _tile_dpbuud(int sums, int a, int b)
+{
+    emulated_bytes(sums, a, b, 0, 0);
 }
 
 #endif

@@ -10,6 +10,7 @@
 #include "num/half.h"
 
 #include "../emulate/amx_intrinsics.h"
+#include "../emulate/vector_c.h"
 #define EMULATE_AMX
 #define kernel_amx kernel_amx_in_c
 #include "../../src/num/kernel_amx.c"

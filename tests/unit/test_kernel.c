@@ -1,4 +1,4 @@
-/* Every level of kernels this processor has gives the bits of the definition, kernel_plain.c, over odd shapes and odd numbers. */
+/* Every level of kernels this processor has, and AMX with tiles in plain C, gives the bits of the definition, kernel_plain.c, over odd shapes and odd numbers. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +7,15 @@
 #include "base/rng.h"
 #include "num/kernel.h"
 #include "num/kernel_levels.h"
-#include "num/widen.h"
+
+#include "../emulate/amx_intrinsics.h"
+#include "../emulate/vector_c.h"
+#define EMULATE_AMX
+#define MOST_ROWS  MOST_ROWS_OF_AMX
+#define kernel_amx kernel_amx_in_c
+#include "../../src/num/kernel_amx.c"
+#undef kernel_amx
+#undef MOST_ROWS
 
 enum { MOST_ROWS = 200 };
 
@@ -108,9 +116,9 @@ static void compare(const struct kernel *k, const struct rows *x, const int *ind
 /* One format's shapes; every shape meets some numbers of rows, and every `step`-th is looked at. */
 static void check_shapes(const struct kernel *k, enum format f, int step)
 {
-    static const int cols[] = {1, 2, 3, 7, 16, 31, 33, 64, 100, 255, 257, 320, 511, 777};
+    static const int cols[] = {1, 2, 3, 7, 16, 31, 33, 64, 100, 255, 257, 320, 511, 777, 1061};
     static const int out[] = {1, 16, 17, 50, 130};
-    static const int rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 25, 64, MOST_ROWS};
+    static const int rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 25, 28, 64, MOST_ROWS};
     const int shapes = (int)(sizeof(cols) / sizeof(*cols) * sizeof(out) / sizeof(*out)), heights = sizeof(rows) / sizeof(*rows);
     struct rng r;
 
@@ -126,7 +134,7 @@ static void check_shapes(const struct kernel *k, enum format f, int step)
         for (int i = (shape + (int)f) % 8; i < heights; i += 8) {
             int first = (int)rng_below(&r, (uint64_t)all), index[MOST_ROWS];
 
-            if (step > 1 && rows[i] > 25) continue;
+            if (step > 3 && rows[i] > 28) continue;
             compare(k, &x, NULL, rows[i], &w.p, 0, all);
             for (int t = 0; t < rows[i]; t++) index[t] = (int)rng_below(&r, MOST_ROWS);
             compare(k, &x, index, rows[i], &w.p, first, 1 + (int)rng_below(&r, (uint64_t)(all - first)));
@@ -149,6 +157,15 @@ static void shapes(void **state)
             for (int f = 0; f < FORMAT_COUNT; f++) check_shapes(k, (enum format)f, narrow->step);
         before = k;
     }
+}
+
+static void tiles_in_c(void **state)
+{
+    const struct narrow *narrow = *state;
+
+    if (narrow->step > 1) return; /* it has the real ones */
+    check_shapes(&kernel_amx_in_c, FORMAT_Q8, 3);
+    check_shapes(&kernel_amx_in_c, FORMAT_Q4, 3);
 }
 
 /* Block b once more as 16 bits, and what kernels know of it beforehand. */
@@ -223,6 +240,7 @@ int main(int count, char **argument)
     struct narrow narrow = {ISA_PLAIN, ISA_COUNT - 1, 1};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(shapes, &narrow),
+        cmocka_unit_test_prestate(tiles_in_c, &narrow),
         cmocka_unit_test(quantized_rows),
     };
 
