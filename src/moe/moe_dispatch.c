@@ -3,6 +3,7 @@
 
 #include "base/bits.h"
 #include "moe/moe_internal.h"
+#include "num/widen.h"
 
 enum { ROWS_PER_TASK = 8 };
 
@@ -21,19 +22,6 @@ size_t moe_sum_bytes(const struct moe *m)
     return (size_t)m->width * element[m->limits.wire.answers];
 }
 
-/* As narrow_bf16() of base/mat.h, in a loop that has vectors. */
-void moe_narrow(uint16_t *out, const float *x, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits;
-
-        memcpy(&bits, &x[i], sizeof(bits));
-        uint32_t even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
-
-        out[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : even);
-    }
-}
-
 void moe_widen(float *out, const uint16_t *x, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -47,7 +35,7 @@ void moe_widen(float *out, const uint16_t *x, size_t n)
 
 void moe_put_row(const struct moe *m, char *to, const float *h)
 {
-    if (m->limits.wire.rows == MOE_ROWS_BF16) moe_narrow((uint16_t *)(void *)to, h, (size_t)m->width);
+    if (m->limits.wire.rows == MOE_ROWS_BF16) narrow_many((uint16_t *)(void *)to, h, (size_t)m->width);
     else memcpy(to, h, moe_row_bytes(m));
 }
 

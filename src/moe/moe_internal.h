@@ -235,7 +235,6 @@ size_t moe_notes_bytes(struct moe_limits limits); /* of one neuron */
 /* Rows and sums in the widths in which they travel; n elements. */
 size_t moe_row_bytes(const struct moe *m);
 size_t moe_sum_bytes(const struct moe *m);
-void moe_narrow(uint16_t *out, const float *x, size_t n); /* to bf16, to nearest even */
 void moe_widen(float *out, const uint16_t *x, size_t n);
 
 /* Dispatch and combine of a filled slot (layer, h, route, set, scale, compensate); x[t] += the layer's output. */

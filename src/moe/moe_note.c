@@ -62,7 +62,7 @@ static void keep_task(void *ctx, int item, int worker)
         }
         BUG_ON(k->place[t] >= (int)sample);
         for (int j = 0; k->place[t] >= 0 && j < s->z.cols; j++)
-            moe_narrow(&kept[(size_t)j * sample + (size_t)k->place[t]], &z[j], 1);
+            kept[(size_t)j * sample + (size_t)k->place[t]] = narrow_bf16(z[j]);
     }
 }
 

@@ -16,6 +16,7 @@
 #include "num/half.h"
 #include "num/ops.h"
 #include "num/pair_product.h"
+#include "num/widen.h"
 
 enum {
     SERIAL_BELOW = 1 << 17, /* multiplications: waking the threads would take longer */
@@ -332,7 +333,7 @@ void moe_work_put(const struct moe_work *w, const struct exact *e, int row, size
             break;
         case MOE_ANSWERS_BF16:
             exact_to_float(narrow, sum, columns);
-            moe_narrow((uint16_t *)w->out + at, narrow, (size_t)columns);
+            narrow_many((uint16_t *)w->out + at, narrow, (size_t)columns);
             break;
         }
     }

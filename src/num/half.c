@@ -8,6 +8,7 @@
 #include "base/err.h"
 #include "base/mat.h"
 #include "num/kernel_levels.h"
+#include "num/widen.h"
 
 _Static_assert(HALF_SCRATCH_BYTES >= HALF_COLS * sizeof(float), "a row of products has room");
 
@@ -21,18 +22,6 @@ void half_room(struct rows *r, void *memory)
     r->half = (uint16_t *)(void *)((char *)memory + rows_bytes(r->n, r->cols) - half_bytes(r->n, r->cols));
 }
 
-/* narrow_bf16() without its branches, so that the compiler makes vectors of it; what is no number keeps its upper bits and becomes quiet. */
-static void round_block(uint16_t *out, const float *x, int n)
-{
-    for (int i = 0; i < n; i++) {
-        uint32_t bits, rounded;
-
-        memcpy(&bits, x + i, sizeof(bits));
-        rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-        out[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40 : rounded);
-    }
-}
-
 void half_fill(struct rows *r, int first, int n, int block, int blocks)
 {
     size_t ld = half_ld(r->cols);
@@ -42,7 +31,7 @@ void half_fill(struct rows *r, int first, int n, int block, int blocks)
     for (int t = first; t < first + n; t++) {
         uint16_t *to = r->half + (size_t)t * ld + (size_t)from;
 
-        round_block(to, r->x + (size_t)t * r->ld + (size_t)from, inputs);
+        narrow_many(to, r->x + (size_t)t * r->ld + (size_t)from, (size_t)inputs);
         memset(to + inputs, 0, (size_t)(end - from - inputs) * sizeof(*to));
     }
 }

@@ -22,15 +22,6 @@ enum { TILE = 12, MOST_WIDE = 4, QUANT_TILE = 8, QUANT_WIDE = 4 };
 #include "num/kernel_float.h"
 #include "num/kernel_quant.h"
 
-static void product(float *y, size_t ldy, const struct rows *x, const int *index, int n, const struct packed *w, int first,
-                    int panels, void *scratch)
-{
-    BUG_ON(x->cols != w->cols || (format_has_scales(w->format) && !x->q));
-    if (n <= 0) return;
-    if (format_has_scales(w->format)) product_quant(y, ldy, x, index, n, w, first, panels, scratch);
-    else product_float(y, ldy, x, index, n, w, first, panels, scratch);
-}
-
 const struct kernel kernel_avx512 = {ISA_AVX512, TILE, product};
 
 #endif

@@ -33,34 +33,7 @@ enum { LANES = 8 };
     }
 #endif
 
-/* exp(x) within 2 ulp for -87 <= x <= 88, clamped outside: 2^n * e^r with r in [-ln 2 / 2, ln 2 / 2], e^r by its Taylor series. */
-BODY float exp_lane(float x)
-{
-    const float magic = 0x1.8p23f; /* adding it rounds to an integer, which then stands in the low bits */
-    float shifted, n, r, p, power;
-    int32_t bits;
-
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    shifted = x * 0x1.715476p0f + magic;
-    n = shifted - magic;
-    r = x - n * 0x1.62e4p-1f; /* ln 2 in two parts, the first short enough that n times it is exact */
-    r = r - n * 0x1.7f7d1cp-20f;
-    p = 0x1.a01a02p-13f;
-    p = p * r + 0x1.6c16c2p-10f;
-    p = p * r + 0x1.111112p-7f;
-    p = p * r + 0x1.555556p-5f;
-    p = p * r + 0x1.555556p-3f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    memcpy(&bits, &shifted, sizeof(bits));
-    bits = (int32_t)((uint32_t)bits << 23) + 0x3f800000;
-    memcpy(&power, &bits, sizeof(power));
-    return p * power;
-}
-
-/* exp_lane() of eight at once, the same bits.  Compilers turn the clamps of the scalar text into branches, which no loop of theirs then vectorizes. */
+/* As vectors rather than loops: compilers turn clamps of scalars into branches, which no loop of theirs then vectorizes. */
 typedef float lanes8 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t bits8 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -76,9 +49,10 @@ BODY void raise_lanes(lanes8 *a, const lanes8 *b) /* a = b where b is larger */
     pick_lanes(a, &mask, b, a);
 }
 
+/* exp(x) within 2 ulp for -87 <= x <= 88, clamped outside: 2^n * e^r with r in [-ln 2 / 2, ln 2 / 2], e^r by its Taylor series. */
 BODY void exp_lanes(lanes8 *at)
 {
-    const float magic = 0x1.8p23f;
+    const float magic = 0x1.8p23f; /* adding it rounds to an integer, which then stands in the low bits */
     lanes8 x = *at, low = (lanes8){0} - 87.0f, high = (lanes8){0} + 88.0f, shifted, n, r, p;
     bits8 mask;
 
@@ -88,7 +62,7 @@ BODY void exp_lanes(lanes8 *at)
     pick_lanes(&x, &mask, &high, &x);
     shifted = x * 0x1.715476p0f + magic;
     n = shifted - magic;
-    r = x - n * 0x1.62e4p-1f;
+    r = x - n * 0x1.62e4p-1f; /* ln 2 in two parts, the first short enough that n times it is exact */
     r = r - n * 0x1.7f7d1cp-20f;
     p = r * 0x1.a01a02p-13f + 0x1.6c16c2p-10f;
     p = p * r + 0x1.111112p-7f;
@@ -98,6 +72,14 @@ BODY void exp_lanes(lanes8 *at)
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     *at = p * (lanes8)(((bits8)shifted << 23) + 0x3f800000);
+}
+
+BODY float exp_lane(float x) /* what is left over, with the same bits */
+{
+    lanes8 all = (lanes8){0} + x;
+
+    exp_lanes(&all);
+    return all[0];
 }
 
 #endif

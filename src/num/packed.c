@@ -137,13 +137,9 @@ static void quantized_words(uint32_t *words, uint16_t *scale, enum format f, con
 
 static void bf16_words(uint32_t *words, const float *w, int n)
 {
-    uint32_t bits[CHUNK];
     uint16_t out[CHUNK];
 
-    memcpy(bits, w, (size_t)n * sizeof(*w));
-    for (int k = 0; k < n; k++) /* narrow_bf16() */
-        out[k] = (uint16_t)((bits[k] & 0x7fffffffu) > 0x7f800000u ? bits[k] >> 16 | 0x40
-                                                                  : (bits[k] + 0x7fffu + (bits[k] >> 16 & 1)) >> 16);
+    narrow_many(out, w, (size_t)n);
     words[n / 2] = 0; /* the other half of an odd row's last word */
     memcpy(words, out, (size_t)n * sizeof(*out));
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "num/lanes.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -64,3 +65,17 @@ void widen_rows(float *out, const struct mat *m, int first, int rows)
         for (; i < cols; i++) out[i] = m->dtype == DT_BF16 ? widen_bf16(in[i]) : widen_f16(in[i]);
     }
 }
+
+/* Without branches, so that the compiler makes vectors of it; what is no number keeps its upper bits and becomes quiet. */
+BODY void narrow_many_body(uint16_t *out, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits, rounded;
+
+        memcpy(&bits, x + i, sizeof(bits));
+        rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+        out[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40 : rounded);
+    }
+}
+
+TWICE(, narrow_many, (uint16_t * out, const float *x, size_t n), (out, x, n))

@@ -310,13 +310,47 @@ static void widening_has_the_bits_of_the_slow_way(void **state)
     free(slow);
 }
 
+/* Every upper half with the lower ones at which rounding turns; every length up to some vectors and a rest. */
+static void rounding_has_the_bits_of_the_slow_way(void **state)
+{
+    static const uint32_t lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    enum { LOWER = 6, ALL = 65536 * LOWER, LENGTHS = 40 };
+    float *x = malloc(ALL * sizeof(*x));
+    uint16_t *fast = malloc((ALL + 1) * sizeof(*fast));
+
+    (void)state;
+    assert_true(x && fast);
+    for (uint32_t i = 0; i < ALL; i++) {
+        uint32_t bits = i / LOWER << 16 | lower[i % LOWER];
+
+        memcpy(x + i, &bits, sizeof(bits));
+    }
+    for (int n = 0; n <= LENGTHS; n++) {
+        int from = n < LENGTHS ? n * 9973 : 0, some = n < LENGTHS ? n : ALL;
+
+        fast[some] = 0xa5a5;
+        narrow_many(fast, x + from, (size_t)some);
+        for (int i = 0; i < some; i++)
+            if (fast[i] != narrow_bf16(x[from + i]))
+                fail_msg("%a is rounded to %04x, not %04x", x[from + i], fast[i], narrow_bf16(x[from + i]));
+        assert_int_equal(fast[some], 0xa5a5);
+    }
+    free(x);
+    free(fast);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(products_match_the_definition), cmocka_unit_test(rows_are_invariant),
-        cmocka_unit_test(bad_rows_stay_alone),           cmocka_unit_test(gradients_match_and_do_not_depend_on_threads),
-        cmocka_unit_test(every_task_runs_once),          cmocka_unit_test(widening_has_the_bits_of_the_slow_way),
-        cmocka_unit_test(loops_follow_each_other),       cmocka_unit_test(levels_and_threads_agree),
+        cmocka_unit_test(products_match_the_definition),
+        cmocka_unit_test(rows_are_invariant),
+        cmocka_unit_test(bad_rows_stay_alone),
+        cmocka_unit_test(gradients_match_and_do_not_depend_on_threads),
+        cmocka_unit_test(every_task_runs_once),
+        cmocka_unit_test(widening_has_the_bits_of_the_slow_way),
+        cmocka_unit_test(rounding_has_the_bits_of_the_slow_way),
+        cmocka_unit_test(loops_follow_each_other),
+        cmocka_unit_test(levels_and_threads_agree),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
