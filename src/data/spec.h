@@ -61,6 +61,8 @@ enum spec_variant {
 
 enum { EVAL_VARIANTS_MAX = 64 /* VARIANTS and router versions */, EVAL_DOMAINS_MAX = 64 };
 
+enum { BENCH_SHARES = 4, BENCH_BATCHES = 8 }; /* most entries of these lists */
+
 struct spec_list {
     char **items;
     int n;

@@ -192,7 +192,8 @@ static status check_stage1_keys(const struct draft *d, struct err *e)
 
     for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]) && d->s->stage2.stage == 2; i++)
         if (draft_given(d, keys[i]))
-            return draft_fail(d, keys[i], e, "expected only with stage: 1: stage 2 keeps what the router that it starts from has");
+            return draft_fail(d, keys[i], e,
+                              "expected only with stage: 1: stage 2 keeps what the router that it starts from has");
     return OK;
 }
 
@@ -207,8 +208,11 @@ static status check_finetune(const struct draft *d, struct err *e)
         return draft_fail(d, draft_given(d, "select") ? "select" : "loss", e,
                           "expected loss: bce with select: threshold, found loss: paper, whose scores have no common zero");
     if (s->stage2.stage == 1 && (s->stage2.from || s->stage2.lm_loss > 0 || s->stage2.load_balance > 0))
-        return draft_fail(d, s->stage2.from ? "from" : s->stage2.lm_loss > 0 ? "lm_loss" : "load_balance", e,
-                          "expected only with stage: 2, which trains end to end");
+        return draft_fail(d,
+                          s->stage2.from          ? "from"
+                          : s->stage2.lm_loss > 0 ? "lm_loss"
+                                                  : "load_balance",
+                          e, "expected only with stage: 2, which trains end to end");
     if (check_stage1_keys(d, e)) return e->code;
     if (s->stage2.train.n == 0) return draft_fail(d, "train", e, "expected router, compensation or both, found none");
     if (s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_LISTWISE)
@@ -298,6 +302,10 @@ static status check_eval(const struct draft *d, struct err *e)
         return draft_fail(d, "min_agreement", e, "expected only with the variant router, found variants without it");
     if (s->eval.min_agreement >= 0 && !text && !sets)
         return draft_fail(d, "min_agreement", e, "expected only with text or items, found neither");
+    if (s->eval.batch_experts < 1 && s->eval.decode_batch < 2)
+        return draft_fail(d, "batch_experts", e,
+                          "expected only with decode_batch of 2 and more, found decode_batch %lld: it is for batches that decode",
+                          (long long)s->eval.decode_batch);
     if (s->eval.window > 0 && !text && s->eval.domains.n == 0)
         return draft_fail(d, "window", e, "expected only with text, found none");
     if (s->limits.positions > 0 && s->eval.window > s->limits.positions)
@@ -330,6 +338,10 @@ static status check_infer(const struct draft *d, struct err *e)
     if (s->cluster.coordinators > 1 && s->infer.variant == VARIANT_ORACLE)
         return draft_fail(d, "cluster.coordinators", e, "expected 1 with variant: oracle, found %lld",
                           (long long)s->cluster.coordinators);
+    if (s->cluster.coordinators > 1 && s->infer.batch_experts < 1)
+        return draft_fail(d, "batch_experts", e,
+                          "expected 1 with cluster.coordinators: %lld, found %g: each of them sees its own part of a batch",
+                          (long long)s->cluster.coordinators, s->infer.batch_experts);
     if (!strcmp(s->infer.input, s->infer.result))
         return draft_fail(d, "result", e, "expected another file than input, found '%s' for both", s->infer.result);
     if (s->limits.positions > 0 && s->infer.max_tokens >= s->limits.positions)
@@ -363,6 +375,14 @@ static status check_bench(const struct draft *d, struct err *e)
         check_numbers(d, "rows", &s->bench.rows, true, 1, 65536, e))
         return e->code;
     if (check_numbers(d, "batches", &s->bench.batches, true, 1, 65536, e)) return e->code;
+    if (s->bench.shares.n > BENCH_SHARES)
+        return draft_fail(d, "shares", e, "expected at most %d, found %d", BENCH_SHARES, s->bench.shares.n);
+    if (s->bench.batches.n > BENCH_BATCHES)
+        return draft_fail(d, "batches", e, "expected at most %d, found %d", BENCH_BATCHES, s->bench.batches.n);
+    if (s->cluster.coordinators > 1 && s->bench.batch_experts < 1)
+        return draft_fail(d, "batch_experts", e,
+                          "expected 1 with cluster.coordinators: %lld, found %g: each of them sees its own part of a batch",
+                          (long long)s->cluster.coordinators, s->bench.batch_experts);
     for (int i = 0; i < s->bench.compare.n; i++)
         if (!strcmp(s->bench.compare.items[i], s->model))
             return draft_fail(d, "compare", e, "expected other directories than model, found '%s'", s->model);

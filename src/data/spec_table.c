@@ -177,7 +177,7 @@ static const struct key table[] = {
     {"stop", I, KEY_LIST, AT(infer.stop), NULL, NULL, 0, 0, NULL, KEY_FREE, "texts that end an answer"},
     {"variant", I, KEY_ENUM, AT(infer.variant), "router", NULL, 0, 0, infer_variants, 0, "how tokens are routed"},
     {"ignore_eos", I, KEY_BOOL, AT(infer.ignore_eos), "false", NULL, 0, 0, NULL, 0, "go on behind the end of the text"},
-    {"batch_experts", I, KEY_REAL, AT(infer.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "share of a layer's experts that a decoding batch may touch; below 1 an answer depends on what else is in the batch"},
+    {"batch_experts", I, KEY_REAL, AT(infer.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "share of a layer's experts that a step without prompts may touch; below 1 an answer depends on what else is in the batch"},
 
     {"parts", B, KEY_LIST, AT(bench.parts), "[kernels, exchange, step, startup]", NULL, 0, 0, part_names, 0, "what is measured"},
     {"compare", B, KEY_LIST, AT(bench.compare), NULL, NULL, 0, 0, NULL, 0, "directories that take turns with model: factorized, or in other formats"},

@@ -414,6 +414,7 @@ status engine_step(struct engine *g, const struct sequence **done, int *n_done, 
     int pieces = schedule_step(g->plan, g->entry, g->n_order, limits);
     struct batch b = {
         .rows = fill_batch(g, pieces), .token = g->token, .position = g->position, .session = g->place, .key = g->key};
+    b.decodes = b.rows == pieces;
 
     if (pass(g, &b, e)) return e->code;
     if (sample_rows(g, pieces, n_done, e)) return e->code;

@@ -12,7 +12,8 @@ static const double TURN_SECONDS = 2.5;
 /* In front of the rows of FORWARD: keys u64, then tokens, positions and slots i32. */
 struct forward_head {
     int32_t route, active, compensate, routed, micro_batches, keyed;
-    float scale, batch_experts;
+    float scale;
+    int32_t pad;
     uint64_t seed, unused[3];
 };
 
@@ -271,7 +272,6 @@ static void post_rows(struct spread *s, int rank, const struct batch *b, const i
                                   .micro_batches = micro_batches,
                                   .keyed = b->key != NULL,
                                   .scale = how->scale,
-                                  .batch_experts = (float)how->batch_experts,
                                   .seed = how->seed};
     copy_rows(s, b, at, n, token, token + n, token + 2 * n, key);
     post(s, rank, SPREAD_KIND_FORWARD, n, "forward", head, bytes);
@@ -291,7 +291,7 @@ status spread_forward(struct spread *s, const struct batch *b, const struct rout
     struct err theirs = {0};
     status st = OK;
 
-    BUG_ON(b->rows > model_limits_of(s->model)->rows);
+    BUG_ON(b->rows > model_limits_of(s->model)->rows || how->batch_experts > 0); /* each sees its own rows alone */
     deal(s, b, begin);
     for (int rank = 1; rank < s->coordinators; rank++) {
         int n = begin[rank + 1] - begin[rank];
@@ -377,7 +377,6 @@ static status run(struct spread *s, const struct request *r, const struct forwar
                           .active = head->active,
                           .scale = head->scale,
                           .compensate = head->compensate,
-                          .batch_experts = (double)head->batch_experts,
                           .seed = head->seed};
     struct batch b = {.rows = r->rows,
                       .token = token,

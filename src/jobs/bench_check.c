@@ -1,6 +1,7 @@
 /* What a side must show before it gets a figure.
  *
  * Bits: a token's hidden state is the same in a short prompt, alone, in every session of a decode, and in a prompt of the size that is timed.
+ * A batch that is held to fewer experts is another computation: of it the number of experts is looked at.
  * Numbers: logits of a short prompt, with all experts, are near those of the dense side in the same formats, or, if there is none, of the first dense
  * side.  That one is held against nothing but its own bits here (the tests hold the model against references), and q4 may be far off: weights of random
  * models show no more than that nothing is exchanged or left out.
@@ -10,6 +11,7 @@
 #include <string.h>
 
 #include "jobs/bench_step.h"
+#include "moe/route.h"
 
 /* Root of the mean square of a - b over that of b. */
 static double distance(const float *a, const float *b, size_t n)
@@ -128,7 +130,19 @@ static double touched(struct model *m)
     return n ? (double)hit / (double)n : 1;
 }
 
-static status look_at_touched(struct race *r, struct model *m, const struct side *x, struct variant *v, struct err *e)
+/* A batch that is held to fewer experts touches no more; of a few sequences each may keep one. */
+static void check_held(struct race *r, struct side *x, const struct variant *v, int i)
+{
+    int experts = x->shape.experts, most = route_most(v->how.batch_experts, experts), sequences = r->measure[i].sequences;
+
+    if (most < sequences) most = sequences;
+    if (x->wrong || v->touched[i] * experts < most + 0.5) return;
+    x->wrong = true;
+    bench_refuse(r->bench, "%s: %d sequences touch %.2f of the experts, held to %.2f", x->name, sequences, v->touched[i],
+                 v->how.batch_experts);
+}
+
+static status look_at_touched(struct race *r, struct model *m, struct side *x, struct variant *v, struct err *e)
 {
     bool several = r->room.limits.coordinators > 1 && r->bench->place.ranks > 1;
 
@@ -141,6 +155,7 @@ static status look_at_touched(struct race *r, struct model *m, const struct side
         else continue; /* a prompt wants all */
         if (st) return st;
         v->touched[i] = v->active ? touched(m) : 1;
+        if (v->how.batch_experts > 0) check_held(r, x, v, i);
         /* Rank 0 has counted its own sequences alone: then what is expected of random routers. */
         if (v->active && several) v->touched[i] = 1 - pow(1 - (double)v->active / x->shape.experts, w->sequences);
     }

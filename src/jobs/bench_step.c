@@ -101,7 +101,7 @@ static status add_side(struct race *r, const char *directory, struct err *e)
         double most = held ? s->bench.batch_experts : 0;
 
         if (!s->bench.shares.n) add_variant(r, x, x->shape.active, most);
-        for (int i = 0; i < s->bench.shares.n && x->variants < VARIANTS_MAX; i++) {
+        for (int i = 0; i < s->bench.shares.n; i++) {
             int k = (int)lround(strtod(s->bench.shares.items[i], NULL) * x->shape.experts);
 
             add_variant(r, x, k < 1 ? 1 : k, most);
@@ -134,7 +134,7 @@ static void add_measures(struct race *r)
 
     if (!r->step) return;
     if (s->bench.prefill) r->measure[r->measures++] = (struct measure){0, (int)s->bench.prefill};
-    for (int i = 0; s->bench.decode_tokens && i < s->bench.batches.n && r->measures < MEASURES_MAX; i++) {
+    for (int i = 0; s->bench.decode_tokens && i < s->bench.batches.n; i++) {
         int together = atoi(s->bench.batches.items[i]);
 
         r->measure[r->measures++] = (struct measure){together, together * (int)s->bench.decode_tokens};
@@ -206,9 +206,9 @@ static int32_t draw(const struct race *r, int sequence, int position)
                      (uint64_t)r->bench->shape.vocab);
 }
 
-static status pass(struct race *r, const struct routing *how, int rows, struct err *e)
+static status pass(struct race *r, const struct routing *how, int rows, bool decodes, struct err *e)
 {
-    struct batch b = {.rows = rows, .token = r->token, .position = r->position, .session = r->session};
+    struct batch b = {.rows = rows, .token = r->token, .position = r->position, .session = r->session, .decodes = decodes};
 
     return cluster_forward(r->bench->job->cluster, &b, how, (int)r->bench->job->spec->cluster.micro_batches, r->hidden, e);
 }
@@ -225,7 +225,7 @@ static void fill_prompt(struct race *r, int first, int n)
 status race_prompt(struct race *r, const struct routing *how, int first, int n, struct err *e)
 {
     fill_prompt(r, first, n);
-    return pass(r, how, n, e);
+    return pass(r, how, n, false, e);
 }
 
 static void fill_decode(struct race *r, int sequences, int position, bool same)
@@ -260,7 +260,7 @@ static status sample(struct race *r, int rows, struct err *e)
 status race_decode(struct race *r, const struct routing *how, int sequences, int position, bool same, struct err *e)
 {
     fill_decode(r, sequences, position, same);
-    if (pass(r, how, sequences, e)) return e->code;
+    if (pass(r, how, sequences, true, e)) return e->code;
     return sample(r, sequences, e);
 }
 
@@ -377,7 +377,10 @@ static status take_rounds(struct race *r, struct err *e)
         for (int i = 0; i < r->n && !st; i++) {
             struct side *x = &r->side[round % 2 ? r->n - 1 - i : i];
 
-            if (bench_stopped(r->bench, e)) return e->code;
+            if (bench_stopped(r->bench, e)) {
+                st = e->code;
+                break;
+            }
             log_progress(r->bench->job->log, "step", round * r->n + i, r->rounds * r->n, "round %d of %d, %s", round + 1,
                          r->rounds, x->name);
             if (!x->wrong) st = visit(r, x, round, e);

@@ -7,7 +7,7 @@
 #include "jobs/room.h"
 #include "model/forward.h"
 
-enum { VARIANTS_MAX = 8, MEASURES_MAX = 16, NUMBER_TEXT = 16, CHECK_TOKENS = 12 };
+enum { VARIANTS_MAX = 2 * BENCH_SHARES, MEASURES_MAX = 1 + BENCH_BATCHES, NUMBER_TEXT = 16, CHECK_TOKENS = 12 };
 
 struct measure {   /* of a variant */
     int sequences; /* that decode together; 0: a prefill */
@@ -59,7 +59,7 @@ struct race {
 /* Held to fewer experts only decoding batches change. */
 static inline bool race_measures(const struct variant *v, const struct measure *w)
 {
-    return v->how.batch_experts == 0.0 || (w->sequences > 1 && w->sequences <= ROUTE_TOGETHER_ROWS);
+    return v->how.batch_experts == 0.0 || w->sequences > 1;
 }
 
 void *race_take(size_t n, size_t size); /* zeros, to be freed */

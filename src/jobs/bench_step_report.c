@@ -55,7 +55,10 @@ static double allowed_gain(const struct race *r, const struct side *x, const str
 static struct bench_row row_of(const struct race *r, const struct side *x, const struct variant *v, int i, const char *what)
 {
     const struct measure *w = &r->measure[i];
-    struct bench_row row = bench_row(PART_STEP, what, x->name);
+    char held[BENCH_TEXT];
+
+    snprintf(held, sizeof(held), "%s, held", what); /* another name: who plots "decode" wants each side once */
+    struct bench_row row = bench_row(PART_STEP, v->how.batch_experts > 0 ? held : what, x->name);
 
     formats_text(row.format, x->format);
     if (v->how.batch_experts > 0)
@@ -240,7 +243,7 @@ static void print_sections(struct race *r)
                 snprintf(what, sizeof(what), r->measure[i].sequences ? "decode %d" : "prefill", r->measure[i].sequences);
                 for (int s = 0; s < TIMING_SECTIONS; s++) sum += v->sections[i][s];
                 str_clear(&line);
-                str_addf(&line, "  %-12s %5.3f %-10s", r->side[n].name, v->share, what);
+                str_addf(&line, "  %-12s %5.3f%c%-10s", r->side[n].name, v->share, v->how.batch_experts > 0 ? '*' : ' ', what);
                 for (int s = TIME_EMBED; s <= TIME_SAMPLE; s++)
                     str_addf(&line, " %9.1f", sum ? 100.0 * (double)v->sections[i][s] / (double)sum : 0);
                 log_line(log, "%s %9.1f", line.text, sum ? 100.0 * (double)v->sections[i][TIME_OTHER] / (double)sum : 0);

@@ -233,7 +233,12 @@ status eval_score(struct eval_scorer *s, const struct eval_pass *p, struct err *
     memset(p->score, 0, p->n_scores * sizeof(*p->score));
     for (size_t i = 0; i < p->n; i++) total += p->q[i].n;
     while ((rows = pack(s, &c, p->q, p->n, p->stream)) > 0) {
-        struct batch b = {.rows = rows, .token = s->token, .position = s->position, .session = s->session, .key = s->key};
+        struct batch b = {.rows = rows,
+                          .token = s->token,
+                          .position = s->position,
+                          .session = s->session,
+                          .key = s->key,
+                          .decodes = s->lockstep > 0};
 
         if (forward(s->model, &b, p->how, s->micro_batches, s->hidden, e) || eval_look_around(s, e)) return e->code;
         if (count(s, p, rows, e)) return e->code;
@@ -277,7 +282,12 @@ status eval_visit(struct eval_scorer *s, const struct eval_pass *p,
     memset(p->score, 0, p->n_scores * sizeof(*p->score));
     for (size_t i = 0; i < p->n; i++) total += p->q[i].n;
     while (!st && (rows = pack(s, &c, p->q, p->n, p->stream)) > 0) {
-        struct batch b = {.rows = rows, .token = s->token, .position = s->position, .session = s->session, .key = s->key};
+        struct batch b = {.rows = rows,
+                          .token = s->token,
+                          .position = s->position,
+                          .session = s->session,
+                          .key = s->key,
+                          .decodes = s->lockstep > 0};
 
         st = visit_layers(s, &b, p->how, active, visit, ctx, e);
         if (!st) st = eval_look_around(s, e);
@@ -304,7 +314,12 @@ status eval_agreement(struct eval_scorer *s, double *agreement, const struct eva
     memset(agreement, 0, (size_t)shape->layers * sizeof(*agreement));
     for (size_t i = 0; i < n; i++) total += q[i].n;
     while (!st && (rows = pack(s, &c, q, n, 0)) > 0) {
-        struct batch b = {.rows = rows, .token = s->token, .position = s->position, .session = s->session, .key = s->key};
+        struct batch b = {.rows = rows,
+                          .token = s->token,
+                          .position = s->position,
+                          .session = s->session,
+                          .key = s->key,
+                          .decodes = s->lockstep > 0};
 
         forward_embed(s->model, &b, s->x);
         for (int l = 0; l < shape->layers && !st; l++) {

@@ -396,5 +396,10 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
 
 status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden, struct err *e)
 {
-    return forward_parts(m, b, how, b->rows < CUT_FROM_ROWS || moe_alone(m->moe) ? 1 : micro_batches, hidden, e);
+    struct routing now = *how;
+    bool whole;
+
+    if (!b->decodes) now.batch_experts = 0;
+    whole = now.batch_experts > 0 || b->rows < CUT_FROM_ROWS || moe_alone(m->moe);
+    return forward_parts(m, b, &now, whole ? 1 : micro_batches, hidden, e);
 }

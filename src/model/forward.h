@@ -14,11 +14,13 @@ struct batch {
     int rows;
     const int32_t *token, *position, *session;
     const uint64_t *key; /* for ROUTE_RANDOM, or NULL */
+    bool decodes;        /* every row is the next token of its session: what routing.batch_experts is for */
 };
 
 /* hidden: [T, D] after the final norm.  micro_batches 2: the batch is cut in the middle where that may hide waiting (other ranks hold experts, and the rows
  * are so many that reading all weights twice costs little); 1: never.  The bits are the same.
- * ERR_RANK and STOPPED from the exchange. */
+ * ERR_RANK and STOPPED from the exchange.
+ * Of routing.batch_experts: only a batch that decodes is held to it, and as a whole, never cut. */
 status forward(struct model *m, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
                struct err *e);
 /* The same, cut in `parts` (1 or 2) whatever the rows: for tests and measurements. */

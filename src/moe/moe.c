@@ -262,11 +262,7 @@ static void route_by_router(struct moe *m, struct moe_slot *s, const struct rout
     /* The sums lie idle until the slot ends: there is room for the router's inner activations. */
     router_scores(r, m->gemm, s->layer, &s->h, s->quantized, m->sum, m->scores);
     route_select(s->set, m->scores, s->h.n, n, k, r, s->layer);
-    if (how->batch_experts > 0 && s->h.n > 1 && s->h.n <= ROUTE_TOGETHER_ROWS) {
-        int most = (int)ceil(how->batch_experts * n);
-
-        route_together(s->set, m->scores, s->h.n, n, most);
-    }
+    if (how->batch_experts > 0 && s->h.n > 1) route_together(s->set, m->scores, s->h.n, n, route_most(how->batch_experts, n));
 }
 
 static status route_by_paper(struct moe *m, int slot, struct err *e)

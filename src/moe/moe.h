@@ -50,9 +50,6 @@ enum route {
     ROUTE_SETS
 };
 
-/* More rows than that are no decoding batch: a prompt touches all experts anyway, and what it costs is products, not reading. */
-enum { ROUTE_TOGETHER_ROWS = 64 };
-
 /* How a forward pass routes.  `paper`, `gram` and what follows are oracles: they look at what experts or neurons give for the state that arrives.
  *   ROUTE_GRAM_VARIABLE  as many experts as have a gain above the layer's threshold (labels.h), the best set of that size
  *   ROUTE_NEURONS        no experts: of the layer's neurons the A = neurons_active with the largest |z_j| |w_down_j|, shared ones among them; the others add
@@ -65,7 +62,7 @@ struct routing {
     float scale;                 /* of active experts; ignored by ROUTE_ALL, ROUTE_STATIC and ROUTE_NEURONS */
     bool
         compensate; /* add mu_i of inactive experts (the router's, if it has them) and its term of low rank; ignored by the same */
-    double batch_experts; /* of ROUTE_ROUTER, 2 to ROUTE_TOGETHER_ROWS rows: share of the experts they touch (route.h); 0: any */
+    double batch_experts; /* of ROUTE_ROUTER: share of a layer's experts that the rows touch between them (route.h); 0: any */
     uint64_t seed;        /* for ROUTE_RANDOM: the set of a row depends on (seed, layer, key of the row) alone */
     const uint64_t *sets; /* for ROUTE_SETS: [rows][bits_words(N)] of one layer, somebody else's choice */
 };

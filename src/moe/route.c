@@ -92,6 +92,13 @@ static int unite(uint64_t *common, const uint64_t *set, const float *z, int rows
     return bits_count(common, experts);
 }
 
+int route_most(double share, int experts)
+{
+    int most = (int)floor(share * experts + 1e-9); /* 0.3 of 10 are 3 */
+
+    return most < 1 ? 1 : most;
+}
+
 void route_together(uint64_t *set, float *z, int rows, int experts, int most)
 {
     int words = bits_words(experts), longest = 0, sure = 1;

@@ -13,6 +13,7 @@ void route_select(uint64_t *set, const float *z, int rows, int experts, int k, c
  * the largest number with which the rows have at most `most` experts between them (one each, if even those are more); the other places of a row go to the
  * best of the experts that the batch has then.  set: [rows][bits_words(N)] as route_select() left it, replaced; z: [rows][N], lost.  A row's result depends on
  * the other rows; their order does not matter. */
+int route_most(double share, int experts); /* `most` for a share of the experts: at least 1 */
 void route_together(uint64_t *set, float *z, int rows, int experts, int most);
 /* k of N uniformly, from (seed, layer, key) alone. */
 void route_random(uint64_t *set, const uint64_t *key, int rows, int experts, int k, uint64_t seed, int layer);

@@ -330,9 +330,36 @@ YAML
     held=$(figure --set decode_batch=6 --set batch_experts=0.5)
     echo "$whole $held"
     [ "$held" != "$whole" ]
-    [ "$(figure --set decode_batch=1 --set batch_experts=0.5)" = "$whole" ] # a batch of one touches no more than it wants
-    ranks 3 run "$dir/eval.yaml" --quiet --set decode_batch=6 --set batch_experts=0.5
-    [ "$(jq -c '.eval | [.perplexity.router, .active_share.router]' "$dir/eval/result.json")" = "$held" ]
+    for batch in 6 70 100; do # many rows are cut in two for several ranks, but not these
+        held=$(figure --set decode_batch=$batch --set batch_experts=0.5)
+        ranks 3 run "$dir/eval.yaml" --quiet --set decode_batch=$batch --set batch_experts=0.5
+        [ "$(jq -c '.eval | [.perplexity.router, .active_share.router]' "$dir/eval/result.json")" = "$held" ]
+    done
+    run "$FACTORLLM" run "$dir/eval.yaml" --set batch_experts=0.5
+    [ "$status" = 2 ]
+    [[ $output == *"batch_experts: expected only with decode_batch of 2 and more, found decode_batch 0"* ]]
+    # infer: a batch held to all it may want answers as ever, held to less it does not, on any number of ranks alike
+    cat >"$dir/infer.yaml" <<YAML
+kind: infer
+model: $dir/run/factorize/model
+input: $dir/prompts.jsonl
+output: $dir/i
+max_tokens: 12
+temperature: 0
+ignore_eos: true
+YAML
+    answers() { # N KEYS...
+        rm -rf "$dir/i"
+        ranks "$1" run "$dir/infer.yaml" --quiet "${@:2}"
+        [ "$status" = 0 ]
+        jq -S -c '{id, text}' "$dir/i/responses.jsonl" | sort | sha256sum
+    }
+    whole=$(answers 1) held=$(answers 1 --set batch_experts=0.2)
+    [ "$held" != "$whole" ]
+    [ "$(answers 3 --set batch_experts=0.2)" = "$held" ]
+    ranks 2 run "$dir/infer.yaml" --set batch_experts=0.2 --set cluster.coordinators=2
+    [ "$status" = 2 ]
+    [[ $output == *"batch_experts: expected 1 with cluster.coordinators: 2, found 0.2"* ]]
     run "$FACTORLLM" run "$dir/eval.yaml" --set decode_batch=4000
     [ "$status" = 2 ]
     [[ $output == *"decode_batch: 4000 sequences, but limits.batch_rows is"* ]]
