@@ -166,7 +166,7 @@ YAML
     plan_refuses 3 "/config.json: No such file or directory" configs/demo.yaml --set model="$dir/none"
     plan_refuses 3 "$dir/none.jsonl: No such file or directory" configs/demo.yaml --set infer.input="$dir/none.jsonl"
     plan_refuses 5 "rank 0 needs" configs/demo.yaml --set limits.memory_mib=8
-    plan_refuses 2 "experts: expected at most 768" configs/demo.yaml --set factorize.experts=1000
+    plan_refuses 2 "experts: expected 1 to 768, so that each has a neuron" configs/demo.yaml --set factorize.experts=1000
     plan_refuses 3 "has no router yet" configs/infer.yaml --set model="$(made_by_factorize)"
     plan_refuses 5 "limits.positions: expected 2 to the model's 256, found 300" configs/demo.yaml --set limits.positions=300
     echo '{"ranks": 2, "layers": [[0, 1], [0, 1]]}' >"$dir/p.json"

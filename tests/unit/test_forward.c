@@ -76,7 +76,7 @@ static void run_layers(struct model *m, const int32_t *ids, int rows, float *in[
     struct err e;
 
     for (int i = 0; i < rows; i++) position[i] = i;
-    const struct batch b = {rows, ids, position, session, NULL};
+    const struct batch b = {rows, ids, position, session, NULL, false};
     forward_embed(m, &b, x);
     for (int l = 0; l < s->layers; l++) {
         int which = l == 0 ? 0 : 1;
@@ -381,7 +381,7 @@ static void a_batch_of_sessions_is_each_of_them_alone(void **state)
     }
     assert_int_equal(at, N);
     for (int parts = 1; parts <= 2; parts++) {
-        const struct batch b = {N, ids, position, session, NULL};
+        const struct batch b = {N, ids, position, session, NULL, false};
 
         memset(together, 0, sizeof(together));
         if (forward_parts(o.model, &b, &all, parts, together, &e)) fail_msg("%s", e.text);
@@ -409,7 +409,7 @@ static void a_session_cut_in_two_is_the_session(void **state)
     run_rows(o.model, ids, 0, N, 1, whole);
     for (int i = 0; i < N; i++) position[i] = i;
     for (int i = 0; i < 5; first += sizes[i++]) {
-        const struct batch b = {sizes[i], ids + first, position + first, session, NULL};
+        const struct batch b = {sizes[i], ids + first, position + first, session, NULL, false};
 
         if (forward_parts(o.model, &b, &all, 2, halves + (size_t)first * D, &e)) fail_msg("%s", e.text);
     }
