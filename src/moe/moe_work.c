@@ -378,7 +378,7 @@ static void out_task(void *ctx, int item, int worker)
         if (!direct || !exact_product(&e, w->kernel, x->row + cut[0], row, &z, x->out, first, panels, x->scale,
                                       next_weights(w, s + 1, first))) {
             w->kernel->product(y, cols, &z, NULL, n, x->out, first, panels, gemm_scratch(m->gemm, worker));
-            exact_add(&e, x->row + cut[0], row, n, y, cols, x->scale);
+            exact_add(&e, w->kernel->isa, x->row + cut[0], row, n, y, cols, x->scale);
         }
         if (x->mu) exact_take(&e, x->row + cut[0], row, n, x->mu + column, columns);
     }

@@ -1,7 +1,7 @@
 #include "num/exact.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include "num/line_avx2.h"
 #endif
 
 static const uint32_t magnitude = 0x7fffffff, limit_bits = 0x47000000; /* of 2^15 */
@@ -58,41 +58,25 @@ static uint32_t add_plain(const struct adding *a)
 
 #if defined(__x86_64__)
 
-__attribute__((target("avx2"))) static uint32_t add_avx2(const struct adding *a)
+VECTORS static uint32_t add_avx2(const struct adding *a)
 {
     const __m256 scale = _mm256_set1_ps(a->scale);
-    const __m256d magic = _mm256_set1_pd(EXACT_MAGIC);
-    const __m256i size = _mm256_set1_epi32((int)magnitude);
     __m256i most = _mm256_setzero_si256();
-    uint32_t lane[8], all = 0;
 
     for (int i = 0; i < a->n; i++) {
         uint64_t *sum = a->sum + (ptrdiff_t)a->at[i] * (ptrdiff_t)a->cols;
         const float *y = a->y + (size_t)i * a->ldy;
 
-        for (size_t c = 0; c < a->cols; c += 8) {
-            __m256i *to = (__m256i *)(void *)(sum + c);
-            __m256 x = _mm256_mul_ps(scale, _mm256_loadu_ps(y + c));
-            __m256d low = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), magic);
-            __m256d high = _mm256_add_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)), magic);
-
-            most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(x), size));
-            _mm256_store_si256(to, _mm256_add_epi64(_mm256_load_si256(to), _mm256_castpd_si256(low)));
-            _mm256_store_si256(to + 1, _mm256_add_epi64(_mm256_load_si256(to + 1), _mm256_castpd_si256(high)));
-        }
+        for (size_t c = 0; c < a->cols; c += 8) most = lift8(sum + c, _mm256_loadu_ps(y + c), scale, most);
     }
-    _mm256_storeu_si256((__m256i *)(void *)lane, most);
-    for (int l = 0; l < 8; l++) all = lane[l] > all ? lane[l] : all;
-    return all;
+    return largest(most);
 }
 
-__attribute__((target("avx512f,avx512dq"))) static uint32_t add_avx512(const struct adding *a)
+__attribute__((target("avx512f,avx512dq,fma"))) static uint32_t add_avx512(const struct adding *a)
 {
     const __m256 scale = _mm256_set1_ps(a->scale);
     const __m512d magic = _mm512_set1_pd(EXACT_MAGIC);
-    const __m256i size = _mm256_set1_epi32((int)magnitude);
     __m256i most = _mm256_setzero_si256();
-    uint32_t lane[8], all = 0;
 
     for (int i = 0; i < a->n; i++) {
         uint64_t *sum = a->sum + (ptrdiff_t)a->at[i] * (ptrdiff_t)a->cols;
@@ -102,36 +86,35 @@ __attribute__((target("avx512f,avx512dq"))) static uint32_t add_avx512(const str
             __m256 x = _mm256_mul_ps(scale, _mm256_loadu_ps(y + c));
             __m512d lifted = _mm512_add_pd(_mm512_cvtps_pd(x), magic);
 
-            most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(x), size));
+            most = larger(most, x);
             _mm512_storeu_si512(sum + c, _mm512_add_epi64(_mm512_loadu_si512(sum + c), _mm512_castpd_si512(lifted)));
         }
     }
-    _mm256_storeu_si256((__m256i *)(void *)lane, most);
-    for (int l = 0; l < 8; l++) all = lane[l] > all ? lane[l] : all;
-    return all;
+    return largest(most);
 }
 
-static uint32_t add_rows(const struct adding *a)
+static uint32_t add_rows(enum isa isa, const struct adding *a)
 {
-    if (__builtin_cpu_supports("avx512dq")) return add_avx512(a);
-    if (__builtin_cpu_supports("avx2")) return add_avx2(a);
+    if (isa >= ISA_AVX512) return add_avx512(a);
+    if (isa >= ISA_AVX2) return add_avx2(a);
     return add_plain(a);
 }
 
 #else
 
-static uint32_t add_rows(const struct adding *a)
+static uint32_t add_rows(enum isa isa, const struct adding *a)
 {
+    (void)isa;
     return add_plain(a);
 }
 
 #endif
 
-void exact_add(struct exact *e, const int *at, int first, int n, const float *y, size_t ldy, float scale)
+void exact_add(struct exact *e, enum isa isa, const int *at, int first, int n, const float *y, size_t ldy, float scale)
 {
     size_t cols = (size_t)e->cols;
     struct adding a = {(uint64_t *)e->sum - (ptrdiff_t)first * (ptrdiff_t)cols, at, y, cols, ldy, n, scale};
-    uint32_t most = add_rows(&a);
+    uint32_t most = add_rows(isa, &a);
 
     e->most = most > e->most ? most : e->most;
     for (int i = 0; i < n; i++) e->terms[at[i] - first]++;

@@ -20,6 +20,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "num/isa.h"
+
 #define SUM_LIMIT  0x1p15
 #define EXACT_UNIT 0x1p-35
 enum { EXACT_TERMS = 8191 };
@@ -58,8 +60,9 @@ struct exact {
 
 /* Every row begins at start[0 .. columns - 1], sums of grid(), or at zero (NULL). */
 void exact_begin(struct exact *e, const double *start, int columns);
-/* Row at[i] - first += scale * y[i], i = 0 .. n - 1; no row twice.  cols is a multiple of 8; y row i at y + i * ldy. */
-void exact_add(struct exact *e, const int *at, int first, int n, const float *y, size_t ldy, float scale);
+/* Row at[i] - first += scale * y[i], i = 0 .. n - 1; no row twice.  cols is a multiple of 8; y row i at y + i * ldy.
+ * isa: the level whose instructions do it, which this processor has; all give the same bits. */
+void exact_add(struct exact *e, enum isa isa, const int *at, int first, int n, const float *y, size_t ldy, float scale);
 /* Row at[i] - first -= x[0 .. columns - 1]: for the mean of an expert. */
 void exact_take(struct exact *e, const int *at, int first, int n, const float *x, int columns);
 /* The terms of part too, which began at zero and has the same rows and columns: what another thread added. */

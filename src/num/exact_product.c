@@ -38,16 +38,6 @@ INLINE void step(int rows, int wide, bool half, bool high, __m256 (*sum)[2 * WID
     }
 }
 
-/* Eight outputs into their sums: exact.h says how. */
-INLINE __m256i lift(uint64_t *sum, __m256 y, __m256 scale, __m256i most)
-{
-    __m256 x = _mm256_mul_ps(scale, y);
-
-    lift4(sum, _mm256_castps256_ps128(x));
-    lift4(sum + 4, _mm256_extractf128_ps(x, 1));
-    return larger(most, x);
-}
-
 INLINE void tile_body(int rows, int wide, bool half, struct tile *t)
 {
     __m256 sum[TILE][2 * WIDE], scale = _mm256_set1_ps(t->scale);
@@ -79,7 +69,7 @@ INLINE void tile_body(int rows, int wide, bool half, struct tile *t)
     for (int r = 0; r < rows; r++) {
         uint64_t *to = t->sum[r] + t->column;
 #pragma GCC unroll 16
-        for (int i = 0; i < 2 * wide; i++) most = lift(to + 8 * i, sum[r][i], scale, most);
+        for (int i = 0; i < 2 * wide; i++) most = lift8(to + 8 * i, sum[r][i], scale, most);
     }
     t->most = most;
 }
@@ -128,7 +118,7 @@ VECTORS static uint32_t product(const float *const *x, uint64_t *const *sum, int
 
 bool exact_product_has(const struct kernel *k, const struct rows *x, const struct packed *w)
 {
-    return k->isa >= ISA_AVX2 && !format_has_scales(w->format) && !x->half && w->cols >= 1 && w->cols <= CHAIN &&
+    return k->isa == ISA_AVX2 && !format_has_scales(w->format) && !x->half && w->cols >= 1 && w->cols <= CHAIN &&
            x->n <= EXACT_PRODUCT_ROWS;
 }
 

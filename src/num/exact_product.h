@@ -13,7 +13,7 @@ enum { EXACT_PRODUCT_ROWS = 128 };
  * false: nothing was done, exact_product_has() is false. */
 bool exact_product(struct exact *e, const struct kernel *k, const int *at, int first, const struct rows *x,
                    const struct packed *w, int from, int panels, float scale, const void *next);
-/* There is such a kernel: for processors from AVX2 on, f32 and bf16 of at most CHAIN inputs, at most EXACT_PRODUCT_ROWS rows that are not rounded. */
+/* There is such a kernel: of the level AVX2 (where it was measured; higher ones have wider products of their own), f32 and bf16 of at most CHAIN inputs, at most EXACT_PRODUCT_ROWS rows that are not rounded. */
 bool exact_product_has(const struct kernel *k, const struct rows *x, const struct packed *w);
 
 #endif

@@ -35,6 +35,16 @@ INLINE __m256i larger(__m256i most, __m256 x)
     return _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)));
 }
 
+/* Eight terms scale * y into their sums; `most` with them. */
+INLINE __m256i lift8(uint64_t *sum, __m256 y, __m256 scale, __m256i most)
+{
+    __m256 x = _mm256_mul_ps(scale, y);
+
+    lift4(sum, _mm256_castps256_ps128(x));
+    lift4(sum + 4, _mm256_extractf128_ps(x, 1));
+    return larger(most, x);
+}
+
 VECTORS static inline uint32_t largest(__m256i most)
 {
     uint32_t lane[8], all = 0;

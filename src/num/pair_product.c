@@ -119,7 +119,7 @@ static void add_chains(float *y, const struct pair *p, int row, int matrix)
 
 bool pair_product_has(const struct kernel *k, const struct rows *x, const struct packed *wa, const struct packed *wb)
 {
-    return k->isa >= ISA_AVX2 && wa->format == wb->format && !format_has_scales(wa->format) && !x->half && wa->cols >= 1 &&
+    return k->isa == ISA_AVX2 && wa->format == wb->format && !format_has_scales(wa->format) && !x->half && wa->cols >= 1 &&
            wa->cols <= MOST_CHAINS * CHAIN;
 }
 

@@ -13,7 +13,7 @@ enum { PAIR_ROWS = 3 };
  * false: nothing was done; pair_product_has() is false, or rows are too many. */
 bool pair_product(const struct kernel *k, float *a, float *b, size_t ld, const struct rows *x, const int *index, int n,
                   const struct packed *wa, const struct packed *wb, int panel);
-/* There is such a kernel for up to PAIR_ROWS rows: for processors from AVX2 on, f32 and bf16, rows that are not rounded nor too long. */
+/* There is such a kernel for up to PAIR_ROWS rows: of the level AVX2 (as in exact_product.h), f32 and bf16, rows that are not rounded nor too long. */
 bool pair_product_has(const struct kernel *k, const struct rows *x, const struct packed *wa, const struct packed *wb);
 
 #endif

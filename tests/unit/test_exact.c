@@ -31,13 +31,19 @@ static struct exact sums(int rows, int cols)
     return (struct exact){room((size_t)(rows * cols) * sizeof(int64_t)), room((size_t)rows * sizeof(int)), rows, cols, 0};
 }
 
+/* Calls check for every level that this processor has. */
+static void each_level(void (*check)(enum isa))
+{
+    for (int isa = ISA_PLAIN; isa <= (int)isa_best(); isa++) check((enum isa)isa);
+}
+
 static void free_sums(struct exact *e)
 {
     free(e->sum), free(e->terms);
 }
 
 /* Terms of some rows at a time, and means taken off, against sums of exact_of(). */
-static void test_sums(void **state)
+static void check_sums(enum isa isa)
 {
     struct exact e = sums(ROWS, COLS);
     int64_t want[ROWS * COLS];
@@ -45,7 +51,6 @@ static void test_sums(void **state)
     float *y = room(ROWS * COLS * sizeof(float)), mean[COLS];
     struct rng r;
 
-    (void)state;
     rng_seed(&r, 1, 1);
     for (int begun = 0; begun < 2; begun++) {
         for (int c = 0; c < COLS; c++) start[c] = grid(number(&r));
@@ -60,7 +65,7 @@ static void test_sums(void **state)
             rng_shuffle(&r, at, ROWS);
             for (int i = 0; i < some * COLS; i++) y[i] = number(&r);
             for (int c = 0; c < COLS; c++) mean[c] = number(&r);
-            exact_add(&e, at, 100, some, y, COLS, scale);
+            exact_add(&e, isa, at, 100, some, y, COLS, scale);
             exact_take(&e, at, 100, some, mean, COLS - 3);
             for (int i = 0; i < some * COLS; i++) {
                 int c = i % COLS;
@@ -75,8 +80,14 @@ static void test_sums(void **state)
     free(y);
 }
 
+static void test_sums(void **state)
+{
+    (void)state;
+    each_level(check_sums);
+}
+
 /* Whatever leaves the range is seen: terms, sums, beginnings, and what is no number. */
-static void test_range(void **state)
+static void check_range(enum isa isa)
 {
     static const float bad[] = {0x1p15f, -0x1p15f, 1e9f, -1e30f, FLT_MAX, INFINITY, -INFINITY, NAN};
     struct exact e = sums(2, 16);
@@ -84,13 +95,12 @@ static void test_range(void **state)
     double found = 0, start[16] = {0};
     float y[32] = {0};
 
-    (void)state;
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         for (int c = 0; c < 32; c += 5) {
             memset(y, 0, sizeof(y));
             y[c] = bad[i];
             exact_begin(&e, NULL, 0);
-            exact_add(&e, at, 0, 2, y, 16, 1.0f);
+            exact_add(&e, isa, at, 0, 2, y, 16, 1.0f);
             assert_false(exact_settle(&e, &found));
             assert_true(found != 0);
         }
@@ -103,17 +113,23 @@ static void test_range(void **state)
     }
     for (int c = 0; c < 32; c++) y[c] = 32767;
     exact_begin(&e, NULL, 0);
-    exact_add(&e, at, 0, 2, y, 16, -1.0f);
+    exact_add(&e, isa, at, 0, 2, y, 16, -1.0f);
     assert_true(exact_settle(&e, &found));
     exact_begin(&e, NULL, 0);
-    for (int i = 0; i < EXACT_TERMS; i++) exact_add(&e, at, 0, 2, y, 16, 1.0f); /* as many as may be: nothing wraps around */
+    for (int i = 0; i < EXACT_TERMS; i++) exact_add(&e, isa, at, 0, 2, y, 16, 1.0f); /* as many as may be: nothing wraps around */
     assert_false(exact_settle(&e, &found));
     assert_true(found > 1e8);
     exact_begin(&e, NULL, 0);
-    for (int i = 0; i < EXACT_TERMS - 1; i++) exact_add(&e, at, 0, 2, y, 16, i % 2 ? 1.0f : -1.0f);
+    for (int i = 0; i < EXACT_TERMS - 1; i++) exact_add(&e, isa, at, 0, 2, y, 16, i % 2 ? 1.0f : -1.0f);
     assert_true(exact_settle(&e, &found));
     for (int c = 0; c < 32; c++) assert_int_equal(e.sum[c], 0);
     free_sums(&e);
+}
+
+static void test_range(void **state)
+{
+    (void)state;
+    each_level(check_range);
 }
 
 static void test_join(void **state)
@@ -175,10 +191,16 @@ static struct rows inputs(int n, int cols, struct rng *r)
 
 enum { OUT = 100, PANELS = 7, WIDE = PANELS * PANEL_LANES };
 
+/* The level that has these products, or what this processor has below it. */
+static const struct kernel *few_inputs(void)
+{
+    return kernel_for(ISA_AVX2);
+}
+
 /* One case; false: there is no such product. */
 static bool check_product(const struct packed *w, const struct rows *x, int from, float scale, const void *next)
 {
-    const struct kernel *k = kernel_for(isa_best()), *plain = kernel_for(ISA_PLAIN);
+    const struct kernel *k = few_inputs(), *plain = kernel_for(ISA_PLAIN);
     struct exact a = sums(ROWS, WIDE);
     float *y = room(ROWS * WIDE * sizeof(*y));
     void *scratch = room(kernel_scratch_bytes());
@@ -204,7 +226,7 @@ static bool check_product(const struct packed *w, const struct rows *x, int from
 static void test_product_into_sums(void **state)
 {
     static const int cols[] = {1, 2, 11, 16, 17, 64, 255, 256}, n_of[] = {1, 2, 3, 4, 5, 6, 7, 13, 31, ROWS};
-    bool fast = kernel_for(isa_best())->isa >= ISA_AVX2;
+    bool fast = few_inputs()->isa == ISA_AVX2;
     struct rng r;
 
     (void)state;
@@ -230,15 +252,14 @@ static void test_product_into_sums(void **state)
     double found;
 
     exact_begin(&e, NULL, 0);
-    if (exact_product(&e, kernel_for(isa_best()), (int[]){0}, 0, &x, &w, 0, 1, 1e9f, NULL))
-        assert_false(exact_settle(&e, &found));
+    if (exact_product(&e, few_inputs(), (int[]){0}, 0, &x, &w, 0, 1, 1e9f, NULL)) assert_false(exact_settle(&e, &found));
     free_weights(&w), free((void *)x.x), free_sums(&e);
 }
 
 static void test_pairs(void **state)
 {
     static const int cols[] = {1, 2, 17, 255, 256, 257, 512, 700, 1024, 1281};
-    const struct kernel *k = kernel_for(isa_best()), *plain = kernel_for(ISA_PLAIN);
+    const struct kernel *k = few_inputs(), *plain = kernel_for(ISA_PLAIN);
     void *scratch = room(kernel_scratch_bytes());
     struct rng r;
 
@@ -255,7 +276,7 @@ static void test_pairs(void **state)
                 int panel = (int)rng_below(&r, 3);
                 bool done = pair_product(k, ya, yb, 20, &x, index, n, &a, &b, panel);
 
-                assert_int_equal(done, k->isa >= ISA_AVX2 && n <= PAIR_ROWS);
+                assert_int_equal(done, k->isa == ISA_AVX2 && n <= PAIR_ROWS);
                 for (int m = 0; done && m < 2; m++) {
                     plain->product(want, PANEL_LANES, &x, index, n, m ? &b : &a, panel, 1, scratch);
                     for (int t = 0; t < n; t++)
@@ -269,7 +290,7 @@ static void test_pairs(void **state)
 }
 
 /* Terms that two threads added are what one would have added, an error too. */
-static void test_merge(void **state)
+static void check_merge(enum isa isa)
 {
     enum { N = 3, COLS = 24 };
     struct exact one = sums(N, COLS), a = sums(N, COLS), b = sums(N, COLS);
@@ -277,22 +298,27 @@ static void test_merge(void **state)
     double start[COLS], found;
     struct rng r;
 
-    (void)state;
     rng_seed(&r, 4, 4);
     for (int i = 0; i < N * COLS; i++) y[i] = (float)rng_normal(&r);
     for (int i = 0; i < 2 * COLS; i++) z[i] = (float)rng_normal(&r);
     for (int i = 0; i < COLS; i++) start[i] = grid((float)rng_normal(&r));
     for (int pass = 0; pass < 2; pass++) {
         exact_begin(&one, start, COLS), exact_begin(&a, start, COLS), exact_begin(&b, NULL, COLS);
-        exact_add(&one, (int[]){0, 1, 2}, 0, N, y, COLS, 0.3f), exact_add(&a, (int[]){0, 1, 2}, 0, N, y, COLS, 0.3f);
-        exact_add(&one, (int[]){2, 0}, 0, 2, z, COLS, pass ? 1e9f : 1.0f);
-        exact_add(&b, (int[]){2, 0}, 0, 2, z, COLS, pass ? 1e9f : 1.0f);
+        exact_add(&one, isa, (int[]){0, 1, 2}, 0, N, y, COLS, 0.3f), exact_add(&a, isa, (int[]){0, 1, 2}, 0, N, y, COLS, 0.3f);
+        exact_add(&one, isa, (int[]){2, 0}, 0, 2, z, COLS, pass ? 1e9f : 1.0f);
+        exact_add(&b, isa, (int[]){2, 0}, 0, 2, z, COLS, pass ? 1e9f : 1.0f);
         exact_merge(&a, &b);
         assert_memory_equal(a.terms, one.terms, N * sizeof(int));
         assert_memory_equal(a.sum, one.sum, N * COLS * sizeof(int64_t));
         assert_int_equal(exact_settle(&a, &found), pass == 0);
     }
     free_sums(&one), free_sums(&a), free_sums(&b);
+}
+
+static void test_merge(void **state)
+{
+    (void)state;
+    each_level(check_merge);
 }
 
 int main(void)
