@@ -89,7 +89,9 @@ struct moe_stats {
     uint64_t tokens;   /* rows that passed a layer, summed over layers */
     uint64_t rows_out; /* rows sent to other ranks (as many come back) */
     uint64_t neurons;  /* active neurons, summed over rows and layers: neurons / (tokens * F) is the realised f */
-    uint64_t *load;    /* [layers][experts]: tokens that activated the expert */
+    uint64_t
+        merged; /* sums of a thread that went into another's: few rows, many small experts, threads (here, not on other ranks) */
+    uint64_t *load; /* [layers][experts]: tokens that activated the expert */
 };
 
 struct moe;

@@ -14,6 +14,7 @@
 enum {
     MOST_THREADS = 64,
     TASK_BYTES = 256 * 1024, /* weights of a task, or more: one expert */
+    TASKS = 4,               /* at least so many of them for each thread, so that the last ones are small */
     EACH = 8,                /* at least so many experts for each thread, or they wait for the last one */
     GREETING = 1024,         /* bytes of a matrix that are asked for ahead */
 };
@@ -109,18 +110,23 @@ static void join(struct few *f)
     for (int i = 1; i < MOST_THREADS; i++) {
         const struct exact *e = &f->part[i];
 
-        if (e->sum) exact_merge(all, e);
+        if (e->sum) exact_merge(all, e), w->m->stats.merged++;
     }
     if (!exact_settle(all, &found)) moe_note_excess(w->m, found);
     moe_work_put(w, all, w->first, 0, w->m->width, (float *)(void *)(all->sum + cells));
 }
 
+_Static_assert(EACH >= TASKS, "one expert a task, or more");
+
 bool moe_few(struct moe_work *w)
 {
     struct few f = {.w = w, .each = 1};
+    int most;
 
     if (!fits(w)) return false;
+    most = w->shares / (TASKS * threads_count(gemm_threads(w->m->gemm))); /* 1 or more, as EACH says */
     f.each = (int)(TASK_BYTES / (expert_bytes(w->share[0].x) + 1)) + 1;
+    f.each = f.each < most ? f.each : most;
     part_of(&f, 0);
     moe_work_loop(w, (w->shares + f.each - 1) / f.each, few_task, &f);
     join(&f);

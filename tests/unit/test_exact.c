@@ -292,24 +292,25 @@ static void test_pairs(void **state)
 /* Terms that two threads added are what one would have added, an error too. */
 static void check_merge(enum isa isa)
 {
-    enum { N = 3, COLS = 24 };
-    struct exact one = sums(N, COLS), a = sums(N, COLS), b = sums(N, COLS);
-    float y[N * COLS], z[2 * COLS];
-    double start[COLS], found;
+    enum { N = 3, COLUMNS = 24 };
+    struct exact one = sums(N, COLUMNS), a = sums(N, COLUMNS), b = sums(N, COLUMNS);
+    float y[N * COLUMNS], z[2 * COLUMNS];
+    double start[COLUMNS], found;
     struct rng r;
 
     rng_seed(&r, 4, 4);
-    for (int i = 0; i < N * COLS; i++) y[i] = (float)rng_normal(&r);
-    for (int i = 0; i < 2 * COLS; i++) z[i] = (float)rng_normal(&r);
-    for (int i = 0; i < COLS; i++) start[i] = grid((float)rng_normal(&r));
+    for (int i = 0; i < N * COLUMNS; i++) y[i] = (float)rng_normal(&r);
+    for (int i = 0; i < 2 * COLUMNS; i++) z[i] = (float)rng_normal(&r);
+    for (int i = 0; i < COLUMNS; i++) start[i] = grid((float)rng_normal(&r));
     for (int pass = 0; pass < 2; pass++) {
-        exact_begin(&one, start, COLS), exact_begin(&a, start, COLS), exact_begin(&b, NULL, COLS);
-        exact_add(&one, isa, (int[]){0, 1, 2}, 0, N, y, COLS, 0.3f), exact_add(&a, isa, (int[]){0, 1, 2}, 0, N, y, COLS, 0.3f);
-        exact_add(&one, isa, (int[]){2, 0}, 0, 2, z, COLS, pass ? 1e9f : 1.0f);
-        exact_add(&b, isa, (int[]){2, 0}, 0, 2, z, COLS, pass ? 1e9f : 1.0f);
+        exact_begin(&one, start, COLUMNS), exact_begin(&a, start, COLUMNS), exact_begin(&b, NULL, COLUMNS);
+        exact_add(&one, isa, (int[]){0, 1, 2}, 0, N, y, COLUMNS, 0.3f),
+            exact_add(&a, isa, (int[]){0, 1, 2}, 0, N, y, COLUMNS, 0.3f);
+        exact_add(&one, isa, (int[]){2, 0}, 0, 2, z, COLUMNS, pass ? 1e9f : 1.0f);
+        exact_add(&b, isa, (int[]){2, 0}, 0, 2, z, COLUMNS, pass ? 1e9f : 1.0f);
         exact_merge(&a, &b);
         assert_memory_equal(a.terms, one.terms, N * sizeof(int));
-        assert_memory_equal(a.sum, one.sum, N * COLS * sizeof(int64_t));
+        assert_memory_equal(a.sum, one.sum, N * COLUMNS * sizeof(int64_t));
         assert_int_equal(exact_settle(&a, &found), pass == 0);
     }
     free_sums(&one), free_sums(&a), free_sums(&b);

@@ -415,8 +415,9 @@ static void defined_layer(float *x, const struct bench *b, const float *h, int r
  * that leave tokens with no expert and with all: the bits of the definition. */
 static void test_fine_experts(void **state)
 {
-    static const struct shape fine[] = {{40, 17, 300, 640, 0}, {30, 13, 65, 330, 0}, {66, 20, 33, 66, 0}, {9, 4, 80, 250, 37},
-                                        {3, 2, 48, 180, 0},    {90, 70, 65, 270, 0} /* enough for three threads with few rows */};
+    static const struct shape fine[] = {
+        {40, 17, 300, 640, 0}, {30, 13, 65, 330, 0}, {66, 20, 33, 66, 0}, {9, 4, 80, 250, 37},
+        {3, 2, 48, 180, 0},    {90, 70, 130, 540, 0} /* enough multiplications for three threads with few rows */};
     static const int row_counts[] = {1, 3, 9, 70, 130};
     enum { MOST = 130, WIDTH = 300 };
     float *h = world_alloc(MOST * WIDTH, sizeof(float)), *x = world_alloc(MOST * WIDTH, sizeof(float)),
@@ -457,6 +458,41 @@ static void test_fine_experts(void **state)
         }
     }
     free(h), free(x), free(want);
+}
+
+/* One row through many small experts, whose sums threads make parts of: the bits that one thread gives, whoever took which expert. */
+static void test_merged_sums(void **state)
+{
+    static const struct shape s = {90, 70, 130, 540, 0};
+    enum { MOST_STEPS = 100000 };
+    float h[130], x[130], want[130];
+    struct bench one, three;
+    bool fast = kernel_for(isa_best())->isa == ISA_AVX2; /* the level that has the products of this way */
+    uint64_t merged;
+
+    (void)state;
+    for (int f = FORMAT_F32; f <= FORMAT_BF16; f++) {
+        struct routing how = {.route = ROUTE_ROUTER, .scale = 1.5f, .compensate = true};
+
+        bench_open(&one, &s, 1, false, 1), bench_open(&three, &s, 1, false, 3);
+        one.w->format = three.w->format = (enum format)f;
+        bench_repack(&one), bench_repack(&three);
+        world_rows(h, 1, s.width, 8);
+        fill(want, s.width, 0.25f);
+        how.router = &one.router;
+        step(&one, 0, 0, h, 1, &how, want, NULL);
+        assert_int_equal(moe_stats(one.m)->merged, 0);
+        /* one thread may take all tasks while the others sleep: again, until there is something to merge */
+        merged = 0;
+        for (int i = 0; merged == 0 && i < (fast ? MOST_STEPS : 10); i++) {
+            fill(x, s.width, 0.25f);
+            step(&three, 0, 0, h, 1, &how, x, NULL);
+            assert_memory_equal(x, want, sizeof(x));
+            merged = moe_stats(three.m)->merged;
+        }
+        assert_true(merged > 0 || !fast);
+        bench_close(&one), bench_close(&three);
+    }
 }
 
 /* Rows that are not numbers stay alone with it; empty batches are nothing. */
@@ -629,10 +665,10 @@ static void test_neurons(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_against_plain),        cmocka_unit_test(test_router),  cmocka_unit_test(test_row_invariance),
-        cmocka_unit_test(test_all_active_is_dense),  cmocka_unit_test(test_oracles), cmocka_unit_test(test_grid_is_exact),
-        cmocka_unit_test(test_not_finite_and_empty), cmocka_unit_test(test_memory),  cmocka_unit_test(test_limit_of_sums),
-        cmocka_unit_test(test_fine_experts),         cmocka_unit_test(test_neurons),
+        cmocka_unit_test(test_against_plain),        cmocka_unit_test(test_router),      cmocka_unit_test(test_row_invariance),
+        cmocka_unit_test(test_all_active_is_dense),  cmocka_unit_test(test_oracles),     cmocka_unit_test(test_grid_is_exact),
+        cmocka_unit_test(test_not_finite_and_empty), cmocka_unit_test(test_memory),      cmocka_unit_test(test_limit_of_sums),
+        cmocka_unit_test(test_fine_experts),         cmocka_unit_test(test_merged_sums), cmocka_unit_test(test_neurons),
     };
 
     return cmocka_run_group_tests_name("moe", tests, NULL, NULL);
