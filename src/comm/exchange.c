@@ -44,17 +44,32 @@ static void relax(const struct pause *p)
     }
 }
 
-bool pause_step(struct pause *p, bool rings)
+/* Between two looks. */
+static void rest(const struct pause *p, bool rings)
 {
-    double waited = p->now - p->idle, before = p->now;
+    double waited = p->now - p->idle;
     bool spins = waited < (p->crowded ? CROWDED_SECONDS : SPIN_SECONDS) || p->now < p->quick;
 
-    if (!p->crowded && !rings && waited < CROWDED_SECONDS) (void)0; /* to look is to call MPI, which takes its time */
-    else if (!p->crowded && waited < RELAX_SECONDS) relax(p);
-    else if (spins && p->yields && !rings) (void)0;
-    else if (spins) sched_yield();
-    else if (rings && p->bell) bell_wait(p->bell, p->seen, BELL_SECONDS);
+    if (!p->crowded) {
+        if (!rings && waited < CROWDED_SECONDS) return; /* to look is to call MPI, which takes its time */
+        if (waited < RELAX_SECONDS) {
+            relax(p);
+            return;
+        }
+    }
+    if (spins) {
+        if (rings || !p->yields) sched_yield(); /* else the look itself yields */
+        return;
+    }
+    if (rings && p->bell) bell_wait(p->bell, p->seen, BELL_SECONDS);
     else clock_sleep(waited / 8 < SLEEP_SECONDS ? waited / 8 : SLEEP_SECONDS);
+}
+
+bool pause_step(struct pause *p, bool rings)
+{
+    double before = p->now;
+
+    rest(p, rings);
     if (p->bell) p->seen = bell_count(p->bell);
     p->now = clock_now();
     if (p->now - before > ABSENT_SECONDS) p->start += p->now - before;
@@ -236,6 +251,14 @@ void exchange_close(struct exchange *x)
     if (x->lanes) exchange_close_lanes(x);
     if (x->listening) exchange_settle(x, x->in, 1, true);
     if (!x->comm->dirty) region_close(&x->region);
+}
+
+void exchange_stats_add(struct exchange_stats *to, const struct exchange_stats *s)
+{
+    to->messages += s->messages;
+    to->bytes_out += s->bytes_out;
+    to->bytes_back += s->bytes_back;
+    to->wait_seconds += s->wait_seconds;
 }
 
 const struct exchange_stats *exchange_stats(const struct exchange *x)

@@ -40,6 +40,13 @@ struct exchange_limits {
     int asker, channel, ranks;
 };
 
+/* Payloads may also be so large. */
+static inline void exchange_raise(struct exchange_limits *x, size_t request_bytes, size_t answer_bytes)
+{
+    if (x->request_bytes < request_bytes) x->request_bytes = request_bytes;
+    if (x->answer_bytes < answer_bytes) x->answer_bytes = answer_bytes;
+}
+
 struct request {   /* travels in front of the payload, as it is: ranks are one architecture */
     int32_t kind;  /* meaning is the caller's; >= 0 */
     int32_t layer; /* for messages: -1 none */
@@ -62,6 +69,7 @@ struct exchange_stats {
     uint64_t messages, bytes_out, bytes_back;
     double wait_seconds; /* the coordinator's time inside exchange_wait */
 };
+void exchange_stats_add(struct exchange_stats *to, const struct exchange_stats *s);
 
 /* Bytes exchange_open() takes from the arena on a coordinator / a follower of `size` ranks. */
 size_t exchange_cost(bool coordinator, int size, struct exchange_limits limits);

@@ -56,6 +56,7 @@ struct lane { /* of the coordinator: one (slot, rank) */
     double posted, heard;
     bool sent; /* the whole request */
     int n_out, n_in;
+    uint64_t stale; /* bytes that such an answer still has */
     MPI_Request *out, *in;
     struct mail *mail;            /* NULL: heads go through MPI */
     struct request_head *request; /* with room for INLINE bytes behind it, as has the answer */
@@ -125,7 +126,6 @@ struct pause pause_begin(const struct exchange *x);
 /* rings: all that is waited for rings the bell.  True every 50 ms: time to look at signals, processes and deadlines. */
 bool pause_step(struct pause *p, bool rings);
 
-/* Sends or receives `bytes` in pieces and adds the requests to q; `code` keeps the first error of MPI. */
 /* Tags of a channel are apart from those of all others. */
 static inline int exchange_tag(const struct exchange *x, int tag)
 {
@@ -133,6 +133,7 @@ static inline int exchange_tag(const struct exchange *x, int tag)
 }
 
 enum direction { TO, FROM };
+/* Sends or receives `bytes` in pieces and adds the requests to q; `code` keeps the first error of MPI. */
 int exchange_move(struct exchange *x, enum direction where, int rank, void *bytes, size_t n_bytes, int tag, MPI_Request *q, int n,
                   int *code);
 

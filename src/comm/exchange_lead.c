@@ -123,23 +123,18 @@ static int receive_head(struct exchange *x, struct lane *l, int slot, int rank)
     return code;
 }
 
-/* An answer to an exchange that was closed without waiting for it.  Its body may be longer than our buffer: then MPI cuts it. */
+/* The next piece of an answer to an exchange that was closed without waiting for it: one after the other, since all go into one buffer.  A piece may be longer
+ * than that: then MPI cuts it. */
 static int receive_stale(struct exchange *x, struct lane *l, int slot, int rank)
 {
-    size_t most = x->limits.answer_bytes / x->comm->chunk + 3; /* as many requests were taken */
-    int code = 0;
+    size_t piece = l->stale < x->comm->chunk ? (size_t)l->stale : x->comm->chunk;
+    size_t room = piece < x->limits.answer_bytes ? piece : x->limits.answer_bytes;
+    int code =
+        MPI_Irecv(l->buffer, (int)room, MPI_BYTE, rank, exchange_tag(x, TAG_ANSWER_BODY + slot), x->comm->world, &l->in[0]);
 
+    l->n_in = code ? 0 : 1;
+    l->stale -= piece;
     l->state = STALE;
-    for (size_t left = (size_t)l->answer->a.bytes; left > 0 && !code;) {
-        size_t piece = left < x->comm->chunk ? left : x->comm->chunk;
-        size_t room = piece < x->limits.answer_bytes ? piece : x->limits.answer_bytes;
-
-        if ((size_t)l->n_in == most) return MPI_ERR_TRUNCATE;
-        code = MPI_Irecv(l->buffer, (int)room, MPI_BYTE, rank, exchange_tag(x, TAG_ANSWER_BODY + slot), x->comm->world,
-                         &l->in[l->n_in]);
-        if (!code) l->n_in++;
-        left -= piece;
-    }
     return code;
 }
 
@@ -161,7 +156,10 @@ static int take_head(struct exchange *x, struct lane *l, int slot, int rank)
 
     BUG_ON(a->sequence > l->request->r.sequence || (current && a->bytes > x->limits.answer_bytes));
     l->n_in = 0;
-    if (!current) return a->bytes <= INLINE ? receive_head(x, l, slot, rank) : receive_stale(x, l, slot, rank);
+    if (!current) {
+        l->stale = a->bytes;
+        return a->bytes <= INLINE ? receive_head(x, l, slot, rank) : receive_stale(x, l, slot, rank);
+    }
     hear_of_region(x, rank, l->answer->flags);
     l->state = BODY;
     l->payload = l->mail ? l->mail->answered : (char *)(l->answer + 1);
@@ -195,6 +193,7 @@ static void advance(struct exchange *x, int slot, int rank)
         if (code || !in) break;
         l->heard = clock_now();
         if (before == HEAD) code = take_head(x, l, slot, rank);
+        else if (before == STALE && l->stale > 0) code = receive_stale(x, l, slot, rank);
         else if (before == STALE) code = receive_head(x, l, slot, rank);
         else break;
     }

@@ -1,10 +1,9 @@
-#include "engine/cluster.h"
-
+/* The coordinator's side and the followers'.  What a model takes is in cluster_memory.c. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/cluster_internal.h"
 #include "engine/place.h"
-#include "engine/spread.h"
 #include "model/split.h"
 
 /* Requests that are not the moe's.  While no model is open the ranks talk through a small exchange; an open model brings one of its own,
@@ -17,17 +16,8 @@ enum {
     KIND_BENCH /* payload: struct exchange_bench */
 };
 
-/* Answers that are not the moe's: an error's text, or a rank's timing. */
-enum { ANSWER_BYTES = sizeof(struct err) > sizeof(struct timing) ? sizeof(struct err) : sizeof(struct timing) };
-
 /* To open a part of a model is to read it, perhaps from a disk that others use, too. */
 static const double OPEN_SECONDS = 600;
-
-struct open_request {
-    struct model_limits limits;
-    int32_t level; /* enum isa: of the coordinator's kernels */
-    char directory[4096];
-};
 
 struct cluster {
     struct comm *comm;
@@ -75,17 +65,9 @@ static status open_control(struct cluster *c, struct err *e)
     return exchange_open(&c->exchange, c->comm, limits, c->control, e);
 }
 
-static void add_traffic(struct exchange_stats *to, const struct exchange_stats *s)
-{
-    to->messages += s->messages;
-    to->bytes_out += s->bytes_out;
-    to->bytes_back += s->bytes_back;
-    to->wait_seconds += s->wait_seconds;
-}
-
 static void close_exchange(struct cluster *c)
 {
-    if (c->exchange) add_traffic(&c->before, exchange_stats(c->exchange));
+    if (c->exchange) exchange_stats_add(&c->before, exchange_stats(c->exchange));
     exchange_close(c->exchange);
     c->exchange = NULL;
     arena_close(c->control);
@@ -143,60 +125,6 @@ void cluster_close(struct cluster *c)
     free(c);
 }
 
-/* Of the exchanges of an open model. */
-static struct exchange_limits talk_limits(struct exchange_limits own, const struct shape *s, int ranks,
-                                          struct model_limits limits)
-{
-    if (own.request_bytes < sizeof(struct open_request)) own.request_bytes = sizeof(struct open_request);
-    if (own.answer_bytes < ANSWER_BYTES) own.answer_bytes = ANSWER_BYTES;
-    model_exchange_limits(&own, s, ranks, limits);
-    if (limits.coordinators > 1) spread_limits(&own, limits.rows, s->width, s->vocab);
-    return own;
-}
-
-void cluster_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks,
-                  const struct weights_plan *plan, struct model_limits limits)
-{
-    if (limits.coordinators > ranks) limits.coordinators = ranks;
-    struct exchange_limits talk = talk_limits((struct exchange_limits){0}, s, ranks, limits);
-
-    model_cost(c, s, p, rank, ranks, plan, limits);
-    if (ranks == 1) return;
-    c->exchange = exchange_costs(rank, ranks, talk, limits.coordinators);
-    if (limits.coordinators > 1) c->exchange += spread_cost(rank, limits.rows, s->width);
-}
-
-/* Every rank's need against what its host has, and the share of each host that all its ranks take together; on the coordinator,
- * before anything is taken. */
-static status check_memory(struct cluster *c, const struct shape *s, const struct weights_plan *weights,
-                           struct model_limits limits, struct err *e)
-{
-    int ranks = comm_size(c->comm);
-    size_t allowed = (size_t)c->spec->limits.memory_mib << 20;
-
-    for (int r = 0; r < ranks; r++) {
-        const struct comm_peer *peer = comm_peer(c->comm, r);
-        size_t need = 0, host = 0;
-
-        for (int q = 0; q < ranks; q++) {
-            struct model_cost cost;
-
-            if (comm_peer(c->comm, q)->host_rank != peer->host_rank) continue;
-            cluster_cost(&cost, s, &c->placement, q, ranks, weights, limits);
-            size_t all = model_cost_total(&cost);
-            host += all;
-            if (q == r) need = all;
-        }
-        if (allowed && need > allowed)
-            return err_set(e, ERR_LIMIT, "rank %d (%s) needs %zu MiB, limits.memory_mib allows %zu", r, peer->host, need >> 20,
-                           allowed >> 20);
-        if (!allowed && peer->memory_bytes > 0 && host > (size_t)peer->memory_bytes)
-            return err_set(e, ERR_LIMIT, "the ranks on %s need %zu MiB together, %lld MiB are available (rank %d: %zu MiB)",
-                           peer->host, host >> 20, (long long)(peer->memory_bytes >> 20), r, need >> 20);
-    }
-    return OK;
-}
-
 static void warn_of_idle_ranks(struct cluster *c, const struct shape *s)
 {
     if (!s->experts || c->warned) return;
@@ -249,14 +177,14 @@ static status open_part(struct cluster *c, const struct open_request *q, struct 
     BUG_ON(!s);
     *limits = own_limits(c);
     st = read_shape(s, q, e);
-    if (!st) st = place_experts(&c->placement, c->spec, s, comm_size(c->comm), e);
+    if (!st) st = place_experts(&c->placement, c->spec, s, q->limits.split, comm_size(c->comm), e);
     if (!st) st = weights_plan(&weights, q->directory, s, &q->limits.precision, e);
     if (!st && is_coordinator(c)) {
         warn_of_idle_ranks(c, s);
-        st = check_memory(c, s, &weights, q->limits, e);
+        st = cluster_memory(c->comm, c->spec, s, &c->placement, &weights, q->limits, e);
     }
     if (!st) {
-        *limits = talk_limits(*limits, s, comm_size(c->comm), q->limits);
+        *limits = cluster_talk(*limits, s, comm_size(c->comm), q->limits);
         cluster_cost(&cost, s, &c->placement, comm_rank(c->comm), comm_size(c->comm), &weights, q->limits);
         st = arena_open(&c->arena, "model", cost.kv + cost.work + cost.exchange + ((size_t)1 << 20), e);
     }
@@ -546,7 +474,7 @@ struct gemm *cluster_gemm(struct cluster *c)
 const struct exchange_stats *cluster_exchange(struct cluster *c)
 {
     c->total = c->before;
-    if (c->exchange) add_traffic(&c->total, exchange_stats(c->exchange));
+    if (c->exchange) exchange_stats_add(&c->total, exchange_stats(c->exchange));
     spread_traffic(&c->spread, &c->total);
     return &c->total;
 }

@@ -31,7 +31,8 @@ int place_coordinator_experts(const struct shape *s, int layer, int ranks, bool 
     return best;
 }
 
-static status balance(struct placement *out, const struct spec *s, const struct shape *shape, int ranks, struct err *e)
+static status balance(struct placement *out, const struct spec *s, const struct shape *shape, bool split, int ranks,
+                      struct err *e)
 {
     int coordinator[MODEL_LAYERS_MAX];
 
@@ -39,7 +40,7 @@ static status balance(struct placement *out, const struct spec *s, const struct 
         double share = s->cluster.coordinator_share;
 
         coordinator[l] = share > 0        ? (int)lround(share * shape->experts)
-                         : shape->experts ? place_coordinator_experts(shape, l, ranks, s->cluster.tensor_parallel)
+                         : shape->experts ? place_coordinator_experts(shape, l, ranks, split)
                                           : 0;
     }
     return placement_split(out, coordinator, shape->layers, shape->experts, ranks, e);
@@ -55,12 +56,12 @@ static status from_file(struct placement *out, const char *path, const struct sh
     return st;
 }
 
-status place_experts(struct placement *out, const struct spec *s, const struct shape *shape, int ranks, struct err *e)
+status place_experts(struct placement *out, const struct spec *s, const struct shape *shape, bool split, int ranks, struct err *e)
 {
     enum placement_kind kind = s->cluster.placement == PLACE_ROUND_ROBIN ? PLACEMENT_ROUND_ROBIN : PLACEMENT_BLOCK;
 
     if (s->cluster.placement == PLACE_FILE && shape->experts && !shape->sliced)
         return from_file(out, s->cluster.placement_file, shape, ranks, e);
-    if (s->cluster.placement == PLACE_BALANCE) return balance(out, s, shape, ranks, e);
+    if (s->cluster.placement == PLACE_BALANCE) return balance(out, s, shape, split, ranks, e);
     return placement_make(out, kind, shape->layers, shape->experts, ranks, s->cluster.coordinator_experts, e);
 }

@@ -37,20 +37,13 @@ static int logits_rows(int rows)
     return rows < LOGITS_ROWS ? rows : LOGITS_ROWS;
 }
 
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 void spread_limits(struct exchange_limits *x, int rows, int width, int vocab)
 {
     size_t state = (size_t)width * sizeof(float), some = (size_t)logits_rows(rows);
-    size_t request = larger(sizeof(struct forward_head) + (size_t)rows * BYTES_OF_ROW, some * state);
-    size_t answer = larger((size_t)rows * state, some * (size_t)vocab * sizeof(float));
 
-    if (request < sizeof(struct router_head) + ROUTER_PIECE) request = sizeof(struct router_head) + ROUTER_PIECE;
-    if (x->request_bytes < request) x->request_bytes = request;
-    if (x->answer_bytes < answer) x->answer_bytes = answer;
+    exchange_raise(x, sizeof(struct forward_head) + (size_t)rows * BYTES_OF_ROW, (size_t)rows * state);
+    exchange_raise(x, some * state, some * (size_t)vocab * sizeof(float)); /* logits */
+    exchange_raise(x, sizeof(struct router_head) + ROUTER_PIECE, 0);
 }
 
 static void take(struct spread *s, struct arena_taker *t, int rows, int width)
@@ -150,16 +143,8 @@ void spread_traffic(const struct spread *s, struct exchange_stats *to)
 {
     const struct exchange *own = s->rank > 0 && s->rank < s->coordinators ? spread_own(s) : NULL;
 
-    for (int i = 0; i < 2; i++) {
-        const struct exchange *x = i ? s->work : own;
-        const struct exchange_stats *more = x ? exchange_stats(x) : NULL;
-
-        if (!more) continue;
-        to->messages += more->messages;
-        to->bytes_out += more->bytes_out;
-        to->bytes_back += more->bytes_back;
-        to->wait_seconds += more->wait_seconds;
-    }
+    if (own) exchange_stats_add(to, exchange_stats(own));
+    if (s->work) exchange_stats_add(to, exchange_stats(s->work));
 }
 
 /* ---- rank 0 ---- */

@@ -88,8 +88,9 @@ static void experts_of(char out[32], const struct placement *p, int rank)
 
 static status print_memory(FILE *to, const struct plan_step *p, const struct placement *where, int ranks, struct err *e)
 {
-    size_t allowed = (size_t)p->spec->limits.memory_mib << 20, here = (size_t)machine_memory(), sum = 0;
+    size_t allowed = (size_t)p->spec->limits.memory_mib << 20, here = (size_t)machine_memory();
     const struct model_limits *room = &p->room.limits;
+    struct host_cost host = {0};
     struct model_cost cost;
 
     fprintf(to, "  room        %d rows a step, %d session%s of %d positions\n", room->rows, room->sessions,
@@ -105,13 +106,14 @@ static status print_memory(FILE *to, const struct plan_step *p, const struct pla
         fprintf(to, "  %5d  %-11s  %17s  %11.1f  %9.1f  %9.1f  %9.1f  %9.1f\n", r, coordinator ? "coordinator" : "follower",
                 experts, mib(cost.mapped + cost.weights), mib(cost.kv), mib(cost.work), mib(cost.exchange),
                 mib(model_cost_total(&cost)));
-        sum += model_cost_total(&cost);
+        host_cost_add(&host, &cost);
         if (allowed && model_cost_total(&cost) > allowed) {
             err_set(e, ERR_LIMIT, "step %s: rank %d needs %zu MiB, limits.memory_mib allows %zu", p->spec->name, r,
                     model_cost_total(&cost) >> 20, allowed >> 20);
             return room_hint(room, e);
         }
     }
+    size_t sum = host_cost_total(&host);
     if (allowed || !here || sum <= here) return OK;
     err_set(e, ERR_LIMIT, "step %s: %d rank%s need%s %zu MiB%s, this machine has %zu; limits.memory_mib plans for another one",
             p->spec->name, ranks, ranks == 1 ? "" : "s", ranks == 1 ? "s" : "", sum >> 20, ranks == 1 ? "" : " together",
@@ -222,7 +224,7 @@ static status print_other(FILE *to, const struct plan_step *p, int ranks, struct
     other.weights = p->other_weights;
     other.room = p->other_room;
     fprintf(to, "  then        %s\n", p->spec->eval.compare_model);
-    if (place_experts(&where, other.spec, &other.shape, ranks, e)) return e->code;
+    if (place_experts(&where, other.spec, &other.shape, other.room.limits.split, ranks, e)) return e->code;
     status st = print_memory(to, &other, &where, ranks, e);
     placement_free(&where);
     return st;
@@ -237,7 +239,7 @@ static status print_calibration(FILE *to, const struct plan_step *p, int ranks, 
     double sample = p->room.limits.sample, neurons = (double)s->layers * s->neurons, experts = (double)p->spec->factorize.experts;
 
     shape_slice(&sliced.shape);
-    if (place_experts(&where, p->spec, &sliced.shape, ranks, e)) return e->code;
+    if (place_experts(&where, p->spec, &sliced.shape, p->room.limits.split, ranks, e)) return e->code;
     fprintf(to, "  calibrates  the dense model in %d slices a layer, a sample of %.0f tokens at most\n", sliced.shape.experts,
             sample);
     status st = print_memory(to, &sliced, &where, ranks, e);
@@ -268,7 +270,7 @@ static status print_step(FILE *to, const struct plan_step *p, int ranks, struct 
     }
     print_shape(to, p);
     print_makes(to, p);
-    if (place_experts(&where, p->spec, &p->shape, ranks, e)) return e->code;
+    if (place_experts(&where, p->spec, &p->shape, p->room.limits.split, ranks, e)) return e->code;
     status st = OK;
     if (p->opens && p->room.limits.slices) st = print_calibration(to, p, ranks, e);
     else if (p->opens) st = print_memory(to, p, &where, ranks, e);

@@ -205,14 +205,29 @@ static status count_matrix(void *ctx, const struct matrix *w)
     return OK;
 }
 
+static size_t embedding_bytes(const struct model *m, const struct weights_plan *plan)
+{
+    return (size_t)m->shape.vocab * (size_t)m->shape.width * dtype_bytes(plan->embedding);
+}
+
 void model_exchange_limits(struct exchange_limits *x, const struct shape *s, int ranks, struct model_limits limits)
 {
     struct exchange_limits moe = {0};
 
     moe_exchange_limits(&moe, s->layers, s->experts, s->width, s->neurons, moe_limits_of(limits));
-    if (moe.request_bytes > x->request_bytes) x->request_bytes = moe.request_bytes;
-    if (moe.answer_bytes > x->answer_bytes) x->answer_bytes = moe.answer_bytes;
+    exchange_raise(x, moe.request_bytes, moe.answer_bytes);
     split_limits(x, s, limits, ranks);
+}
+
+/* What a coordinator maps whichever experts it holds: what walk_matrices() meets on a rank that has none. */
+static size_t common_bytes(const struct model *m, const struct placement *p, const struct weights_plan *plan)
+{
+    struct counting matrices = {.plan = plan};
+    struct model without = *m;
+
+    without.rank = -1;
+    if (plan->packed) walk_matrices(&(struct walk){count_matrix, &matrices}, &without, p, plan);
+    return matrices.bytes + embedding_bytes(m, plan);
 }
 
 void model_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks,
@@ -242,7 +257,8 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
         .kv = kv.bytes,
         .work = work.bytes + moe_cost(p, rank, s->layers, s->experts, s->width, s->neurons, moe_limits_of(limits)),
     };
-    if (m.coordinator) c->mapped += (size_t)s->vocab * (size_t)s->width * dtype_bytes(plan->embedding);
+    if (m.coordinator) c->mapped += embedding_bytes(&m, plan);
+    if (m.coordinator && !limits.split) c->common = common_bytes(&m, p, plan);
     if (ranks > 1) {
         model_exchange_limits(&x, s, ranks, limits);
         c->exchange = exchange_costs(rank, ranks, x, limits.coordinators);

@@ -41,12 +41,28 @@ struct model_cost {
     size_t mapped;  /* read-only views of files, which ranks of one host share: packed weights, the embedding */
     size_t weights; /* packed when the model is opened */
     size_t kv, work, exchange;
+    size_t
+        common; /* of `mapped`: the same pages for every coordinator (attention, head, embedding, shared experts); 0 if these are parted */
 };
 void model_cost(struct model_cost *c, const struct shape *s, const struct placement *p, int rank, int ranks,
                 const struct weights_plan *plan, struct model_limits limits);
 static inline size_t model_cost_total(const struct model_cost *c)
 {
     return c->mapped + c->weights + c->kv + c->work + c->exchange;
+}
+
+/* Bytes of the ranks of one host together: what several coordinators map in common is there once; experts and parts of a split belong to one rank each. */
+struct host_cost {
+    size_t apart, common;
+};
+static inline void host_cost_add(struct host_cost *h, const struct model_cost *c)
+{
+    h->apart += model_cost_total(c) - c->common;
+    if (h->common < c->common) h->common = c->common;
+}
+static inline size_t host_cost_total(const struct host_cost *h)
+{
+    return h->apart + h->common;
 }
 
 /* What travels between ranks for a model with these limits: raises x to it. */

@@ -73,12 +73,8 @@ void split_limits(struct exchange_limits *x, const struct shape *s, struct model
         int n = kind == SPLIT_HEAD && limits.rows > SPLIT_HEAD_ROWS ? SPLIT_HEAD_ROWS : limits.rows;
         size_t request = rows_at(kind, n) + (size_t)n * (size_t)inputs(s, kind) * sizeof(float);
 
-        if (x->request_bytes < request) x->request_bytes = request;
-        for (int rank = 0; rank < ranks; rank++) {
-            size_t answer = (size_t)n * (size_t)columns(&m, kind, rank).n * sizeof(float);
-
-            if (x->answer_bytes < answer) x->answer_bytes = answer;
-        }
+        for (int rank = 0; rank < ranks; rank++)
+            exchange_raise(x, request, (size_t)n * (size_t)columns(&m, kind, rank).n * sizeof(float));
     }
 }
 

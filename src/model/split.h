@@ -5,7 +5,7 @@
  *   ATTEND  positions and slots i32 [n] each, then normed rows [n][D]   ->  [n][query heads of the rank * head_dim]
  *   OUT     what all heads gave, [n][heads * head_dim]                  ->  [n][outputs of the rank]
  *   HEAD    hidden states [n][D]                                        ->  [n][words of the rank]
- * all f32; parts begin at multiples of 64 bytes.  A head, and an output of a product, does not depend on the others (num/kernel.h), so the bits are those of one rank.
+ * all f32, whatever cluster.exchange_rows and exchange_answers say, which are for experts; parts begin at multiples of 64 bytes.  A head, and an output of a product, does not depend on the others (num/kernel.h), so the bits are those of one rank.
  * This file knows who has what and moves rows; what is computed stands in forward.c.
  */
 #ifndef MODEL_SPLIT_H
@@ -29,7 +29,7 @@ void split_limits(struct exchange_limits *x, const struct shape *s, struct model
 void split_traffic(const struct shape *s, struct model_limits limits, int ranks, double *out, double *back);
 
 /* Coordinator.  Posts n rows to all that have a part; then takes their parts of a result [n][ld] to where the part of the rank belongs.  An error stays in the model
- * (model_failed()), and nothing is moved from then on.  Nothing else is in flight in slot 0.  position, session: of ATTEND. */
+ * (forward_failed()), and nothing is moved from then on.  Nothing else is in flight in slot 0.  position, session: of ATTEND. */
 void split_ask(struct model *m, enum split_kind kind, int layer, int n, const int32_t *position, const int32_t *session,
                const float *x);
 void split_take(struct model *m, enum split_kind kind, int n, float *to, size_t ld);

@@ -402,6 +402,42 @@ static void rank_without_experts_plans_less(void **state)
     placement_free(&p);
 }
 
+/* However the ranks of a host share it, a packed file is there once: together they map what one rank maps alone. */
+static void ranks_of_a_host_map_a_file_once(void **state)
+{
+    struct weights_plan plan = {.packed = true, .format = {FORMAT_F32, FORMAT_F32, FORMAT_F32}, .embedding = DT_F32};
+    struct model_cost one, c;
+    struct placement p;
+    struct shape s;
+    struct err e;
+
+    (void)state;
+    ok(shape_read(&s, directory, &e), &e);
+    for (int ranks = 1; ranks <= 4; ranks++)
+        for (int coordinators = 0; coordinators <= ranks; coordinators++) /* 0: a split */
+            for (int packed = 0; packed < 2; packed++) {
+                const struct model_limits l = {
+                    .rows = 8, .sessions = 4, .positions = 16, .coordinators = coordinators, .split = !coordinators};
+                struct host_cost host = {0}, mapped = {0};
+                size_t sum = 0;
+
+                plan.packed = packed;
+                ok(placement_make(&p, PLACEMENT_BLOCK, LAYERS, N, 1, true, &e), &e);
+                model_cost(&one, &s, &p, 0, 1, &plan, l);
+                placement_free(&p);
+                ok(placement_make(&p, PLACEMENT_ROUND_ROBIN, LAYERS, N, ranks, true, &e), &e);
+                for (int rank = 0; rank < ranks; rank++) {
+                    model_cost(&c, &s, &p, rank, ranks, &plan, l);
+                    host_cost_add(&host, &c);
+                    host_cost_add(&mapped, &(struct model_cost){.mapped = c.mapped, .common = c.common});
+                    sum += model_cost_total(&c) - c.mapped;
+                }
+                placement_free(&p);
+                assert_int_equal(host_cost_total(&mapped), one.mapped);
+                assert_int_equal(host_cost_total(&host), sum + one.mapped);
+            }
+}
+
 /* ---- refusals ---- */
 
 static void refused(const char *where, struct model_limits l, status code, const char *word)
@@ -536,6 +572,7 @@ int main(void)
         cmocka_unit_test(all_experts_are_the_dense_model),
         cmocka_unit_test(memory_is_as_planned),
         cmocka_unit_test(rank_without_experts_plans_less),
+        cmocka_unit_test(ranks_of_a_host_map_a_file_once),
         cmocka_unit_test(rounded_inputs_have_a_limit),
         cmocka_unit_test(what_cannot_work_is_refused), /* last: it breaks the directory */
     };

@@ -51,23 +51,31 @@ static void as_the_spec_says(void **state)
     struct err e = {0};
 
     (void)state;
-    assert_int_equal(place_experts(&p, &spec, &s, 3, &e), OK);
+    assert_int_equal(place_experts(&p, &spec, &s, false, 3, &e), OK);
     for (int l = 0; l < s.layers; l++) {
         assert_int_equal(placement_count(&p, l, 0), place_coordinator_experts(&s, l, 3, false));
         assert_in_range(placement_count(&p, l, 1) - placement_count(&p, l, 2) + 1, 0, 2);
     }
     placement_free(&p);
+    /* how the model is opened counts, not what the whole pipeline's spec says */
+    for (int split = 0; split < 2; split++) {
+        spec.cluster.tensor_parallel = !split;
+        assert_int_equal(place_experts(&p, &spec, &s, split, 3, &e), OK);
+        assert_int_equal(placement_count(&p, 0, 0), place_coordinator_experts(&s, 0, 3, split));
+        placement_free(&p);
+    }
+    spec.cluster.tensor_parallel = false;
     spec.cluster.coordinator_share = 0.25;
-    assert_int_equal(place_experts(&p, &spec, &s, 3, &e), OK);
+    assert_int_equal(place_experts(&p, &spec, &s, false, 3, &e), OK);
     assert_int_equal(placement_count(&p, -1, 0), 64);
     placement_free(&p);
     spec.cluster.placement = PLACE_BLOCK, spec.cluster.coordinator_share = 0;
-    assert_int_equal(place_experts(&p, &spec, &s, 3, &e), OK);
+    assert_int_equal(place_experts(&p, &spec, &s, false, 3, &e), OK);
     assert_int_equal(placement_count(&p, -1, 0), 0);
     placement_free(&p);
     s.experts = 0; /* a dense model */
     spec.cluster.placement = PLACE_BALANCE;
-    assert_int_equal(place_experts(&p, &spec, &s, 3, &e), OK);
+    assert_int_equal(place_experts(&p, &spec, &s, false, 3, &e), OK);
     placement_free(&p);
 }
 
