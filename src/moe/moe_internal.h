@@ -2,6 +2,8 @@
 #ifndef MOE_MOE_INTERNAL_H
 #define MOE_MOE_INTERNAL_H
 
+#include <math.h>
+
 #include "moe/active.h"
 #include "moe/moe.h"
 
@@ -145,7 +147,7 @@ bool moe_holds(const struct moe *m, int layer, int rank); /* any expert of the l
 /* Takes the memory of moe_work.c; the sizes in *m are filled. */
 void moe_take_work(struct moe *m, struct arena_taker *t);
 
-/* What a rank computes for rows h of a layer. */
+/* What a rank computes for rows h of a layer (moe_work.c). */
 struct moe_job {
     int layer;
     const struct rows *h;   /* moe_prepare() saw them */
@@ -164,60 +166,85 @@ void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as,
 /* After it: ERR_LIMIT if a sum was not exact, and forgets it. */
 status moe_check_sums(struct moe *m, int layer, struct err *e);
 void moe_note_excess(struct moe *m, double found);
-/* out[t * stride + place] = paper_score of the held experts; place = the expert's number, or its place among the held if `packed`. */
+/* The oracles' part (moe_work_oracle.c, moe_rest.c).
+ * out[t * stride + place] = paper_score of the held experts; place = the expert's number, or its place among the held if `packed`. */
 void moe_work_scores(struct moe *m, int layer, const struct rows *h, const float *y, float share, float *out, int stride,
                      bool packed);
 /* out[(t * stride + place) * D ...] = e_i - mu_i (or e_i). */
 void moe_work_rows(struct moe *m, int layer, const struct rows *h, bool compensate, float *out, int stride, bool packed);
 
-/* out[t * stride + place] = |z_j| |w_down_j| of the neurons this rank holds, the shared ones (if `shared`) first, then experts in order. */
+/* out[t * stride + place] = a value of the expert (moe.h), place as in moe_work_scores(). */
 void moe_work_values(struct moe *m, int layer, const struct rows *h, enum moe_value what, float *out, int stride, bool packed);
-/* Adds rows to m->rest. */
+/* Adds rows to m->rest; first: which is zero before. */
 void moe_work_rest(struct moe *m, int layer, const struct rows *h, const uint64_t *set, bool first);
-void moe_work_rest_means(struct moe *m, int layer, float *mu, bool packed); /* mu: [held or all][D] */
+/* The means of what moe_work_rest() added; mu: [held or all][D]. */
+void moe_work_rest_means(struct moe *m, int layer, float *mu, bool packed);
+static inline float moe_neuron_score(float z, float norm)
+{
+    return fabsf(z) * norm;
+}
+/* out[t * stride + j] = the scores of the neurons that this rank holds, the shared ones (if `shared`) first, then experts in order. */
 void moe_work_neuron_scores(struct moe *m, int layer, const struct rows *h, bool shared, float *out, int stride);
 /* |w_down_j| of the same neurons. */
 const float *moe_norms(struct moe *m, int layer);
 /* Neurons that a rank other than the coordinator holds. */
 int moe_held_neurons(const struct moe *m, int layer, int rank);
 
+/* What an oracle wants of all held experts over all rows, in place of sums: of each a number at to[t * stride + place], or its output. */
+struct moe_oracle {
+    const float *dense;  /* [rows][D]: paper_score() against it */
+    float part;          /* its k / N */
+    bool norm;           /* |e|^2 */
+    const uint64_t *set; /* [rows][words]: for moe_rest.c, whose rows are those without the expert */
+    float *to;
+    int stride;
+};
+
 /* A block of rows of a job. */
 struct moe_work {
     struct moe *m;
     const struct kernel *kernel;
     const struct moe_job *job;
-    bool backward;
+    bool backward, norms;    /* norms: shares know those of their neurons */
+    bool packed;             /* place: as in moe_work_scores() */
     int first, rows;         /* of the job's rows */
     struct moe_share *share; /* [shares] */
     int shares, in_tasks;
     double multiplications; /* of both loops */
-    bool fine;
     /* The second loop. */
+    bool fine;
     int out_rows, out_blocks, out_panels, out_columns; /* rows and panels of a task, and how many there are of each */
     enum moe_answers as;
     void *out;
-    /* Or, for the oracles: */
-    const float *dense;
-    float *to, part; /* part: k / N */
-    bool scores;     /* of neurons: shares know their norms */
-    bool norm;       /* |e|^2 */
-    const uint64_t *set;
-    int stride;
-    bool packed;
+    struct moe_oracle oracle;
 };
-/* For moe_backward.c and moe_rest.c: how many rows at a time; the shares of a block, their z in place; the first loop; the second loop; a loop of its own.
- * moe_work_outputs(): all held experts over all rows, and what `like` says becomes of their outputs. */
+
+/* How many rows of a layer there is room for at a time. */
 int moe_work_rows_at_once(const struct moe *m, int layer, bool backward);
+/* Lists the shares of rows first .. first + rows - 1 and gives their z a place; what the caller set in *w stays. */
 void moe_work_begin(struct moe_work *w, struct moe *m, const struct moe_job *job, int first, int rows);
+/* The first loop: z of all shares. */
 void moe_work_in(struct moe_work *w);
+/* The second loop: sums into w->out. */
 void moe_work_out(struct moe_work *w);
-void moe_work_outputs(struct moe *m, const struct moe_job *job, struct moe_work like);
+/* A loop of the caller's own, on this thread alone if the work is little. */
 void moe_work_loop(struct moe_work *w, int tasks, void (*task)(void *ctx, int item, int worker), void *ctx);
-/* moe_few.c: the whole of a block, if few rows go through many small experts; false: nothing was done. */
+/* Rows of other micro-batches move only while MPI is called, which the rank's own thread does: at the end of a task. */
+static inline void moe_work_progress(const struct moe_work *w, int worker)
+{
+    if (worker == 0) moe_progress(w->m);
+}
+/* Bytes and operations of the block, for the timing. */
+void moe_work_count(const struct moe_work *w);
+/* All held experts over all rows, and what like.oracle says becomes of their outputs. */
+void moe_work_outputs(struct moe *m, const struct moe_job *job, struct moe_work like);
+/* In place of both loops, if few rows go through many small experts (moe_few.c); false: nothing was done. */
 bool moe_few(struct moe_work *w);
 /* z of rows row .. row + rows - 1 and neurons first .. first + columns - 1 of a share, as the products gave it, into its place. */
 void moe_work_keep(const struct moe_share *s, const struct moe_job *job, const float *tile, size_t ld, int row, int rows,
                    int first, int columns);
+/* Rows first .. first + n - 1 of r. */
+struct rows moe_work_part(const struct rows *r, int first, int n);
 /* Sums of e->rows rows from `row` on and `columns` columns into w->out; narrow: room for so many floats. */
 void moe_work_put(const struct moe_work *w, const struct exact *e, int row, size_t column, int columns, float *narrow);
 
@@ -236,14 +263,16 @@ size_t moe_notes_bytes(struct moe_limits limits); /* of one neuron */
 size_t moe_row_bytes(const struct moe *m);
 size_t moe_sum_bytes(const struct moe *m);
 void moe_widen(float *out, const uint16_t *x, size_t n);
+/* One row as it travels: to[0] = h. */
+void moe_put_row(const struct moe *m, char *to, const float *h);
 
 /* Dispatch and combine of a filled slot (layer, h, route, set, scale, compensate); x[t] += the layer's output. */
 void moe_dispatch(struct moe *m, int slot);
 status moe_combine(struct moe *m, int slot, float *x, struct err *e);
 
-/* The rows of a slot. */
 /* Quantizes and rounds rows as the weights that this rank holds of the layer want them; memory: rows_bytes(). */
 void moe_prepare(struct moe *m, int layer, struct rows *h, void *memory);
+/* h becomes the rows of a slot, prepared. */
 void moe_slot_rows(struct moe *m, struct moe_slot *s, int layer, const float *h, int rows);
 
 /* Means of a router version (moe_means.c). */
@@ -273,8 +302,5 @@ status moe_teach_gram_variable(struct moe *m, int slot, int layer, const float *
                                uint64_t *set, struct err *e);
 /* Fills threshold and neurons of a slot whose rows are set. */
 status moe_teach_neurons(struct moe *m, int slot, struct err *e);
-
-/* Rows as they travel: to[0] = h. */
-void moe_put_row(const struct moe *m, char *to, const float *h);
 
 #endif

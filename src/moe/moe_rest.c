@@ -20,9 +20,9 @@ static void energy_task(void *ctx, int item, int worker)
 
             sum += of_j * of_j;
         }
-        w->to[(size_t)(w->first + t) * (size_t)w->stride + (size_t)s->place] = (float)sum;
+        w->oracle.to[(size_t)(w->first + t) * (size_t)w->oracle.stride + (size_t)s->place] = (float)sum;
     }
-    if (worker == 0) moe_progress(w->m);
+    moe_work_progress(w, worker);
 }
 
 /* Sums over the rows whose sets do not have the expert. */
@@ -38,11 +38,11 @@ static void rest_task(void *ctx, int item, int worker)
     for (int t = 0; t < w->rows; t++) {
         const float *z = s->z.x + (size_t)t * s->z.ld;
 
-        if (bits_has(w->set + (size_t)(w->first + t) * (size_t)words, i)) continue;
+        if (bits_has(w->oracle.set + (size_t)(w->first + t) * (size_t)words, i)) continue;
         for (int j = 0; j < s->z.cols; j++) sum[j] += z[j];
         m->rest_rows[s->place]++;
     }
-    if (worker == 0) moe_progress(w->m);
+    moe_work_progress(w, worker);
 }
 
 /* z of all held experts over all rows, then a task for each expert. */
@@ -56,7 +56,7 @@ static void each_expert(struct moe *m, int layer, const struct rows *h, struct m
     for (int first = 0; first < rows; first += each) {
         struct moe_work w = like;
 
-        w.scores = true; /* shares know their norms */
+        w.norms = true;
         moe_work_begin(&w, m, &job, first, rows - first < each ? rows - first : each);
         moe_work_in(&w);
         moe_work_loop(&w, w.shares, task, &w);
@@ -66,7 +66,7 @@ static void each_expert(struct moe *m, int layer, const struct rows *h, struct m
 
 void moe_work_values(struct moe *m, int layer, const struct rows *h, enum moe_value what, float *out, int stride, bool packed)
 {
-    struct moe_work like = {.to = out, .stride = stride, .packed = packed, .norm = what == MOE_NORM};
+    struct moe_work like = {.oracle = {.to = out, .stride = stride, .norm = what == MOE_NORM}, .packed = packed};
     struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f};
 
     if (what == MOE_NORM) moe_work_outputs(m, &job, like);
@@ -79,7 +79,7 @@ void moe_work_rest(struct moe *m, int layer, const struct rows *h, const uint64_
         memset(m->rest, 0, (size_t)m->norm_room * sizeof(*m->rest));
         memset(m->rest_rows, 0, (size_t)m->most_held * sizeof(*m->rest_rows));
     }
-    each_expert(m, layer, h, (struct moe_work){.set = set, .packed = true}, rest_task);
+    each_expert(m, layer, h, (struct moe_work){.oracle = {.set = set}, .packed = true}, rest_task);
 }
 
 void moe_work_rest_means(struct moe *m, int layer, float *mu, bool packed)

@@ -1,16 +1,15 @@
-/* The experts of a rank at work: two loops over all threads for a layer, however many experts it has.
+/* The experts of a rank at work, in one of two ways, which give the same bits.
  *
- * First z = silu(gate h) * (up h), for every expert and its rows, cut by expert, rows and panels; gate and up of a panel one after the other, so that
- * the rows come from the cache the second time, and their product while both are hot.  Then the sums of down z, cut by rows and by columns of the output:
- * a task owns its piece of the sums, which stays in the cache while all experts pass, so that there is nothing to wait for between experts.
- * Rows are not gathered: a product takes the numbers of its rows.
- * Few rows through many small experts go another way: moe_few.c.
+ * Two loops over all threads for a layer, however many experts it has.  First z = silu(gate h) * (up h), for every expert and its rows, cut by expert, rows and
+ * panels; gate and up of a panel one after the other, so that the rows come from the cache the second time, and their product while both are hot.  Then the sums
+ * of down z, cut by rows and by columns of the output: a task owns its piece of the sums, which stays in the cache while all experts pass, so that there is
+ * nothing to wait for between experts.  Rows are not gathered: a product takes the numbers of its rows.
+ * Or one loop, for few rows through many small experts: moe_few.c.
+ * What the oracles want instead of sums, after the same first loop: moe_work_oracle.c and moe_rest.c; gradients: moe_backward.c.
  */
-#include <math.h>
 #include <string.h>
 
 #include "base/bits.h"
-#include "moe/labels.h"
 #include "moe/moe_internal.h"
 #include "num/exact_product.h"
 #include "num/half.h"
@@ -117,7 +116,7 @@ static void list_shares(struct moe_work *w)
     const struct moe_layer *y = &m->layers[job->layer];
     const uint64_t *held = moe_held(m, job->layer, m->rank);
     int n = y->experts, place = 0;
-    const float *norm = job->threshold || w->scores ? moe_norms(m, job->layer) : NULL;
+    const float *norm = job->threshold || w->norms ? moe_norms(m, job->layer) : NULL;
 
     BUG_ON((job->compensate && (job->means ? !m->means[job->layer] : !y->mu)) || (norm && job->set));
     if (job->shared && y->shared.down.lines) add_share(w, &y->shared, m->all + w->first, w->rows, NULL, norm, 1.0f, 0);
@@ -157,7 +156,7 @@ void moe_work_begin(struct moe_work *w, struct moe *m, const struct moe_job *job
     place_shares(w);
 }
 
-static void count_work(const struct moe_work *w)
+void moe_work_count(const struct moe_work *w)
 {
     double bytes = 0;
 
@@ -180,17 +179,6 @@ void moe_work_loop(struct moe_work *w, int tasks, void (*task)(void *ctx, int it
     moe_progress(w->m);
 }
 
-static void loop(struct moe_work *w, int tasks, void (*task)(void *ctx, int item, int worker))
-{
-    moe_work_loop(w, tasks, task, w);
-}
-
-/* Rows of other micro-batches move only while MPI is called, which the rank's own thread does. */
-static void task_progress(const struct moe_work *w, int worker)
-{
-    if (worker == 0) moe_progress(w->m);
-}
-
 /* ---- the first loop ---- */
 
 static const struct moe_share *share_of(const struct moe_work *w, int item)
@@ -206,11 +194,6 @@ static const struct moe_share *share_of(const struct moe_work *w, int item)
     return &w->share[low];
 }
 
-static float neuron_score(float z, float norm)
-{
-    return fabsf(z) * norm;
-}
-
 /* z, as the tile gives it, into its place; the static control puts means in for neurons, a threshold takes those out that are not above it. */
 void moe_work_keep(const struct moe_share *s, const struct moe_job *job, const float *tile, size_t ld, int row, int rows,
                    int first, int columns)
@@ -224,7 +207,7 @@ void moe_work_keep(const struct moe_share *s, const struct moe_job *job, const f
         for (int j = 0; job->fixed && j < columns; j++)
             if (!x->keep[first + j]) z[j] = x->fill ? x->fill[first + j] : 0.0f;
         for (int j = 0; job->threshold && j < columns; j++)
-            if (!(neuron_score(z[j], s->norm[first + j]) > job->threshold[s->row[row + t]])) z[j] = 0.0f;
+            if (!(moe_neuron_score(z[j], s->norm[first + j]) > job->threshold[s->row[row + t]])) z[j] = 0.0f;
     }
     if (rows_wait(&s->z)) {
         struct rows z = s->z;
@@ -259,12 +242,12 @@ static void in_task(void *ctx, int item, int worker)
     }
     silu_mul(gate, up, cells);
     moe_work_keep(s, w->job, gate, ld, row, rows, first * PANEL_LANES, columns);
-    task_progress(w, worker);
+    moe_work_progress(w, worker);
 }
 _Static_assert(2 * IN_ROWS * IN_PANELS * PANEL_LANES * sizeof(float) <= GEMM_ROOM_BYTES, "gate and up of a task");
 _Static_assert(IN_PANELS *PANEL_LANES % QUANT_BLOCK == 0 && FEW_PANELS * PANEL_LANES % QUANT_BLOCK == 0, "whole blocks");
 
-static struct rows rows_part(const struct rows *r, int first, int n)
+struct rows moe_work_part(const struct rows *r, int first, int n)
 {
     size_t blocks = (size_t)packed_blocks(r->cols), f = (size_t)first;
     struct rows part = {.x = r->x + f * r->ld, .ld = r->ld, .n = n, .cols = r->cols};
@@ -275,7 +258,7 @@ static struct rows rows_part(const struct rows *r, int first, int n)
     return part;
 }
 
-/* ---- the second loop: sums ---- */
+/* ---- the second loop ---- */
 
 /* How it is cut: if rows are few, so that a task reads a large part of every expert's weights; else so that sums stay in the first caches. */
 static void cut_out(struct moe_work *w)
@@ -371,7 +354,7 @@ static void out_task(void *ctx, int item, int worker)
         int n = cut[1] - cut[0];
 
         if (n == 0) continue;
-        struct rows z = rows_part(&x->z, cut[0], n);
+        struct rows z = moe_work_part(&x->z, cut[0], n);
 
         bool direct = n <= FEW_ROWS || z.cols <= FINE;
 
@@ -384,19 +367,19 @@ static void out_task(void *ctx, int item, int worker)
     }
     if (!exact_settle(&e, &found)) moe_note_excess(w->m, found);
     moe_work_put(w, &e, row, column, columns, y);
-    task_progress(w, worker);
+    moe_work_progress(w, worker);
 }
 
 void moe_work_in(struct moe_work *w)
 {
-    loop(w, w->in_tasks, in_task);
+    moe_work_loop(w, w->in_tasks, in_task, w);
 }
 
 void moe_work_out(struct moe_work *w)
 {
     cut_out(w);
     cut_shares(w);
-    loop(w, w->out_blocks * w->out_columns, out_task);
+    moe_work_loop(w, w->out_blocks * w->out_columns, out_task, w);
 }
 
 void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as, void *out)
@@ -409,155 +392,11 @@ void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as,
 
         moe_work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
         if (!moe_few(&w)) {
-            loop(&w, w.in_tasks, in_task);
+            moe_work_in(&w);
             moe_work_out(&w);
         }
         if (job->note) moe_keep_notes(m, job->layer, w.share, w.shares, job->note + first);
-        count_work(&w);
-    }
-    timing_enter(m->timing, was);
-}
-
-/* ---- the second loop: for the oracles ---- */
-
-/* As many rows as fit with all their columns. */
-static int oracle_rows(const struct moe *m)
-{
-    size_t row = (size_t)packed_panels(m->width) * PANEL_LANES * sizeof(float), fit = GEMM_ROOM_BYTES / row;
-
-    BUG_ON(fit < 1);
-    return fit < OUT_ROWS ? (int)fit : OUT_ROWS;
-}
-
-static void oracle_row(const struct moe_work *w, const struct moe_share *s, const float *e, int t)
-{
-    size_t width = (size_t)w->m->width, at = (size_t)t * (size_t)w->stride + (size_t)s->place;
-
-    if (w->dense) {
-        w->to[at] = paper_score(e, w->dense + (size_t)t * width, w->part, w->m->width);
-        return;
-    }
-    if (w->norm) {
-        double sum = 0;
-
-        for (size_t d = 0; d < width; d++) sum += (double)e[d] * e[d];
-        w->to[at] = (float)sum;
-        return;
-    }
-    for (size_t d = 0; d < width; d++) w->to[at * width + d] = s->mu ? e[d] - s->mu[d] : e[d];
-}
-
-static void oracle_task(void *ctx, int item, int worker)
-{
-    const struct moe_work *w = ctx;
-    const struct moe_share *s = &w->share[item / w->out_blocks];
-    int first = item % w->out_blocks * w->out_rows, n = w->rows - first < w->out_rows ? w->rows - first : w->out_rows;
-    size_t ld = (size_t)packed_panels(w->m->width) * PANEL_LANES;
-    float *y = gemm_room(w->m->gemm, worker);
-    struct rows z = rows_part(&s->z, first, n);
-
-    w->kernel->product(y, ld, &z, NULL, n, &s->x->down, 0, packed_panels(w->m->width), gemm_scratch(w->m->gemm, worker));
-    for (int t = 0; t < n; t++) oracle_row(w, s, y + (size_t)t * ld, w->first + first + t);
-    task_progress(w, worker);
-}
-
-/* All held experts over all rows. */
-void moe_work_outputs(struct moe *m, const struct moe_job *job, struct moe_work like)
-{
-    enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
-    int rows = job->h->n, each = moe_work_rows_at_once(m, job->layer, false);
-
-    for (int first = 0; first < rows; first += each) {
-        struct moe_work w = like;
-
-        moe_work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
-        w.out_rows = oracle_rows(m);
-        w.out_blocks = (w.rows + w.out_rows - 1) / w.out_rows;
-        loop(&w, w.in_tasks, in_task);
-        loop(&w, w.shares * w.out_blocks, oracle_task);
-        count_work(&w);
-    }
-    timing_enter(m->timing, was);
-}
-
-void moe_work_scores(struct moe *m, int layer, const struct rows *h, const float *y, float share, float *out, int stride,
-                     bool packed)
-{
-    struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f};
-
-    moe_work_outputs(m, &job, (struct moe_work){.dense = y, .to = out, .part = share, .stride = stride, .packed = packed});
-}
-
-void moe_work_rows(struct moe *m, int layer, const struct rows *h, bool compensate, float *out, int stride, bool packed)
-{
-    struct moe_job job = {.layer = layer, .h = h, .scale = 1.0f, .compensate = compensate};
-
-    moe_work_outputs(m, &job, (struct moe_work){.to = out, .stride = stride, .packed = packed});
-}
-
-/* ---- neurons ---- */
-
-/* In the order of the columns' elements, in double: the same bits wherever the expert is. */
-static void norms_of(float *out, const struct packed *down)
-{
-    for (int j = 0; j < down->cols; j++) {
-        double sum = 0;
-
-        for (int d = 0; d < down->rows; d++) sum += (double)packed_at(down, d, j) * (double)packed_at(down, d, j);
-        out[j] = (float)sqrt(sum);
-    }
-}
-
-const float *moe_norms(struct moe *m, int layer)
-{
-    const struct moe_layer *y = &m->layers[layer];
-    const uint64_t *held = moe_held(m, layer, m->rank);
-    float *norm = m->norm + (size_t)layer * (size_t)m->norm_room;
-    int at = 0, n = y->experts;
-
-    BUG_ON(!m->limits.oracle || m->need[layer] > m->norm_room);
-    if (m->normed[layer]) return norm;
-    if (m->coordinator && y->shared.down.lines) {
-        norms_of(norm, &y->shared.down);
-        at = y->shared.gate.rows;
-    }
-    for (int i = bits_next(held, n, 0); i < n; i = bits_next(held, n, i + 1)) {
-        norms_of(norm + at, &y->expert[i].down);
-        at += y->expert[i].gate.rows;
-        moe_progress(m);
-    }
-    m->normed[layer] = true;
-    return norm;
-}
-
-static void scores_task(void *ctx, int item, int worker)
-{
-    const struct moe_work *w = ctx;
-    int row = w->first + item;
-    float *to = w->to + (size_t)row * (size_t)w->stride;
-
-    for (int s = 0; s < w->shares; s++) {
-        const struct moe_share *x = &w->share[s];
-        const float *z = x->z.x + (size_t)item * x->z.ld;
-
-        for (int j = 0; j < x->z.cols; j++) *to++ = neuron_score(z[j], x->norm[j]);
-    }
-    task_progress(w, worker);
-}
-
-void moe_work_neuron_scores(struct moe *m, int layer, const struct rows *h, bool shared, float *out, int stride)
-{
-    struct moe_job job = {.layer = layer, .h = h, .shared = shared, .scale = 1.0f};
-    enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
-    int rows = h->n, each = moe_work_rows_at_once(m, layer, false);
-
-    for (int first = 0; first < rows; first += each) {
-        struct moe_work w = {.to = out, .stride = stride, .scores = true};
-
-        moe_work_begin(&w, m, &job, first, rows - first < each ? rows - first : each);
-        loop(&w, w.in_tasks, in_task);
-        loop(&w, w.rows, scores_task);
-        count_work(&w);
+        moe_work_count(&w);
     }
     timing_enter(m->timing, was);
 }
