@@ -185,14 +185,22 @@ static bool good_version(const char *name)
            !name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")];
 }
 
-/* Keys of stage 1 that stage 2, which begins with a router version, would not look at. */
+/* Keys of stage 1 that stage 2, which begins with a router version, would not look at.  By their values: a message and a resolved spec have every key. */
 static status check_stage1_keys(const struct draft *d, struct err *e)
 {
-    static const char *const keys[] = {"router", "router_rank", "start", "compensation", "compensation_rank", "scale"};
+    const struct spec *s = d->s;
+    const struct {
+        const char *key;
+        bool asked;
+    } keys[] = {
+        {"router", s->finetune.router != SPEC_ROUTER_LINEAR},      {"start", s->finetune.start != START_RANDOM},
+        {"compensation", s->finetune.compensation != REFIT_MODEL}, {"compensation_rank", s->finetune.compensation_rank > 0},
+        {"scale", s->finetune.refit_scale != REFIT_SCALE_MODEL},
+    };
 
-    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]) && d->s->stage2.stage == 2; i++)
-        if (draft_given(d, keys[i]))
-            return draft_fail(d, keys[i], e,
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]) && s->stage2.stage == 2; i++)
+        if (keys[i].asked)
+            return draft_fail(d, keys[i].key, e,
                               "expected only with stage: 1: stage 2 keeps what the router that it starts from has");
     return OK;
 }

@@ -285,6 +285,41 @@ toy_factorized() {
     done
 }
 
+@test "routers trained on a converted model are those of the original at its formats, both stages, on 1 and 3 ranks" {
+    toy_factorized
+    original=$dir/cut/factorize/model
+    for format in q8 q4; do
+        precision="{experts: $format, attention: $format, head: $format}"
+        rm -rf "$dir/packed"
+        printf 'kind: convert\nmodel: %s\noutput: %s\nprecision: %s\n' "$original" "$dir/packed" "$precision" >"$dir/convert.yaml"
+        "$FACTORLLM" run "$dir/convert.yaml" --quiet
+        # where labels need outputs of neurons, and where all that is fitted is
+        [ $format = q8 ] && all=gram || all="energy, loss: regression, router: gate, start: ridge, compensation: unselected, compensation_rank: 2, scale: fitted, fit_tokens: 300"
+        for labels in "$all"; do
+            printf 'kind: pipeline\nmodel: %s\noutput: %s\nlimits: {batch_rows: 128}\nsteps:\n' "$original" "$dir/train" >"$dir/train.yaml"
+            printf '  - {kind: finetune, text: {sample_tokens: 300}, tokens: 300, batch_tokens: 64, sequence: 32, version: %s}\n' "a, labels: $labels" "b, stage: 2, from: a" >>"$dir/train.yaml"
+            rm -rf "$dir/train"
+            run "$FACTORLLM" run "$dir/train.yaml" --quiet --set precision.experts=$format --set precision.attention=$format --set precision.head=$format
+            echo "$format, $labels: $output"
+            [ "$status" = 0 ]
+            for n in 1 3; do # its formats are asked for by nobody: they are those that are stored
+                rm -rf "$dir/train"
+                ranks $n run "$dir/train.yaml" --quiet --set model="$dir/packed/model"
+                echo "$format, $labels, on $n: $output"
+                [ "$status" = 0 ]
+                for version in a b; do cmp {"$original","$dir/packed/model"}/routers/$version/router.safetensors; done
+                rm -r "$dir/packed/model/routers"/[ab]
+            done
+            rm -r "$original/routers"/[ab]
+        done
+        # formats that it has not
+        run "$FACTORLLM" run "$dir/train.yaml" --quiet --set model="$dir/packed/model" --set output="$dir/other" --set precision.experts=bf16
+        [ "$status" = 2 ]
+        [[ $output == *"precision.experts: expected stored or $format, as its packed weights are, found bf16"* ]]
+        [ "$(wc -l <<<"$output")" = 1 ]
+    done
+}
+
 @test "a pipeline that converts works on what it made, and plan says so" {
     toy_prompts >"$dir/prompts.jsonl"
     { toy_pipeline | sed '/kind: eval/,$d'; printf '  - kind: convert\n    precision: {experts: q8}\n  - kind: eval\n    text: {file: tests/cli/common.bash}\n    variants: [dense, router]\n    bootstrap: 0\n    window: 32\n'; } >"$dir/job.yaml"
