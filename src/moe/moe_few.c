@@ -3,6 +3,10 @@
  * Nothing is waited for but memory then, so all that matters is that it is read in long runs: a task takes some experts, each from the first byte of its gate and up to
  * the last of its down, into sums of its thread for whole rows.  In the end the sums of the threads are added, which changes no bit of an exact sum (exact.h),
  * whoever took which expert.  The two loops of moe_work.c, which every thread waits for the end of, read a little of each expert at a time.
+ *
+ * Limits.  A block goes this way as a whole or not at all: every share has to have both products (pair_product.h, exact_product.h).  So the two loops take over for q8 and
+ * q4 weights and for activations rounded to bf16, with kernels of another level than AVX2, if any expert that a row wants has more than CHAIN neurons (a large
+ * shared expert, on the rank that holds it: the others have routed ones only), and if fewer than EACH experts a thread are wanted.
  */
 #include <string.h>
 
