@@ -3,21 +3,36 @@
 #
 #   scripts/bench_ranks.sh PROGRAM [--set key=value]...        ROUNDS=5 MODEL=bench-data/e88-bf16 DENSE=bench-data/dense-bf16
 #   SETTINGS="tensor_parallel=true placement=balance coordinators=2"      what the 2 ranks are given, one launch each (cluster.KEY=VALUE, with + for more)
-#   MORE=1                                                                adds rounds to those that are there
+#   OUT=runs/bench_ranks                                                  where it writes; what is there is not overwritten:
+#   MORE=1                                                                adds rounds to it
 #
 # Every launch is a bench job of one round (its sides are checked before they are timed).
-#   tensor_parallel=true   all ranks have a part of attention and head: the best on one host
+#   tensor_parallel=true   all ranks have a part of attention and head: the best for decoding on one host
 #   placement=balance      one coordinator with attention and head, and so few experts that prefill is balanced: its decode is bound by what it does alone
 #   coordinators=2         each rank has attention and head of half of the sequences
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/env.sh
-program=$1
+program=${1:-}
+if [ -z "$program" ]; then
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+[ -x "$program" ] || { echo "bench_ranks: $program is not there: run make" >&2; exit 2; }
+for tool in jq mpirun; do
+    command -v $tool >/dev/null || { echo "bench_ranks: $tool is not there" >&2; exit 2; }
+done
 shift
 rounds=${ROUNDS:-5} model=${MODEL:-bench-data/e88-bf16} dense=${DENSE:-bench-data/dense-bf16}
 settings=${SETTINGS:-tensor_parallel=true placement=balance coordinators=2}
-out=runs/bench_ranks
-[ "${MORE:-}" ] || rm -rf "$out"
+for side in "$model" "$dense"; do
+    [ -f "$side/config.json" ] || { echo "bench_ranks: no model at $side: scripts/bench.sh BUILD ranks makes the models" >&2; exit 2; }
+done
+out=${OUT:-runs/bench_ranks}
+if [ -e "$out" ] && [ -z "${MORE:-}" ]; then
+    echo "bench_ranks: $out is there: MORE=1 adds rounds to it, OUT=... writes elsewhere" >&2
+    exit 2
+fi
 mkdir -p "$out"
 cat >"$out/job.yaml" <<YAML
 kind: bench

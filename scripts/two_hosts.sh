@@ -13,12 +13,13 @@ if [ $# -lt 3 ]; then
     exit 2
 fi
 [ "$(id -u)" = 0 ] || { echo "two_hosts: only root may make network namespaces" >&2; exit 77; }
-for tool in ip unshare mpirun; do
+for tool in ip unshare mpirun ${RATE:+tc} ${DELAY:+tc}; do
     command -v $tool >/dev/null || { echo "two_hosts: $tool is not there" >&2; exit 77; }
 done
 one=$1 two=$2
 shift 2
-id=$$ net=10.$((77 + id % 100)).$((id / 100 % 250))
+id=$$ # of this script: hosts factorllm-aID and factorllm-bID, their cards faID and fbID
+net=10.$((77 + id % 100)).$((id / 100 % 250))
 a=factorllm-a$id b=factorllm-b$id
 scratch=$(mktemp -d)
 cleanup() {

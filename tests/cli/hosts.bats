@@ -38,9 +38,10 @@ YAML
     for i in $(seq 400); do echo "{\"id\": \"p$i\", \"prompt\": \"go $i\"}"; done >"$dir/prompts.jsonl"
     printf 'kind: infer\nmodel: %s\ninput: %s\noutput: %s\nvariant: random\nmax_tokens: 100\nignore_eos: true\ncluster: {deadline_seconds: 3}\n' \
         "$dir/made/model" "$dir/prompts.jsonl" "$dir/infer" >"$dir/infer.yaml"
-    for signal in KILL STOP; do
+    for how in KILL STOP unplugged; do
+        rank=
         rm -rf "$dir/infer"
-        scripts/two_hosts.sh 1 1 "$FACTORLLM" run "$dir/infer.yaml" --quiet >"$dir/out" 2>&1 &
+        timeout -k 5 45 scripts/two_hosts.sh 1 1 "$FACTORLLM" run "$dir/infer.yaml" --quiet >"$dir/out" 2>&1 &
         launched=$!
         for _ in $(seq 300); do
             [ -s "$dir/infer/responses.jsonl" ] && break
@@ -50,7 +51,22 @@ YAML
         for p in $(pgrep -f "factorllm run $dir/infer.yaml"); do
             tr '\0' '\n' <"/proc/$p/environ" 2>/dev/null | grep -qx OMPI_COMM_WORLD_RANK=1 && rank=$p
         done
-        kill -$signal "$rank"
+        echo "$how: rank 1 is process $rank"
+        [ "$rank" ]
+        if [ "$how" = unplugged ]; then
+            card=$(nsenter -t "$rank" -n ip -o link show type veth | sed 's/^[0-9]*: \([^@:]*\).*/\1/')
+            nsenter -t "$rank" -n ip link set "$card" down
+            # both sides see that they are alone; mpirun's daemons wait for each other until the line is back
+            for _ in $(seq 150); do
+                grep -q 'was lost' "$dir/out" && [ ! -e "/proc/$rank" ] && break
+                sleep 0.1
+            done
+            [ ! -e "/proc/$rank" ]
+            grep -q 'rank 1 (factorllm-b.*was lost: no answer for .*(deadline 3.0 s)' "$dir/out"
+            ip -n "${card/#fb/factorllm-b}" link set "$card" up
+        else
+            kill -"$how" "$rank"
+        fi
         status=0
         wait $launched || status=$?
         cat "$dir/out"
