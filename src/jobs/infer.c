@@ -161,10 +161,10 @@ static status open_journal(struct infer *f, struct err *e)
 static status choose_routing(struct infer *f, struct err *e)
 {
     static const enum route routes[VARIANTS_INFER] = {[VARIANT_DENSE] = ROUTE_ALL,
-                                                [VARIANT_STATIC] = ROUTE_STATIC,
-                                                [VARIANT_RANDOM] = ROUTE_RANDOM,
-                                                [VARIANT_ROUTER] = ROUTE_ROUTER,
-                                                [VARIANT_ORACLE] = ROUTE_GRAM};
+                                                      [VARIANT_STATIC] = ROUTE_STATIC,
+                                                      [VARIANT_RANDOM] = ROUTE_RANDOM,
+                                                      [VARIANT_ROUTER] = ROUTE_ROUTER,
+                                                      [VARIANT_ORACLE] = ROUTE_GRAM};
     const struct spec *s = f->j->spec;
     enum spec_variant v = (enum spec_variant)s->infer.variant;
 
