@@ -26,7 +26,7 @@ fi
 
 # run NAME COMMAND...: counts its TAP lines
 run() {
-    local name=$1 status ok bad skip
+    local name=$1 status ok bad skip from=$SECONDS
     shift
     timeout 1200 "$@" >"$out" 2>&1 </dev/null
     status=$?
@@ -36,10 +36,10 @@ run() {
     if [ "$bad" = 0 ] && { [ "$status" != 0 ] || [ $((ok + skip)) = 0 ]; }; then bad=1; fi
     passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
     if [ "$bad" != 0 ]; then
-        printf 'FAIL %-52s exit %d\n' "$name" "$status"
+        printf 'FAIL %-52s exit %d %5d s\n' "$name" "$status" $((SECONDS - from))
         grep -vE '^ok |^1\.\.' "$out" | tail -n 40 | sed 's/^/     | /'
     else
-        printf 'ok   %-52s %4d\n' "$name" "$ok"
+        printf 'ok   %-52s %4d %5d s\n' "$name" "$ok" $((SECONDS - from))
     fi
 }
 
