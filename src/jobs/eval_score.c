@@ -223,6 +223,17 @@ static status count(struct eval_scorer *s, const struct eval_pass *p, int rows, 
     return OK;
 }
 
+/* The rows that pack() put together. */
+static struct batch pass_of(const struct eval_scorer *s, int rows)
+{
+    return (struct batch){.rows = rows,
+                          .token = s->token,
+                          .position = s->position,
+                          .session = s->session,
+                          .key = s->key,
+                          .decodes = s->lockstep > 0};
+}
+
 status eval_score(struct eval_scorer *s, const struct eval_pass *p, struct err *e)
 {
     struct cursor c = {0};
@@ -233,12 +244,7 @@ status eval_score(struct eval_scorer *s, const struct eval_pass *p, struct err *
     memset(p->score, 0, p->n_scores * sizeof(*p->score));
     for (size_t i = 0; i < p->n; i++) total += p->q[i].n;
     while ((rows = pack(s, &c, p->q, p->n, p->stream)) > 0) {
-        struct batch b = {.rows = rows,
-                          .token = s->token,
-                          .position = s->position,
-                          .session = s->session,
-                          .key = s->key,
-                          .decodes = s->lockstep > 0};
+        struct batch b = pass_of(s, rows);
 
         if (forward(s->model, &b, p->how, s->micro_batches, s->hidden, e) || eval_look_around(s, e)) return e->code;
         if (count(s, p, rows, e)) return e->code;
@@ -282,12 +288,7 @@ status eval_visit(struct eval_scorer *s, const struct eval_pass *p,
     memset(p->score, 0, p->n_scores * sizeof(*p->score));
     for (size_t i = 0; i < p->n; i++) total += p->q[i].n;
     while (!st && (rows = pack(s, &c, p->q, p->n, p->stream)) > 0) {
-        struct batch b = {.rows = rows,
-                          .token = s->token,
-                          .position = s->position,
-                          .session = s->session,
-                          .key = s->key,
-                          .decodes = s->lockstep > 0};
+        struct batch b = pass_of(s, rows);
 
         st = visit_layers(s, &b, p->how, active, visit, ctx, e);
         if (!st) st = eval_look_around(s, e);
@@ -314,12 +315,7 @@ status eval_agreement(struct eval_scorer *s, double *agreement, const struct eva
     memset(agreement, 0, (size_t)shape->layers * sizeof(*agreement));
     for (size_t i = 0; i < n; i++) total += q[i].n;
     while (!st && (rows = pack(s, &c, q, n, 0)) > 0) {
-        struct batch b = {.rows = rows,
-                          .token = s->token,
-                          .position = s->position,
-                          .session = s->session,
-                          .key = s->key,
-                          .decodes = s->lockstep > 0};
+        struct batch b = pass_of(s, rows);
 
         forward_embed(s->model, &b, s->x);
         for (int l = 0; l < shape->layers && !st; l++) {

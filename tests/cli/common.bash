@@ -19,9 +19,10 @@ ranks() {
     run timeout 120 mpirun -n "$n" "$FACTORLLM" "$@"
 }
 
-# terminated_mpirun PID: waits for the end of an mpirun that was sent SIGTERM; $status is its exit code.  What is ours to promise is that all
-# ranks (what has $dir in its command line) are gone within 20 seconds.  mpirun itself may then lock up in its own end (Open MPI 4.1 over PMIx 4.2: PMIx_server_finalize waits for a thread
-# that waits for a lock nobody holds, about one time in twenty, whatever program it ran); it has nothing left to do then and is killed.
+# terminated_mpirun PID: waits for the end of an mpirun that was sent SIGTERM; $status is its exit code.  What is ours to promise is that
+# all ranks (what has $dir in its command line) are gone within 20 seconds.  mpirun itself may then lock up in its own end (Open MPI 4.1
+# over PMIx 4.2: PMIx_server_finalize waits for a thread that waits for a lock nobody holds, about one time in twenty); it has nothing left
+# to do then and is killed.
 terminated_mpirun() {
     for _ in $(seq 200); do
         left=$(ps -eo stat=,pid=,args= | awk -v mpirun="$1" -v dir="$dir" '$1 !~ /^Z/ && $2 != mpirun && $3 !~ /awk/ && index($0, dir)' | wc -l)

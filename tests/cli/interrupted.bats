@@ -59,6 +59,23 @@ complete() { # goes on where the job was, and has the rows that an undisturbed r
     diff <(jq -S -c . "$dir/infer/responses.jsonl" | sort) <(jq -S -c . "$dir/undisturbed/responses.jsonl" | sort)
 }
 
+named_once() { # "RANK SIGNAL"...: the job ends each time with one line that names the rank, and then goes on to its end
+    for how in "$@"; do
+        set -- $how
+        rm -rf "$dir/infer"
+        start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+        kill -"$2" "$(pid_of_rank "$1")"
+        finish
+        echo "$how"
+        [ "$status" = 6 ]
+        # a stopped rank may be woken up by the end of the others, and then say that they are gone
+        [ "$(grep 'was lost' "$dir/out" | grep -vc "rank $1 heard nothing")" = 1 ]
+        grep -q "rank $1 ($(hostname).*was lost" "$dir/out"
+        whole_rows "$dir/infer/responses.jsonl"
+    done
+    complete
+}
+
 @test "a killed rank is named, the job ends with 6, finished rows survive" {
     make_infer_job
     start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
@@ -100,38 +117,13 @@ complete() { # goes on where the job was, and has the rows that an undisturbed r
 @test "with attention over all ranks a killed or silent rank is named once" {
     make_infer_job
     sed -i 's/deadline_seconds: 3/deadline_seconds: 3, tensor_parallel: true/' "$dir/infer.yaml"
-    for how in "1 KILL" "2 STOP" "0 KILL"; do
-        set -- $how
-        rm -rf "$dir/infer"
-        start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
-        kill -"$2" "$(pid_of_rank "$1")"
-        finish
-        echo "$how"
-        [ "$status" = 6 ]
-        [ "$(grep 'was lost' "$dir/out" | grep -vc "rank $1 heard nothing")" = 1 ]
-        grep -q "rank $1 ($(hostname).*was lost" "$dir/out"
-        whole_rows "$dir/infer/responses.jsonl"
-    done
-    complete
+    named_once "1 KILL" "2 STOP" "0 KILL"
 }
 
 @test "under two coordinators a killed or silent rank is named once, whichever it is" {
     make_infer_job
     sed -i 's/deadline_seconds: 3/deadline_seconds: 3, coordinators: 2/' "$dir/infer.yaml"
-    for how in "1 KILL" "2 KILL" "1 STOP" "2 STOP" "0 KILL"; do
-        set -- $how
-        rm -rf "$dir/infer"
-        start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
-        kill -"$2" "$(pid_of_rank "$1")"
-        finish
-        echo "$how"
-        [ "$status" = 6 ]
-        # a stopped rank may be woken up by the end of the others, and then say that they are gone
-        [ "$(grep 'was lost' "$dir/out" | grep -vc "rank $1 heard nothing")" = 1 ]
-        grep -q "rank $1 ($(hostname).*was lost" "$dir/out"
-        whole_rows "$dir/infer/responses.jsonl"
-    done
-    complete
+    named_once "1 KILL" "2 KILL" "1 STOP" "2 STOP" "0 KILL"
 }
 
 @test "under two coordinators a signal to rank 0 alone ends the job in order, also in the middle of the other's long pass" {
