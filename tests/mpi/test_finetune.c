@@ -3,26 +3,10 @@
  * np: 1 2 3 5 */
 #include <pthread.h>
 #include <signal.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "../check.h"
-#include "base/directory.h"
-#include "base/file.h"
-#include "base/rng.h"
-#include "base/stop.h"
-#include "comm/comm.h"
-#include "jobs/job.h"
+#include "../job_world.h"
 
-#define TOY "tests/golden/toy-llama"
-
-static struct {
-    struct comm *comm;
-    struct cluster *cluster;
-    char directory[64];
-    int steps; /* of a whole run: 1200 tokens in batches of at most 200, whole windows */
-} world;
+static int steps; /* of a whole run: 1200 tokens in batches of at most 200, whole windows */
 
 #define PAPER "labels: paper\nloss: paper\nselect: top_k\n"
 #define GRAM  "labels: gram\nloss: bce\nselect: threshold\n"
@@ -32,63 +16,14 @@ static struct {
     "compensation_rank: 3\nscale: fitted\nfit_tokens: 300\n"
 #define WIDE "labels: norm\nloss: listwise\nrouter: bottleneck\nrouter_rank: 5\ncompensation: unselected\nfit_tokens: 100\n"
 
-static status run(struct json_t **result, const char *yaml, struct err *e)
-{
-    struct json_t *file;
-    struct err late;
-    struct spec *s;
-
-    if (result) *result = NULL;
-    if (spec_parse(&s, yaml, strlen(yaml), "test.yaml", NULL, 0, e)) fail_msg("%s", e->text);
-    struct log *log = log_open(stderr, 1);
-    status st = job_run(s, "test", world.cluster, log, e);
-    char *path = str_join(s->output, "result.json");
-
-    log_close(log);
-    if (result && !st && json_read(&file, path, 1 << 24, &late) == OK) {
-        *result = json_clone(json_at(file, s->name));
-        json_free(file);
-    }
-    free(path);
-    spec_free(s);
-    return st;
-}
-
 static status finetune(struct json_t **result, const char *version, const char *output, const char *more, struct err *e)
 {
-    struct str yaml = {0};
+    struct str all = {0};
 
-    str_addf(&yaml, "kind: finetune\nmodel: %s/model\noutput: %s/%s\ntext: {file: %s/text}\n", world.directory, world.directory,
-             output, world.directory);
-    str_addf(&yaml,
-             "tokens: 1200\nsequence: 20\nbatch_tokens: 200\nlimits: {batch_rows: 64}\nlearning_rate: 0.02\nversion: %s\n%s",
-             version, more);
-    status s = run(result, yaml.text, e);
-    str_free(&yaml);
+    str_addf(&all, "tokens: 1200\nbatch_tokens: 200\nlearning_rate: 0.02\n%s", more);
+    status s = world_finetune(result, version, output, all.text, e);
+    str_free(&all);
     return s;
-}
-
-static char *router_bytes(const char *version, size_t *n)
-{
-    struct str path = {0};
-    struct err e;
-    char *bytes;
-
-    str_addf(&path, "%s/model/routers/%s/router.safetensors", world.directory, version);
-    if (file_read(&bytes, n, path.text, 1 << 24, &e)) fail_msg("%s", e.text);
-    str_free(&path);
-    return bytes;
-}
-
-static void same_router(const char *a, const char *b)
-{
-    size_t n, m;
-    char *x = router_bytes(a, &n), *y = router_bytes(b, &m);
-
-    assert_int_equal(n, m);
-    assert_memory_equal(x, y, n);
-    free(x);
-    free(y);
 }
 
 static char *checkpoint_path(const char *output)
@@ -101,22 +36,8 @@ static char *checkpoint_path(const char *output)
 
 static void make_model(void **state)
 {
-    static const char *const words[] = {"the", "cat", "sat",  "on",  "a",   "mat",  "and",
-                                        "saw", "two", "dogs", "run", "far", "away", "."};
-    struct str text = {0}, yaml = {0};
-    char *path = str_join(world.directory, "text");
-    struct rng r;
-    struct err e;
-
     (void)state;
-    rng_seed(&r, 1, 0);
-    for (int i = 0; i < 500; i++) str_addf(&text, "%s ", words[rng_below(&r, sizeof(words) / sizeof(words[0]))]);
-    assert_int_equal(file_write(path, text.text, text.length, &e), OK);
-    str_addf(&yaml, "kind: factorize\nmethod: factorllm\nmodel: " TOY "\noutput: %s\nexperts: 4\nactive: 2\n", world.directory);
-    if (run(NULL, yaml.text, &e)) fail_msg("%s", e.text);
-    free(path);
-    str_free(&text);
-    str_free(&yaml);
+    world_model("method: factorllm\nexperts: 4\nactive: 2\n");
 }
 
 static double mean_of(const struct json_t *array)
@@ -140,8 +61,8 @@ static void learns(const char *version, const char *more)
     assert_true(mean_of(json_at(agreement, "after")) > 0.6); /* chance is 0.5 */
     assert_true(json_number(json_at(loss, "after")) < json_number(json_at(loss, "before")));
     assert_true(json_int(json_at(o, "tokens")) >= 1200 && json_int(json_at(o, "tokens")) < 1220);
-    world.steps = (int)json_int(json_at(o, "steps"));
-    assert_in_range(world.steps, 6, 7);
+    steps = (int)json_int(json_at(o, "steps"));
+    assert_in_range(steps, 6, 7);
     assert_string_equal(json_text(json_at(o, "version")), version);
     assert_false(file_exists(left));
     json_free(o);
@@ -157,13 +78,13 @@ static void stopped_after_every_step(const char *version, const char *whole, con
 
     do {
         stop_reset();
-        if (stops < world.steps) raise(SIGUSR1);
+        if (stops < steps) raise(SIGUSR1);
         s = finetune(NULL, version, version, more, &e);
         if (s == STOPPED) {
             struct str expected = {0};
 
             stops++;
-            str_addf(&expected, "stopped after step %d of %d", stops, world.steps);
+            str_addf(&expected, "stopped after step %d of %d", stops, steps);
             assert_non_null(strstr(e.text, expected.text));
             assert_true(file_exists(path));
             str_free(&expected);
@@ -171,7 +92,7 @@ static void stopped_after_every_step(const char *version, const char *whole, con
     } while (s == STOPPED && stops < 20);
     stop_reset();
     if (s) fail_msg("%s", e.text);
-    assert_int_equal(stops, world.steps);
+    assert_int_equal(stops, steps);
     assert_false(file_exists(path));
     same_router(version, whole);
     free(path);
@@ -229,14 +150,14 @@ static void *stop_late(void *context)
 {
     const struct late_stop *o = context;
 
-    for (int tries = 0, steps = 0; tries < 100000 && steps < world.steps; tries++, usleep(100)) {
+    for (int tries = 0, seen = 0; tries < 100000 && seen < steps; tries++, usleep(100)) {
         struct err e;
         char *text;
         size_t n;
 
         if (file_read(&text, &n, o->log, 1 << 24, &e)) continue;
-        steps = 0;
-        for (const char *at = text; (at = strstr(at, "\"gradient_norm\"")); at++) steps++;
+        seen = 0;
+        for (const char *at = text; (at = strstr(at, "\"gradient_norm\"")); at++) seen++;
         free(text);
     }
     usleep(o->microseconds);
@@ -326,35 +247,6 @@ static int lead(int turn)
 int main(int argc, char **argv)
 {
     static const char *const placements[] = {"{placement: block}", "{placement: round_robin, coordinator_experts: false}"};
-    int failed = 0;
-    struct err e;
 
-    if (comm_open(&world.comm, &argc, &argv, &e)) return 1;
-    stop_install();
-    strcpy(world.directory, "/tmp/factorllm-test-XXXXXX");
-    if (comm_rank(world.comm) == 0 && !mkdtemp(world.directory)) return 1;
-    for (int turn = 0; turn < 2; turn++) {
-        struct str yaml = {0};
-        struct spec *s;
-
-        str_addf(&yaml, "kind: finetune\nmodel: unused\noutput: unused-too\ntext: {file: unused}\ncluster: %s\n",
-                 placements[turn]);
-        if (spec_parse(&s, yaml.text, yaml.length, "world", NULL, 0, &e) || cluster_open(&world.cluster, world.comm, s, &e)) {
-            fprintf(stderr, "%s\n", e.text);
-            return 1;
-        }
-        if (comm_rank(world.comm) == 0) {
-            failed += lead(turn);
-            cluster_release(world.cluster);
-            cluster_stop(world.cluster, OK);
-        } else {
-            failed += cluster_follow(world.cluster, &e) != OK;
-        }
-        cluster_close(world.cluster);
-        spec_free(s);
-        str_free(&yaml);
-    }
-    if (comm_rank(world.comm) == 0 && directory_remove(world.directory, &e)) printf("# %s\n", e.text);
-    comm_close(world.comm, OK);
-    return failed != 0;
+    return world_main(argc, argv, placements, 2, lead);
 }

@@ -4,72 +4,22 @@
  * them.
  * np: 1 2 3 5 */
 #include <signal.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "../check.h"
+#include "../job_world.h"
 #include "../student.h"
-#include "base/directory.h"
-#include "base/file.h"
-#include "base/rng.h"
-#include "base/stop.h"
-#include "comm/comm.h"
-#include "jobs/job.h"
 #include "model/router_file.h"
 #include "train/stage2.h"
 
-#define TOY "tests/golden/toy-llama"
-
-static struct {
-    struct comm *comm;
-    struct cluster *cluster;
-    char directory[64];
-} world;
-
-static status run(struct json_t **result, const char *yaml, struct err *e)
-{
-    struct json_t *file;
-    struct err late;
-    struct spec *s;
-
-    if (result) *result = NULL;
-    if (spec_parse(&s, yaml, strlen(yaml), "test.yaml", NULL, 0, e)) fail_msg("%s", e->text);
-    struct log *log = log_open(stderr, 1);
-    status st = job_run(s, "test", world.cluster, log, e);
-    char *path = str_join(s->output, "result.json");
-
-    log_close(log);
-    if (result && !st && json_read(&file, path, 1 << 24, &late) == OK) {
-        *result = json_clone(json_at(file, s->name));
-        json_free(file);
-    }
-    free(path);
-    spec_free(s);
-    return st;
-}
-
 static void make_model(void **state)
 {
-    static const char *const words[] = {"the", "cat", "sat",  "on",  "a",   "mat",  "and",
-                                        "saw", "two", "dogs", "run", "far", "away", "."};
-    struct str text = {0}, yaml = {0};
-    char *path = str_join(world.directory, "text");
-    struct rng r;
-    struct err e;
+    struct str more = {0};
 
     (void)state;
-    rng_seed(&r, 1, 0);
-    for (int i = 0; i < 500; i++) str_addf(&text, "%s ", words[rng_below(&r, sizeof(words) / sizeof(words[0]))]);
-    assert_int_equal(file_write(path, text.text, text.length, &e), OK);
-    str_addf(&yaml,
-             "kind: factorize\ngrouping: coactivation\ncompensation: mean\nmodel: " TOY
-             "\noutput: %s\nexperts: 6\nactive: 3\nshared: 0.2\ncalibration: {file: %s}\n",
-             world.directory, path);
-    if (run(NULL, yaml.text, &e)) fail_msg("%s", e.text);
-    free(path);
-    str_free(&text);
-    str_free(&yaml);
+    str_addf(&more,
+             "grouping: coactivation\ncompensation: mean\nexperts: 6\nactive: 3\nshared: 0.2\ncalibration: {file: %s/text}\n",
+             world.directory);
+    world_model(more.text);
+    str_free(&more);
 }
 
 enum { FIRST = 13, SECOND = 6, TOKENS = FIRST + SECOND };
@@ -266,7 +216,7 @@ static void pytorch(void **state)
     str_addf(&yaml,
              "kind: factorize\ngrouping: contiguous\ncompensation: none\nmodel: %s\noutput: %s/tiny1m\nexperts: 32\nactive: 16\n",
              tiny, world.directory);
-    if (run(NULL, yaml.text, &e)) fail_msg("%s", e.text);
+    if (world_run(NULL, yaml.text, &e)) fail_msg("%s", e.text);
     if (json_read(&file, golden, 1 << 20, &e)) fail_msg("%s", e.text);
     if (cluster_model(world.cluster, made, limits, &m, &e)) fail_msg("%s", e.text);
     as_pytorch(m, json_at(file, "threshold"), true);
@@ -283,14 +233,7 @@ enum { STEPS = 6 };
 
 static status finetune(struct json_t **result, const char *name, const char *more, struct err *e)
 {
-    struct str yaml = {0};
-
-    str_addf(&yaml, "kind: finetune\nmodel: %s/model\noutput: %s/%s\nversion: %s\n", world.directory, world.directory, name,
-             name);
-    str_addf(&yaml, "text: {file: %s/text}\nsequence: 20\nlimits: {batch_rows: 64}\n%s", world.directory, more);
-    status s = run(result, yaml.text, e);
-    str_free(&yaml);
-    return s;
+    return world_finetune(result, name, name, more, e);
 }
 
 static status end_to_end(struct json_t **result, const char *name, const char *more, struct err *e)
@@ -303,35 +246,11 @@ static status end_to_end(struct json_t **result, const char *name, const char *m
     return s;
 }
 
-static char *bytes_of(const char *format, const char *name, size_t *n)
-{
-    struct str path = {0};
-    struct err e;
-    char *bytes;
-
-    str_addf(&path, format, world.directory, name);
-    if (file_read(&bytes, n, path.text, 1 << 24, &e)) fail_msg("%s", e.text);
-    str_free(&path);
-    return bytes;
-}
-
-static void same_router(const char *a, const char *b)
-{
-    size_t n, m;
-    char *x = bytes_of("%s/model/routers/%s/router.safetensors", a, &n);
-    char *y = bytes_of("%s/model/routers/%s/router.safetensors", b, &m);
-
-    assert_int_equal(n, m);
-    assert_memory_equal(x, y, n);
-    free(x);
-    free(y);
-}
-
 /* Losses, shares and norms of all steps, digit by digit. */
 static void same_curve(const char *a, const char *b)
 {
     size_t n;
-    char *x = bytes_of("%s/%s/log.jsonl", a, &n), *y = bytes_of("%s/%s/log.jsonl", b, &n), *p = x, *q = y;
+    char *x = world_bytes("%s/%s/log.jsonl", a, &n), *y = world_bytes("%s/%s/log.jsonl", b, &n), *p = x, *q = y;
     int steps = 0;
 
     while ((p = strstr(p, "\"loss\"")) && (q = strstr(q, "\"loss\""))) {
@@ -447,35 +366,6 @@ int main(int argc, char **argv)
     static const char *const placements[] = {"{placement: block, threads: 2}",
                                              "{placement: round_robin, coordinator_experts: false}",
                                              "{placement: balance, coordinator_share: 1}"};
-    int failed = 0;
-    struct err e;
 
-    if (comm_open(&world.comm, &argc, &argv, &e)) return 1;
-    stop_install();
-    strcpy(world.directory, "/tmp/factorllm-test-XXXXXX");
-    if (comm_rank(world.comm) == 0 && !mkdtemp(world.directory)) return 1;
-    for (int turn = 0; turn < 3; turn++) {
-        struct str yaml = {0};
-        struct spec *s;
-
-        str_addf(&yaml, "kind: finetune\nmodel: unused\noutput: unused-too\ntext: {file: unused}\ncluster: %s\n",
-                 placements[turn]);
-        if (spec_parse(&s, yaml.text, yaml.length, "world", NULL, 0, &e) || cluster_open(&world.cluster, world.comm, s, &e)) {
-            fprintf(stderr, "%s\n", e.text);
-            return 1;
-        }
-        if (comm_rank(world.comm) == 0) {
-            failed += lead(turn);
-            cluster_release(world.cluster);
-            cluster_stop(world.cluster, OK);
-        } else {
-            failed += cluster_follow(world.cluster, &e) != OK;
-        }
-        cluster_close(world.cluster);
-        spec_free(s);
-        str_free(&yaml);
-    }
-    if (comm_rank(world.comm) == 0 && directory_remove(world.directory, &e)) printf("# %s\n", e.text);
-    comm_close(world.comm, OK);
-    return failed != 0;
+    return world_main(argc, argv, placements, 3, lead);
 }
