@@ -26,8 +26,8 @@ struct student {
     /* What is trained, [layers] of each; a router with a factor is one of kind gate. */
     const struct router *r;
     double *weight, *bias, *factor, *mu;
-    double scale, lm, budget, load, target;
-    /* The point at which gates are relaxed, [layers][rows][N], and T of every layer. */
+    double scale, lm, budget, load, target, temperature;
+    /* The point at which gates are relaxed, [layers][rows][N], and T of every layer: temperature * the deviation of its scores. */
     int rows;
     double *z0, *t0, *hard, spread[MODEL_LAYERS_MAX];
     bool capture;
@@ -234,7 +234,7 @@ static inline void student_capture(struct student *s, int l)
 
     for (int i = 0; i < rows * n; i++) mean += z[i] / (rows * n);
     for (int i = 0; i < rows * n; i++) squares += (z[i] - mean) * (z[i] - mean) / (rows * n);
-    s->spread[l] = sqrt(squares);
+    s->spread[l] = s->temperature * sqrt(squares);
     for (int t = 0; t < rows; t++, z += n) {
         double in = INFINITY, out = -INFINITY;
 

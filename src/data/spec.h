@@ -149,6 +149,7 @@ struct spec {
         struct spec_list train; /* names of enum spec_train */
         double lm_loss, budget, load_balance;
         int64_t balance_over;     /* enum spec_balance */
+        double gate_temperature;  /* of the gates' gradients, in standard deviations of the scores */
         double compensation_rate; /* learning rate of the means over that of the router */
     } stage2;
     struct {

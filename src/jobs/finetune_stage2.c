@@ -103,6 +103,7 @@ static status open_trainer(struct finetune_run *r, struct err *e)
         .lm = s->stage2.lm_loss,
         .budget = s->stage2.budget,
         .load = s->stage2.load_balance,
+        .temperature = s->stage2.gate_temperature,
         .train_router = spec_trains(s, TRAIN_ROUTER),
         .train_means = spec_trains(s, TRAIN_COMPENSATION),
         .means_rate = s->stage2.compensation_rate,
@@ -178,6 +179,7 @@ static status identify(const struct finetune_run *r, struct json_t *o, struct er
     json_put_real(o, "load_balance", s->stage2.load_balance);
     json_put_text(o, "balance_over", s->stage2.balance_over == BALANCE_RANKS ? "rank" : "expert");
     json_put_int(o, "balance groups", ((const struct end_to_end *)r)->groups);
+    json_put_real(o, "gate_temperature", s->stage2.gate_temperature);
     json_put_real(o, "compensation_rate", s->stage2.compensation_rate);
     return OK;
 }

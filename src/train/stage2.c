@@ -31,7 +31,7 @@ struct stage2 {
     float *entrance, *middle; /* [layers + 1][rows][D], the last is behind the last layer; [layers][rows][D] */
     float *z;                 /* [layers][rows][N] */
     uint64_t *set;            /* [layers][rows][words] */
-    double *spread;           /* [layers] T */
+    double *spread;           /* [layers] standard deviation of the scores */
     uint64_t *load;           /* [layers][N] of the pass */
     double *pull;             /* [layers][N] of the budget and the load term: dL/dg of every row */
     double *group;            /* [groups] */
@@ -110,6 +110,7 @@ status stage2_open(struct stage2 **out, struct router *r, struct model *m, const
     *out = NULL;
     BUG_ON(o->rows < 1 || o->sessions < 1 || !model_limits_of(m)->train || o->rows > model_limits_of(m)->rows);
     BUG_ON(o->train_means && !r->mu);
+    BUG_ON(!(o->temperature > 0));
     if (!s) return err_set(e, ERR_LIMIT, "out of memory for the training");
     *s = (struct stage2){.router = r, .model = m, .moe = model_moe(m), .gemm = model_gemm(m), .shape = model_shape(m), .o = *o};
     if (s->o.target <= 0) s->o.target = shape_active_share(s->shape);
@@ -196,7 +197,7 @@ static void relax_task(void *ctx, int item, int worker)
     struct stage2 *s = x->s;
     const struct router *r = s->router;
     int n = r->experts, words = bits_words(n), end = (item + 1) * ROWS_OF_TASK < x->rows ? (item + 1) * ROWS_OF_TASK : x->rows;
-    double by = s->spread[x->layer] > 0 ? 1 / s->spread[x->layer] : 0;
+    double by = s->spread[x->layer] > 0 ? 1 / (s->o.temperature * s->spread[x->layer]) : 0;
 
     (void)worker;
     for (int t = item * ROWS_OF_TASK; t < end; t++) {

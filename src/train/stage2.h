@@ -6,7 +6,7 @@
  *   per pass          budget * 100 * (f - target)^2 for threshold routers, f the mean share of active neurons;
  *                     load * the mean over groups of (load of the group / mean load - 1)^2, a group being an expert, or what a rank holds
  * A choice has no gradient.  Instead of it (straight-through, Bengio et al., arXiv 1308.3432) the gate g_i of expert i has that of sigmoid((z_i - threshold) / T), with
- * T the standard deviation of the layer's scores in the pass; the threshold of a row of top-k lies midway between its k-th and its next score.  Neither T nor the
+ * T = temperature * the standard deviation of the layer's scores in the pass; the threshold of a row of top-k lies midway between its k-th and its next score.  Neither T nor the
  * threshold passes anything on.  With y = e_s + sum g_i (scale e_i) + (1 - g_i) mu_i a gate has dL/dg_i = <dy, scale e_i - mu_i>.
  *
  * Gradients are sums over the rows of a batch; they are divided by their number in the step.  A batch is cut into passes of whole windows that fit the model's rows.
@@ -30,6 +30,7 @@ struct stage2_options {
     double target;           /* f of the budget term; <= 0: by the shape */
     const int *group;        /* [layers][experts] of the load term, each 0 .. groups - 1; NULL: every expert its own */
     int groups;
+    double temperature;             /* of the gates' gradients, > 0 */
     bool train_router, train_means; /* means: the router has mu */
     double means_rate;              /* learning rate of the means over that of the router */
     bool compensate;                /* add means, and the router's term of low rank */

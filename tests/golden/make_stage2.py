@@ -54,7 +54,7 @@ def attention(c, w, l, x):
     return x + F.linear((a @ v).transpose(1, 2).reshape(B, T, D), w[p + "self_attn.o_proj.weight"])
 
 
-def run(c, w, tokens, router=None, threshold=True):
+def run(c, w, tokens, router=None, threshold=True, temperature=1.0):
     x, share = w["model.embed_tokens.weight"][tokens], 0
     for l in range(c["num_hidden_layers"]):
         p = "model.layers.%d." % l
@@ -72,14 +72,14 @@ def run(c, w, tokens, router=None, threshold=True):
         else:
             hard = torch.zeros_like(s).scatter_(-1, s.topk(ACTIVE, -1).indices, 1.0)
             at = s.detach().topk(ACTIVE + 1, -1).values[..., -2:].mean(-1, keepdim=True)
-        soft = torch.sigmoid((s - at) / s.detach().std(unbiased=False))
+        soft = torch.sigmoid((s - at) / (temperature * s.detach().std(unbiased=False)))
         g = hard + soft - soft.detach()
         share = share + g.mean() / c["num_hidden_layers"]
         x = x + SCALE * F.linear(z * g.repeat_interleave(z.shape[-1] // N, -1), down) + (1 - g) @ mu
     return F.linear(norm(x, w["model.norm.weight"], c["rms_norm_eps"]), w["lm_head.weight"]), share
 
 
-def measure(c, w, threshold):
+def measure(c, w, threshold, temperature):
     L, D, V = c["num_hidden_layers"], c["hidden_size"], c["vocab_size"]
     ids = torch.tensor([(i * i * 7 + i * 37 + 11) % V for i in range(2 * WINDOW + 1)])
     tokens, target = ids[:-1].view(2, WINDOW), ids[1:].view(2, WINDOW)
@@ -88,14 +88,14 @@ def measure(c, w, threshold):
     for v in router.values():
         v.requires_grad_(True)
     taught = F.log_softmax(run(c, w, tokens)[0].detach(), -1)
-    logits, share = run(c, w, tokens, router, threshold)
+    logits, share = run(c, w, tokens, router, threshold, temperature)
     said = F.log_softmax(logits, -1)
     rows = tokens.numel()
     kl = F.kl_div(said, taught, log_target=True, reduction="sum")
     nll = -said.gather(-1, target[..., None]).sum()
     loss = kl + LM * nll + (rows * BUDGET * 100 * (share - TARGET) ** 2 if threshold else 0)
     loss.backward()
-    out = {"kl": kl.item() / rows, "nll": nll.item() / rows, "loss": loss.item() / rows, "share": float(share)}
+    out = {"temperature": temperature, "kl": kl.item() / rows, "nll": nll.item() / rows, "loss": loss.item() / rows, "share": float(share)}
     for k, v in router.items():
         out[k] = v.grad.norm().item()
         out[k + "_of_layers"] = [v.grad[l].norm().item() for l in range(L)]
@@ -104,5 +104,5 @@ def measure(c, w, threshold):
 
 
 c, w = load(sys.argv[1])
-json.dump({"threshold": measure(c, w, True), "top_k": measure(c, w, False)}, sys.stdout, indent=1)
+json.dump({"threshold": measure(c, w, True, 0.5), "top_k": measure(c, w, False, 0.8)}, sys.stdout, indent=1)
 print()

@@ -48,7 +48,7 @@ static void compare(struct student *s, const struct window *w, const struct rout
     }
 }
 
-static void gradients(const struct router_form *form, bool by_threshold)
+static void gradients(const struct router_form *form, bool by_threshold, double temperature)
 {
     char *directory = str_join(world.directory, "model");
     const struct window w[] = {{tokens, FIRST, tokens + 1}, {tokens + FIRST, SECOND, tokens + FIRST + 1}};
@@ -77,6 +77,7 @@ static void gradients(const struct router_form *form, bool by_threshold)
                                .budget = 0.5,
                                .load = 0.2,
                                .target = 0.4,
+                               .temperature = temperature,
                                .train_router = true,
                                .train_means = true,
                                .means_rate = 0.5,
@@ -89,7 +90,7 @@ static void gradients(const struct router_form *form, bool by_threshold)
     const struct stage2_tally *tally = stage2_tally(trainer);
 
     student_open(&s, directory, &r);
-    s.scale = 1.25, s.lm = 0.3, s.budget = 0.5, s.load = 0.2, s.target = 0.4;
+    s.scale = 1.25, s.lm = 0.3, s.budget = 0.5, s.load = 0.2, s.target = 0.4, s.temperature = temperature;
     s.capture = true;
     double loss = student_loss(&s, w, 2) / TOKENS;
     s.capture = false;
@@ -120,19 +121,19 @@ static void gradients(const struct router_form *form, bool by_threshold)
 static void top_k_router(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.means = true}, false);
+    gradients(&(struct router_form){.means = true}, false, 0.5);
 }
 
 static void threshold_router(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.means = true}, true);
+    gradients(&(struct router_form){.means = true}, true, 0.7);
 }
 
 static void gate_router(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true}, true);
+    gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true}, true, 1.6);
 }
 
 /* ---- against PyTorch: tests/golden/make_stage2.py ---- */
@@ -156,6 +157,7 @@ static void as_pytorch(struct model *m, const struct json_t *golden, bool by_thr
     struct stage2_options o = {.lm = 0.3,
                                .budget = 0.5,
                                .target = 0.4,
+                               .temperature = json_number(json_at(golden, "temperature")),
                                .train_router = true,
                                .train_means = true,
                                .compensate = true,
@@ -318,6 +320,8 @@ static void refusals(void **state)
     stop_reset();
     assert_int_equal(end_to_end(NULL, "refused", OPTIONS "budget: 2\n", &e), ERR_SPEC);
     if (!strstr(e.text, "budget was 1.0 and is 2.0")) fail_msg("%s", e.text);
+    assert_int_equal(end_to_end(NULL, "refused", OPTIONS "gate_temperature: 0.75\n", &e), ERR_SPEC);
+    if (!strstr(e.text, "gate_temperature was 0.5 and is 0.75")) fail_msg("%s", e.text);
 }
 
 static void elsewhere(const char *name)

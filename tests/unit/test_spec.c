@@ -486,6 +486,7 @@ static void test_round_trips(void **state)
     survives(FACTOR "shared: 0.1\nseed: 9007199254740991\nshard_mib: 0\n");
     survives(TUNE "version: v7\nlearning_rate: 0.1\nbeta2: 0.999\n");
     survives(TUNE "method: factorllm\nloss: bce\n");
+    survives(TUNE "stage: 2\ngate_temperature: 0.3\ntrain: [router]\n");
     survives(TUNE "labels: norm\nloss: listwise\nrouter: gate\nrouter_rank: 8\nstart: ridge\nridge: 0.5\nscale: fitted\n"
                   "compensation: unselected\ncompensation_rank: 4\nfit_tokens: 99\n");
     survives(EVAL "variants: [router, router@v1, dense]\nbaseline: router@v1\ndomains: {b: 'x y', a-1: /z=1}\nlast_word: "
