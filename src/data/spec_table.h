@@ -8,6 +8,7 @@
 
 #include "data/spec.h"
 
+#define LARGE 1e15 /* as the most of a number: no limit worth naming */
 enum { KEYS_MAX = 192, TEXT_MAX = 4096, LIST_MAX = 1024, STEPS_MAX = 32 };
 
 /* KEY_NUMBERS: one number, or a list of them with one per layer; names of `set` may stand in place of the one. */

@@ -7,17 +7,16 @@
 #include "num/exact_many.h"
 #include "num/line_avx2.h"
 
-enum { TILE = 6, WIDE = 4, FEW = 3, AHEAD = 4096 /* bytes that one row asks for ahead of their use */ };
+enum { FEW = 3, WIDE = 4, AHEAD = 1024 /* bytes that each stream asks for ahead of their use */ };
 
-/* Some rows by some panels. */
+/* All rows, which are few, by some panels, `apart` panels from each other. */
 struct tile {
     const float *const *x;
     uint64_t *const *sum;
     size_t column; /* of the sums */
     const char *w;
-    size_t panel;    /* bytes */
-    ptrdiff_t ahead; /* bytes from a line to the one to ask for */
-    int inputs;
+    size_t panel; /* bytes */
+    int apart, inputs;
     float scale;
     __m256i most;
 };
@@ -40,13 +39,12 @@ INLINE void step(int rows, int wide, bool half, bool high, __m256 (*sum)[2 * WID
 
 INLINE void tile_body(int rows, int wide, bool half, struct tile *t)
 {
-    __m256 sum[TILE][2 * WIDE], scale = _mm256_set1_ps(t->scale);
+    __m256 sum[FEW][2 * WIDE], scale = _mm256_set1_ps(t->scale);
     __m256i most = t->most;
-    const float *x[TILE];
+    const float *x[FEW];
     const char *w = t->w;
     int k = 0, inputs = t->inputs;
-    size_t panel = t->panel;
-    ptrdiff_t ahead = t->ahead;
+    size_t panel = t->panel * (size_t)t->apart;
 
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
@@ -55,12 +53,11 @@ INLINE void tile_body(int rows, int wide, bool half, struct tile *t)
         for (int i = 0; i < 2 * wide; i++) sum[r][i] = _mm256_setzero_ps();
     }
     for (; k + 1 < inputs; k += 2, w += (half ? 1 : 2) * LINE_BYTES) {
-        if (rows <= FEW)
 #pragma GCC unroll 16
-            for (int p = 0; p < wide; p++) {
-                _mm_prefetch(w + (size_t)p * panel + ahead, _MM_HINT_T0);
-                if (!half) _mm_prefetch(w + (size_t)p * panel + ahead + LINE_BYTES, _MM_HINT_T0);
-            }
+        for (int p = 0; p < wide; p++) {
+            _mm_prefetch(w + (size_t)p * panel + AHEAD, _MM_HINT_T0);
+            if (!half) _mm_prefetch(w + (size_t)p * panel + AHEAD + LINE_BYTES, _MM_HINT_T0);
+        }
         step(rows, wide, half, false, sum, x, k, w, panel);
         step(rows, wide, half, true, sum, x, k + 1, half ? w : w + LINE_BYTES, panel);
     }
@@ -69,14 +66,15 @@ INLINE void tile_body(int rows, int wide, bool half, struct tile *t)
     for (int r = 0; r < rows; r++) {
         uint64_t *to = t->sum[r] + t->column;
 #pragma GCC unroll 16
-        for (int i = 0; i < 2 * wide; i++) most = lift8(to + 8 * i, sum[r][i], scale, most);
+        for (int i = 0; i < 2 * wide; i++)
+            most = lift8(to + (size_t)(i / 2 * t->apart) * PANEL_LANES + i % 2 * 8, sum[r][i], scale, most);
     }
     t->most = most;
 }
 
 typedef void tile_function(struct tile *t);
 
-#define TILES(X) X(1, 1) X(1, 4) X(2, 1) X(2, 2) X(3, 1) X(3, 2) X(4, 1) X(5, 1) X(6, 1)
+#define TILES(X) X(1, 1) X(1, 4) X(2, 1) X(2, 2) X(3, 1) X(3, 2)
 #define TILE_OF(rows, wide)                                                                                                      \
     VECTORS static void f32_##rows##x##wide(struct tile *t)                                                                      \
     {                                                                                                                            \
@@ -88,30 +86,25 @@ typedef void tile_function(struct tile *t);
     }
 TILES(TILE_OF)
 #define ENTRY_OF(rows, wide) [0][rows][wide] = f32_##rows##x##wide, [1][rows][wide] = bf16_##rows##x##wide,
-static tile_function *const tiles_of[2][TILE + 1][WIDE + 1] = {TILES(ENTRY_OF)};
+static tile_function *const tiles_of[2][FEW + 1][WIDE + 1] = {TILES(ENTRY_OF)};
 
+/* The panels are read in `wide` streams, one of each part of them: several are read faster than one (one row and panels of 512 bytes: by half), for the processor asks ahead
+ * in each by itself. */
 VECTORS static uint32_t product(const float *const *x, uint64_t *const *sum, int n, const struct packed *w, int from, int panels,
-                                float scale, const char *next)
+                                float scale)
 {
     static const int wides[FEW + 1] = {0, 4, 2, 2};
-    bool half = w->format == FORMAT_BF16;
     size_t panel = (size_t)packed_steps(w->format, w->cols) * LINE_BYTES;
-    struct tile t = {.panel = panel, .inputs = w->cols, .scale = scale, .most = _mm256_setzero_si256()};
-    int tiles = (n + TILE - 1) / TILE;
-    const char *end = (const char *)w->lines + (size_t)(from + panels) * panel;
+    int wide = wides[n], each = panels / wide;
+    struct tile t = {
+        .x = x, .sum = sum, .panel = panel, .apart = each, .inputs = w->cols, .scale = scale, .most = _mm256_setzero_si256()};
 
-    for (int p = 0, wide; p < panels; p += wide) {
-        wide = n <= FEW && panels - p >= wides[n] ? wides[n] : 1;
+    for (int i = 0; i < each + panels % wide; i++) {
+        int p = i < each ? i : i + each * (wide - 1); /* the last ones alone */
+
         t.w = (const char *)w->lines + (size_t)(from + p) * panel;
         t.column = (size_t)p * PANEL_LANES;
-        t.ahead = AHEAD;
-        if (next && end - t.w <= AHEAD) t.ahead = next - end + AHEAD;
-        for (int i = 0; i < tiles; i++) {
-            int begin = n * i / tiles, rows = n * (i + 1) / tiles - begin;
-
-            t.x = x + begin, t.sum = sum + begin;
-            tiles_of[half][rows][wide](&t);
-        }
+        tiles_of[w->format == FORMAT_BF16][n][i < each ? wide : 1](&t);
     }
     return largest(t.most);
 }
@@ -137,7 +130,7 @@ bool exact_product(struct exact *e, const struct kernel *k, const int *at, int f
         e->terms[at[i] - first]++;
     }
     most = x->n > FEW ? exact_many(x->x, x->ld, sum, x->n, w, from, panels, scale, next)
-                      : product(row, sum, x->n, w, from, panels, scale, next);
+                      : product(row, sum, x->n, w, from, panels, scale);
     e->most = most > e->most ? most : e->most;
     return true;
 }

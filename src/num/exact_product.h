@@ -9,7 +9,7 @@ enum { EXACT_PRODUCT_ROWS = 128 };
 
 /* Row at[i] - first of *e += scale * (row i of x times the outputs of panels from .. from + panels - 1), i = 0 .. x->n - 1, no row twice: the same terms as k->product() and
  * exact_add(), panel by panel; e->cols >= PANEL_LANES * panels.
- * next: where the weights of the caller's next product begin, or NULL: they are asked for before this one is done.
+ * next: where the weights of the caller's next product begin, or NULL: those of many rows are asked for before this one is done.
  * false: nothing was done, exact_product_has() is false. */
 bool exact_product(struct exact *e, const struct kernel *k, const int *at, int first, const struct rows *x,
                    const struct packed *w, int from, int panels, float scale, const void *next);
