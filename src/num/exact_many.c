@@ -25,12 +25,6 @@ struct many {
     uint64_t nobody[PANEL_LANES] __attribute__((aligned(64)));
 };
 
-/* *sum = a * b + *sum, in place: left to itself gcc shuffles the sums among too few registers. */
-INLINE void add_product(__m256 *sum, __m256 a, __m256 b)
-{
-    __asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
-}
-
 INLINE void many_step(int rows, __m256 (*sum)[2], const float *x, size_t ld, const float *w)
 {
     __m256 low = _mm256_load_ps(w), high = _mm256_load_ps(w + 8);

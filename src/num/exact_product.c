@@ -25,15 +25,15 @@ struct tile {
 INLINE void step(int rows, int wide, bool half, bool high, __m256 (*sum)[2 * WIDE], const float *const *x, int k, const char *w,
                  size_t panel)
 {
-    __m256 line[2 * WIDE];
+    __m256 a[FEW];
 
 #pragma GCC unroll 16
-    for (int i = 0; i < 2 * wide; i++) line[i] = line_of(w + (size_t)(i / 2) * panel + (i % 2) * 32, half, high);
+    for (int r = 0; r < rows; r++) a[r] = _mm256_broadcast_ss(x[r] + k);
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) {
-        __m256 a = _mm256_broadcast_ss(x[r] + k);
+    for (int i = 0; i < 2 * wide; i++) {
+        __m256 line = line_of(w + (size_t)(i / 2) * panel + (i % 2) * 32, half, high);
 #pragma GCC unroll 16
-        for (int i = 0; i < 2 * wide; i++) sum[r][i] = _mm256_fmadd_ps(a, line[i], sum[r][i]);
+        for (int r = 0; r < rows; r++) add_product(&sum[r][i], a[r], line);
     }
 }
 

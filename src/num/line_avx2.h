@@ -20,6 +20,12 @@ INLINE __m256 line_of(const char *w, bool half, bool high)
     return _mm256_castsi256_ps(high ? _mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000u)) : _mm256_slli_epi32(bits, 16));
 }
 
+/* *sum = a * b + *sum, in place: left to itself gcc shuffles the sums among too few registers. */
+INLINE void add_product(__m256 *sum, __m256 a, __m256 b)
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
+}
+
 /* Four outputs into their sums. */
 INLINE void lift4(uint64_t *sum, __m128 x)
 {

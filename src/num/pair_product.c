@@ -28,8 +28,8 @@ INLINE void step(int rows, int wide, bool half, bool high, __m256 (*sum)[2][2][2
             for (int r = 0; r < rows; r++) {
                 __m256 a = _mm256_broadcast_ss(x[r] + from[c]);
 
-                sum[r][c][m][0] = _mm256_fmadd_ps(a, low, sum[r][c][m][0]);
-                sum[r][c][m][1] = _mm256_fmadd_ps(a, up, sum[r][c][m][1]);
+                add_product(&sum[r][c][m][0], a, low);
+                add_product(&sum[r][c][m][1], a, up);
             }
         }
 }
