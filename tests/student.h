@@ -219,7 +219,7 @@ static inline void student_scores(const struct student *s, int l, const double *
     memcpy(a, h, (size_t)d * sizeof(*a));
     if (r->kind != ROUTER_LINEAR) {
         student_product(a, f, h, router_factors(r), d);
-        for (int j = 0; j < rank; j++) a[j] = a[j] / (1 + exp(-a[j])) * (r->kind == ROUTER_GATE ? a[rank + j] : 1);
+        for (int j = 0; j < rank && r->kind != ROUTER_LOW_RANK; j++) a[j] = a[j] / (1 + exp(-a[j])) * (r->kind == ROUTER_GATE ? a[rank + j] : 1);
     }
     student_product(z, w, a, n, inner);
     for (int i = 0; i < n; i++) z[i] += s->bias[l * n + i];

@@ -39,9 +39,9 @@ enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
 enum spec_compensation { COMPENSATE_NONE, COMPENSATE_MEAN };
 enum spec_labels { LABELS_PAPER, LABELS_GRAM, LABELS_ENERGY, LABELS_NORM };
 enum spec_loss { LOSS_PAPER /* KL(softmax(0/1 label) || router) */, LOSS_BCE, LOSS_LISTWISE, LOSS_REGRESSION };
-enum spec_router { SPEC_ROUTER_LINEAR, SPEC_ROUTER_BOTTLENECK, SPEC_ROUTER_GATE }; /* as enum router_kind */
+enum spec_router { SPEC_ROUTER_LINEAR, SPEC_ROUTER_BOTTLENECK, SPEC_ROUTER_GATE, SPEC_ROUTER_LOW_RANK }; /* as enum router_kind */
 enum spec_start { START_RANDOM, START_RIDGE, START_CURRENT };
-enum spec_refit { REFIT_MODEL /* what the model has */, REFIT_UNSELECTED };
+enum spec_refit { REFIT_MODEL /* what the model has */, REFIT_UNSELECTED, REFIT_CONSTANT };
 enum spec_refit_scale { REFIT_SCALE_MODEL, REFIT_SCALE_FITTED };
 enum spec_train { TRAIN_ROUTER, TRAIN_COMPENSATION };
 enum spec_balance { BALANCE_EXPERTS, BALANCE_RANKS };

@@ -24,9 +24,9 @@ static const char *const scale_names[] = {"one", "paper", NULL};
 static const char *const compensation_names[] = {"none", "mean", NULL};
 static const char *const labels_names[] = {"paper", "gram", "energy", "norm", NULL};
 static const char *const loss_names[] = {"paper", "bce", "listwise", "regression", NULL};
-static const char *const router_names[] = {"linear", "bottleneck", "gate", NULL};
+static const char *const router_names[] = {"linear", "bottleneck", "gate", "low_rank", NULL};
 static const char *const start_names[] = {"random", "ridge", "current", NULL};
-static const char *const refit_names[] = {"model", "unselected", NULL};
+static const char *const refit_names[] = {"model", "unselected", "constant", NULL};
 static const char *const refit_scale_names[] = {"model", "fitted", NULL};
 static const char *const train_names[] = {"router", "compensation", NULL};
 static const char *const balance_names[] = {"expert", "rank", NULL};
@@ -109,11 +109,11 @@ static const struct key table[] = {
     {"labels", T, KEY_ENUM, AT(finetune.labels), "gram", "paper", 0, 0, labels_names, 0, "which experts a token should have chosen"},
     {"loss", T, KEY_ENUM, AT(finetune.loss), "bce", "paper", 0, 0, loss_names, 0, "of the router against the labels"},
     {"select", T, KEY_ENUM, AT(finetune.select), "top_k", "top_k", 0, 0, select_names, 0, "how the router chooses; threshold: k in the mean"},
-    {"router", T, KEY_ENUM, AT(finetune.router), "linear", "linear", 0, 0, router_names, 0, "bottleneck: W silu(V h) + b; gate: W (silu(V h) * U h) + b"},
-    {"router_rank", T, KEY_INT, AT(finetune.router_rank), "16", NULL, 1, 1 << 16, NULL, 0, "rows of V, of the bottleneck and the gate"},
+    {"router", T, KEY_ENUM, AT(finetune.router), "linear", "linear", 0, 0, router_names, 0, "low_rank: W V h + b; bottleneck: W silu(V h) + b; gate: W (silu(V h) * U h) + b"},
+    {"router_rank", T, KEY_INT, AT(finetune.router_rank), "16", NULL, 1, 1 << 16, NULL, 0, "rows of V, of all but the linear one"},
     {"start", T, KEY_ENUM, AT(finetune.start), "random", "random", 0, 0, start_names, 0, "ridge: least squares of the labels on fit_tokens; current: the model's router"},
     {"ridge", T, KEY_REAL, AT(finetune.ridge), "0.01", NULL, 1e-9, 1e3, NULL, 0, "of least squares, over the mean variance of the inputs"},
-    {"compensation", T, KEY_ENUM, AT(finetune.compensation), "model", "model", 0, 0, refit_names, 0, "unselected: means over tokens that do not select the expert, after training"},
+    {"compensation", T, KEY_ENUM, AT(finetune.compensation), "model", "model", 0, 0, refit_names, 0, "after training: unselected: means over tokens that do not select the expert; constant: one vector a layer"},
     {"compensation_rank", T, KEY_INT, AT(finetune.compensation_rank), "0", "0", 0, 1 << 16, NULL, 0, "of a term B A h + d for what is still missing, fitted after training"},
     {"scale", T, KEY_ENUM, AT(finetune.refit_scale), "model", "model", 0, 0, refit_scale_names, 0, "of active experts; fitted: least squares per layer, after training"},
     {"fit_tokens", T, KEY_INT, AT(finetune.fit_tokens), "8192", NULL, 1, 1 << 24, NULL, 0, "of the text, for start: ridge and for what is fitted after training"},

@@ -22,7 +22,6 @@ struct router_head {
     int32_t layers, experts, by_threshold, format; /* format: of the packed matrices, -1 none */
     uint64_t at, n, all; /* floats: of the piece, of all its parts (router_parts()) one behind the other */
     struct router_form form;
-    int32_t pad;
 };
 
 _Static_assert(sizeof(struct forward_head) == 64 && sizeof(struct router_head) == 64, "what is behind them is aligned");

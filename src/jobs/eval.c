@@ -99,7 +99,7 @@ struct routing eval_route(enum spec_variant v, const struct shape *shape, const 
         [VARIANT_ROUTER] = ROUTE_ROUTER,  [VARIANT_ORACLE] = ROUTE_GRAM,   [VARIANT_ORACLE_VARIABLE] = ROUTE_GRAM_VARIABLE,
         [VARIANT_NEURONS] = ROUTE_NEURONS};
 
-    bool own = v == VARIANT_ROUTER && (router->mu || router->low_rank); /* compensation */
+    bool own = v == VARIANT_ROUTER && router_compensates(router); /* compensation */
 
     return (struct routing){.route = routes[v],
                             .router = router,
@@ -138,7 +138,7 @@ static void count_overhead(struct eval_variant *x, const struct routing *how, co
     x->overhead = (struct eval_overhead){0};
     for (int i = 0; x->load && i < shape->layers * shape->experts; i++) active += x->load[i] / shape->layers;
     if (x->kind == VARIANT_ROUTER) {
-        struct router_cost c = router_cost(how->router, active, how->compensate);
+        struct router_cost c = router_cost(how->router, active, shape->compensate);
 
         x->overhead = (struct eval_overhead){c.scores / ffn, (c.low_rank + c.additions) / ffn};
     } else if (eval_is_routed(x->kind) && how->compensate) {

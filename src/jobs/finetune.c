@@ -256,7 +256,7 @@ static void print(const struct finetune_run *r, const struct json_t *after, cons
         sum[1] += now;
     }
     log_line(l, "%8s %10.3f %10.3f", "mean", sum[0] / r->shape.layers, sum[1] / r->shape.layers);
-    struct router_cost cost = router_cost(&r->router, r->shape.active, r->router.mu || r->shape.compensate);
+    struct router_cost cost = router_cost_of(&r->router, &r->shape);
 
     log_line(l, "a token costs the router and its compensation %.2f %% of the FFN's multiply-adds",
              100 * (cost.scores + cost.low_rank + cost.additions) / (3.0 * r->shape.width * r->shape.neurons));

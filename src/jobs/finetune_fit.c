@@ -31,9 +31,11 @@ status finetune_router(struct router *r, const struct spec *s, const struct shap
                                .rank = linear ? 0 : (int32_t)s->finetune.router_rank,
                                .means = s->finetune.compensation == REFIT_UNSELECTED,
                                .scaled = s->finetune.refit_scale == REFIT_SCALE_FITTED,
-                               .low_rank = (int32_t)s->finetune.compensation_rank};
+                               .low_rank = (int32_t)s->finetune.compensation_rank,
+                               .constant = s->finetune.compensation == REFIT_CONSTANT};
 
-    _Static_assert((int)SPEC_ROUTER_GATE == (int)ROUTER_GATE && (int)SPEC_ROUTER_BOTTLENECK == (int)ROUTER_BOTTLENECK,
+    _Static_assert((int)SPEC_ROUTER_LOW_RANK == (int)ROUTER_LOW_RANK && (int)SPEC_ROUTER_GATE == (int)ROUTER_GATE &&
+                       (int)SPEC_ROUTER_BOTTLENECK == (int)ROUTER_BOTTLENECK,
                    "one order");
     if (form.rank > shape->width || form.low_rank > shape->width)
         return err_set(e, ERR_SPEC, "%s: %s: expected at most %d, the width of the model, found %d", s->source,
@@ -46,7 +48,7 @@ status finetune_router(struct router *r, const struct spec *s, const struct shap
 
 bool finetune_fits(const struct router *r)
 {
-    return r->mu || r->scale || r->low_rank;
+    return router_compensates(r) || r->scale;
 }
 
 struct json_t *finetune_router_json(const struct router *r, const struct shape *shape)
@@ -56,6 +58,7 @@ struct json_t *finetune_router_json(const struct router *r, const struct shape *
     json_put_text(o, "kind", router_kind_name(r->kind));
     json_put_int(o, "rank", r->rank);
     json_put_bool(o, "means", r->mu != NULL);
+    json_put_bool(o, "constant", r->offset && !r->low_rank);
     json_put_int(o, "compensation_rank", r->low_rank);
     json_put(o, "cost", router_cost_json(r, shape));
     return o;

@@ -56,7 +56,7 @@ static void copy_parts(struct router *to, struct router *from)
                 memcpy(*a[i].where, *b[j].where, (size_t)to->layers * a[i].rows * a[i].cols * sizeof(float));
 }
 
-/* The version's router, with means: its own, the model's, or none yet. */
+/* The version's router, with means: its own, the model's, or none yet; a router that compensates otherwise gets none. */
 static status read_router(struct finetune_run *r, struct err *e)
 {
     const struct shape *y = &r->shape;
@@ -68,7 +68,7 @@ static status read_router(struct finetune_run *r, struct err *e)
     struct router_form form = router_form_of(&old);
     bool own = form.means;
 
-    form.means = own || y->compensate || spec_trains(r->spec, TRAIN_COMPENSATION);
+    form.means = own || y->compensate || (spec_trains(r->spec, TRAIN_COMPENSATION) && !router_compensates(&old));
     code = router_alloc_form(&r->router, y, &form, e);
     if (!code) {
         copy_parts(&r->router, &old);
@@ -105,7 +105,7 @@ static status open_trainer(struct finetune_run *r, struct err *e)
         .load = s->stage2.load_balance,
         .temperature = s->stage2.gate_temperature,
         .train_router = spec_trains(s, TRAIN_ROUTER),
-        .train_means = spec_trains(s, TRAIN_COMPENSATION),
+        .train_means = spec_trains(s, TRAIN_COMPENSATION) && r->router.mu,
         .means_rate = s->stage2.compensation_rate,
         .scale = (float)r->shape.scale,
         .rows = r->room.limits.rows,
@@ -120,7 +120,7 @@ static status open_trainer(struct finetune_run *r, struct err *e)
     };
 
     if (read_router(r, e)) return e->code;
-    o.compensate = r->router.mu || r->router.low_rank;
+    o.compensate = router_compensates(&r->router);
     if (s->stage2.load_balance > 0 && s->stage2.balance_over == BALANCE_RANKS) make_groups(r);
     o.group = own(r)->group, o.groups = own(r)->groups;
     return stage2_open(&own(r)->trainer, &r->router, r->model, &o, e);

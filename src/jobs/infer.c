@@ -183,7 +183,7 @@ static status choose_routing(struct infer *f, struct err *e)
     if (v != VARIANT_ROUTER) return OK;
     f->how.router = &f->router;
     if (router_read(&f->router, s->model, NULL, &f->shape, e)) return e->code;
-    f->how.compensate = f->shape.compensate || f->router.mu || f->router.low_rank;
+    f->how.compensate = f->shape.compensate || router_compensates(&f->router);
     return router_pack(&f->router, room_router(s), cluster_gemm(f->j->cluster), e);
 }
 

@@ -18,7 +18,8 @@ enum { VERSION_MAX = ROUTER_VERSION_MAX };
 
 struct router_form router_form_of(const struct router *r)
 {
-    return (struct router_form){(int32_t)r->kind, r->rank, r->mu != NULL, r->scale != NULL, r->low_rank};
+    return (struct router_form){(int32_t)r->kind, r->rank,     r->mu != NULL,
+                                r->scale != NULL, r->low_rank, r->offset && !r->low_rank};
 }
 
 status router_alloc(struct router *r, const struct shape *s, struct err *e)
@@ -43,6 +44,7 @@ status router_alloc_form(struct router *r, const struct shape *s, const struct r
     r->low_rank = form->low_rank;
     if (form->means) r->mu = &wanted;
     if (form->scaled) r->scale = &wanted;
+    if (form->constant) r->offset = &wanted;
     int n = router_parts(r, part);
     bool all = true;
 
@@ -130,9 +132,17 @@ status router_pack(struct router *r, enum format f, struct gemm *g, struct err *
     return OK;
 }
 
+struct router_cost router_cost_of(const struct router *r, const struct shape *s)
+{
+    double active = 0;
+
+    for (int l = 0; l < s->layers; l++) active += (double)s->active_of[l] / s->layers;
+    return router_cost(r, active, s->compensate);
+}
+
 struct json_t *router_cost_json(const struct router *r, const struct shape *s)
 {
-    struct router_cost c = router_cost(r, s->active, r->mu || s->compensate);
+    struct router_cost c = router_cost_of(r, s);
     struct json_t *o = json_object_new();
 
     json_put_real(o, "scores", c.scores);
@@ -201,22 +211,23 @@ static void tensor_name(char out[80], int layer, const char *what)
 /* What the file's tensors of layer 0 say it is; shapes that fit nothing are refused when they are read. */
 static struct router_form form_in(const struct safetensors *f, bool *by_threshold)
 {
-    static const char *const what[] = {"threshold", "factor", "weight", "mu", "scale", "inward"};
-    const struct tensor_info *t[6];
+    static const char *const what[] = {"threshold", "factor", "weight", "mu", "scale", "inward", "projection", "offset"};
+    const struct tensor_info *t[8];
     struct router_form form = {0};
     char name[80];
 
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 8; i++) {
         tensor_name(name, 0, what[i]);
         t[i] = safetensors_find(f, name);
     }
     *by_threshold = t[0];
-    if (t[1] && t[2] && t[1]->dims == 2 && t[2]->dims == 2) {
+    if ((t[1] || t[6]) && t[2] && t[2]->dims == 2 && (t[6] || t[1]->dims == 2)) {
         form.rank = t[2]->shape[1] < INT32_MAX ? (int32_t)t[2]->shape[1] : INT32_MAX;
-        form.kind = t[1]->shape[0] == t[2]->shape[1] ? ROUTER_BOTTLENECK : ROUTER_GATE;
+        form.kind = t[6] ? ROUTER_LOW_RANK : t[1]->shape[0] == t[2]->shape[1] ? ROUTER_BOTTLENECK : ROUTER_GATE;
     }
     form.means = t[3] != NULL;
     form.scaled = t[4] != NULL;
+    form.constant = t[7] && !t[5];
     if (t[5] && t[5]->dims > 0) form.low_rank = t[5]->shape[0] < INT32_MAX ? (int32_t)t[5]->shape[0] : INT32_MAX;
     return form;
 }

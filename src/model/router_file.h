@@ -9,8 +9,8 @@
 
 /* What a router consists of; {0} is the linear one. */
 struct router_form {
-    int32_t kind, rank; /* enum router_kind */
-    int32_t means, scaled, low_rank;
+    int32_t kind, rank;                        /* enum router_kind */
+    int32_t means, scaled, low_rank, constant; /* constant: d without a term of low rank */
 };
 struct router_form router_form_of(const struct router *r);
 /* malloc'ed, zeroed (a scale: 1).  ERR_LIMIT; ERR_SPEC: a rank that is not 1 .. D. */
@@ -19,7 +19,9 @@ status router_alloc_form(struct router *r, const struct shape *s, const struct r
 void router_free(struct router *r);
 /* For inference: its matrices in the layout of the kernels, instead of packing them in every step.  What r->weight is changed to later does not count. */
 status router_pack(struct router *r, enum format f, struct gemm *g, struct err *e);
-/* Multiply-adds of a token in a layer as router_cost() counts them, and as a share of the dense FFN's: an object.  The router's own `compensate`. */
+/* router_cost() of this model's layers, in the mean. */
+struct router_cost router_cost_of(const struct router *r, const struct shape *s);
+/* It, and all of it as a share of the dense FFN's multiply-adds: an object. */
 struct json_t *router_cost_json(const struct router *r, const struct shape *s);
 /* Small random weights from the seed, bias 0: what an untrained router is. */
 void router_random(struct router *r, uint64_t seed);

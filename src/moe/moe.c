@@ -358,7 +358,7 @@ status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint6
         s->router = how->route == ROUTE_ROUTER && m->layers[layer].experts ? how->router : NULL;
         s->scale = plain ? 1.0f : s->router && s->router->scale ? s->router->scale[layer] : how->scale;
         s->compensate = !plain && how->compensate && (m->layers[layer].mu_total || (s->router && s->router->mu));
-        s->low_rank = s->router && s->router->low_rank && how->compensate;
+        s->low_rank = s->router && s->router->offset && how->compensate;
         BUG_ON(moe_own_means(s) && m->means_of != s->router->mu); /* moe_select() was forgotten */
         count(m, s);
         moe_dispatch(m, slot);

@@ -42,7 +42,7 @@ struct moe_slot {
     float scale;
     bool compensate;
     const struct router *router; /* of ROUTE_ROUTER, or NULL */
-    bool low_rank;               /* add its term of low rank */
+    bool low_rank;               /* add its term of low rank, or constant */
     uint64_t *set;               /* [rows][words of the layer] active experts */
     const int32_t *note;         /* [rows] places in the sample, of moe_note(), or NULL */
     float *threshold;            /* [rows] of the neurons' scores; with an oracle */
@@ -288,7 +288,7 @@ void moe_answer_rest(struct moe *m, struct exchange *x, const struct request *r,
 /* The oracles' ways: posts rows to every rank that holds experts of the layer, true if there was one; waits; spreads [rows][held][item] over [rows][N][item]. */
 bool moe_ask(struct moe *m, int slot, struct request *r, const void *part0, size_t bytes0, const void *part1, size_t bytes1);
 status moe_collect(struct moe *m, int slot, int layer, int rows, size_t item, float *out, struct err *e);
-/* x[t] += the term of low rank of the slot's router, if it has one. */
+/* x[t] += the term of low rank, or the constant, of the slot's router, if it has one. */
 void moe_add_low_rank(struct moe *m, const struct moe_slot *s, float *x);
 
 /* The oracles, on a slot that is not in flight; they use its fields and its exchange slot. */

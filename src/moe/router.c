@@ -4,7 +4,7 @@
 
 #include "num/ops.h"
 
-static const char *const names[ROUTER_KINDS] = {"linear", "bottleneck", "gate"};
+static const char *const names[ROUTER_KINDS] = {"linear", "bottleneck", "gate", "low_rank"};
 
 const char *router_kind_name(enum router_kind k)
 {
@@ -21,11 +21,12 @@ int router_parts(struct router *r, struct router_part out[ROUTER_PARTS])
         {true, {"weight", &r->weight, n, (size_t)router_inner(r)}},
         {true, {"bias", &r->bias, 1, n}},
         {true, {"threshold", &r->threshold, 1, 1}},
-        {r->kind != ROUTER_LINEAR, {"factor", &r->factor, (size_t)router_factors(r), d}},
+        {r->kind != ROUTER_LINEAR,
+         {r->kind == ROUTER_LOW_RANK ? "projection" : "factor", &r->factor, (size_t)router_factors(r), d}},
         {r->mu, {"mu", &r->mu, n, d}},
         {c, {"inward", &r->inward, c, d}},
         {c, {"outward", &r->outward, d, c}},
-        {c, {"offset", &r->offset, 1, d}},
+        {c || r->offset, {"offset", &r->offset, 1, d}},
         {r->scale, {"scale", &r->scale, 1, 1}},
     };
     int found = 0;
@@ -35,12 +36,12 @@ int router_parts(struct router *r, struct router_part out[ROUTER_PARTS])
     return found;
 }
 
-struct router_cost router_cost(const struct router *r, double active, bool compensate)
+struct router_cost router_cost(const struct router *r, double active, bool means)
 {
     return (struct router_cost){
         .scores = (double)r->experts * router_inner(r) + (double)router_factors(r) * r->width,
-        .low_rank = compensate ? 2.0 * r->low_rank * r->width : 0,
-        .additions = compensate ? active * r->width : 0,
+        .low_rank = 2.0 * r->low_rank * r->width,
+        .additions = ((r->mu || means ? active : 0) + (r->offset ? 1 : 0)) * r->width,
     };
 }
 
@@ -59,7 +60,7 @@ void router_bend(const struct router *r, float *a, const float *v, int rows)
     for (int t = 0; t < rows; t++, a += rank, v += factors) {
         if (a != v) memmove(a, v, rank * sizeof(*a));
         if (r->kind == ROUTER_GATE) silu_mul(a, v + rank, rank);
-        else
+        else if (r->kind == ROUTER_BOTTLENECK)
             for (size_t i = 0; i < rank; i += 16) silu_mul(a + i, ones, rank - i < 16 ? rank - i : 16);
     }
 }
@@ -111,10 +112,15 @@ void router_scores(const struct router *r, struct gemm *g, int layer, struct row
 void router_low_rank(const struct router *r, struct gemm *g, int layer, const struct rows *h, float *a, float *y)
 {
     const struct packed *in = r->packed ? r->packed + 2 * r->layers + layer : NULL, *out = in ? in + r->layers : NULL;
+    const float *offset = r->offset + (size_t)layer * (size_t)r->width;
     struct rows of_h = {.x = h->x, .ld = h->ld, .n = h->n, .cols = h->cols};
     struct rows inner = {.x = a, .ld = (size_t)r->low_rank, .n = h->n, .cols = r->low_rank};
 
+    if (!r->low_rank) {
+        for (int t = 0; t < h->n; t++) memcpy(y + (size_t)t * (size_t)r->width, offset, (size_t)r->width * sizeof(*y));
+        return;
+    }
     BUG_ON(in && (in->format != FORMAT_F32 || out->format != FORMAT_F32));
     product(g, a, &of_h, in, NULL, r->inward, layer, r->low_rank, NULL);
-    product(g, y, &inner, out, NULL, r->outward, layer, r->width, r->offset + (size_t)layer * (size_t)r->width);
+    product(g, y, &inner, out, NULL, r->outward, layer, r->width, offset);
 }

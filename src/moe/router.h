@@ -2,6 +2,7 @@
  * the means of what it leaves out, and a term of low rank.
  *
  *   linear      z = W h + b                                   W [N, D]
+ *   low_rank    z = W V h + b                                 V [r, D], W [N, r]: what a linear one is, with fewer products if r < N D / (N + D)
  *   bottleneck  z = W silu(V h) + b                           V [r, D], W [N, r]
  *   gate        z = W (silu(V h) * (U h)) + b                 V, U [r, D], W [N, r]: an FFN of r neurons whose outputs are the scores, because what
  *               is to be predicted, how much the neurons of an expert say, is itself a sum of such products
@@ -16,8 +17,8 @@
 
 #include "num/gemm.h"
 
-enum router_kind { ROUTER_LINEAR, ROUTER_BOTTLENECK, ROUTER_GATE, ROUTER_KINDS };
-const char *router_kind_name(enum router_kind k); /* "linear", "bottleneck", "gate" */
+enum router_kind { ROUTER_LINEAR, ROUTER_BOTTLENECK, ROUTER_GATE, ROUTER_LOW_RANK, ROUTER_KINDS };
+const char *router_kind_name(enum router_kind k); /* as in the table above */
 
 struct router {
     int layers, experts, width;
@@ -31,9 +32,9 @@ struct router {
     float *factor; /* [layers][router_factors()][D]: V, of a gate with U below; NULL: linear */
     /* What is added for experts that are not active (struct routing, compensate); each may be missing. */
     float *mu;               /* [layers][experts][D]; NULL: the model's own */
-    int low_rank;            /* c; 0: none; at most D */
+    int low_rank;            /* c; 0: no A and B; at most D */
     float *inward, *outward; /* x += B (A h) + d: A [layers][c][D], B [layers][D][c] */
-    float *offset;           /* [layers][D]: d */
+    float *offset;           /* [layers][D]: d; not NULL if c > 0, and with c == 0 a constant of its own */
     float *scale;            /* [layers]: of active experts, in place of routing.scale; NULL: that one */
 };
 
@@ -55,23 +56,31 @@ struct router_part {
 };
 int router_parts(struct router *r, struct router_part out[ROUTER_PARTS]);
 
+/* Something of its own is added, or taken away, for experts that are not active. */
+static inline bool router_compensates(const struct router *r)
+{
+    return r->mu || r->offset;
+}
+
 /* Multiply-adds of one token in one layer. */
 struct router_cost {
-    double scores;    /* products of the router */
-    double low_rank;  /* of the compensation's */
-    double additions; /* of means, for k active experts in the mean: no products, but work */
+    double scores;   /* products of the router */
+    double low_rank; /* of the compensation's */
+    double
+        additions; /* of means, of k active experts in the mean (sums begin with that of all means), and of d: no products, but work */
 };
-struct router_cost router_cost(const struct router *r, double active, bool compensate);
+/* means: the model has some, which are used if r has none. */
+struct router_cost router_cost(const struct router *r, double active, bool means);
 
 /* z[rows][N] of the rows h (h->n of them).  room: router_room() bytes aligned to 64; quantized: rows_bytes() for h, if r->packed wants that, or NULL.
  * Row-invariant; with packed f32 matrices the bits are those without. */
 size_t router_room(const struct router *r, int rows);
 void router_scores(const struct router *r, struct gemm *g, int layer, struct rows *h, void *quantized, void *room, float *z);
-/* in[rows][r]: what W of a bottleneck or a gate takes; in has router_room() bytes. */
+/* in[rows][r]: what W of all but a linear one takes; in has router_room() bytes. */
 void router_inputs(const struct router *r, struct gemm *g, int layer, const float *h, int rows, float *in);
-/* y[rows][D] = B (A h) + d of the term of low rank; a: [rows][c], scratch. */
+/* y[rows][D] = B (A h) + d of the term of low rank, or d; a: [rows][c], scratch. */
 void router_low_rank(const struct router *r, struct gemm *g, int layer, const struct rows *h, float *a, float *y);
-/* a[rows][r] = silu(V h), or silu(V h) * (U h), from v[rows][router_factors()], which it may be. */
+/* a[rows][r] = V h, silu(V h), or silu(V h) * (U h), from v[rows][router_factors()], which it may be. */
 void router_bend(const struct router *r, float *a, const float *v, int rows);
 
 #endif

@@ -14,6 +14,8 @@
 
 /* ---- the start ---- */
 
+#define START_SIZE 1.0 /* of what goes into the silu of a bottleneck */
+
 /* What least squares shall give for rows of a layer. */
 static void targets(float *out, enum spec_loss loss, const uint64_t *label, const float *value, int rows, int n)
 {
@@ -32,44 +34,110 @@ struct start {
     enum spec_loss loss;
     struct gemm *g;
     struct walk walk;
-    struct moments sums;
-    float *y, *inner, *target; /* of a pass */
+    struct moments of_h, of_inner; /* of what V takes, or W of a linear one; of what W takes behind V */
+    float *y, *inner;              /* of a pass */
+    float *target;                 /* [rows][N] of all passes: a bottleneck goes through them twice */
 };
+
+static int pass_rows(const struct start *f, int pass)
+{
+    return f->walk.first[pass + 1] - f->walk.first[pass];
+}
+
+static const float *pass_states(const struct start *f, int pass)
+{
+    return f->walk.h + (size_t)f->walk.first[pass] * (size_t)f->r->width;
+}
+
+static float *pass_targets(const struct start *f, int pass)
+{
+    return f->target + (size_t)f->walk.first[pass] * (size_t)f->r->experts;
+}
+
+static bool by_direction(const struct router *r) /* V comes from the linear solution */
+{
+    return r->kind == ROUTER_BOTTLENECK || r->kind == ROUTER_LOW_RANK;
+}
 
 static status start_rows(struct start *f, int layer, int pass, struct err *e)
 {
     const struct router *r = f->r;
-    int first = f->walk.first[pass], rows = f->walk.first[pass + 1] - first;
-    size_t width = (size_t)r->width, at = (size_t)first * width;
-    const float *h = f->walk.h + at, *value, *in = h;
+    int rows = pass_rows(f, pass);
+    const float *h = pass_states(f, pass), *value;
+    float *target = pass_targets(f, pass);
     const uint64_t *label;
 
     if (moe_dense(model_moe(f->walk.model), layer, h, rows, f->y, e) ||
         stage1_teach(f->s, layer, h, f->y, rows, &label, &value, e))
         return e->code;
-    targets(f->target, f->loss, label, value, rows, r->experts);
-    if (r->kind != ROUTER_LINEAR) {
-        router_inputs(r, f->g, layer, h, rows, f->inner);
-        in = f->inner;
-    }
-    moments_add(&f->sums, f->g, in, f->target, rows);
-    add_to(f->walk.x + at, f->y, (size_t)rows * width);
+    targets(target, f->loss, label, value, rows, r->experts);
+    if (r->kind != ROUTER_GATE) moments_add(&f->of_h, f->g, h, target, rows);
+    add_to(f->walk.x + (size_t)f->walk.first[pass] * (size_t)r->width, f->y, (size_t)rows * (size_t)r->width);
     return OK;
+}
+
+/* silu is nearly linear where its argument is small: the directions of a bottleneck become such that V h has START_SIZE as root of the mean square. */
+static void scale_directions(struct start *f, int layer)
+{
+    struct router *r = f->r, plain = *r;
+    size_t rank = (size_t)r->rank, width = (size_t)r->width;
+    float *v = r->factor + (size_t)layer * rank * width;
+    double *squares = calloc(rank, sizeof(*squares));
+
+    BUG_ON(!squares);
+    plain.kind = ROUTER_LOW_RANK;
+    for (int p = 0; p < f->walk.passes; p++) {
+        router_inputs(&plain, f->g, layer, pass_states(f, p), pass_rows(f, p), f->inner);
+        for (size_t i = 0; i < (size_t)pass_rows(f, p) * rank; i++) squares[i % rank] += (double)f->inner[i] * f->inner[i];
+    }
+    for (size_t j = 0; j < rank; j++) {
+        double size = sqrt(squares[j] / (double)f->walk.rows);
+
+        for (size_t d = 0; d < width && size > 0; d++) v[j * width + d] = (float)(v[j * width + d] * START_SIZE / size);
+    }
+    free(squares);
+}
+
+/* W and b for the V that there is. */
+static status solve_behind(struct start *f, int layer, double ridge, struct err *e)
+{
+    struct router *r = f->r;
+    size_t n = (size_t)r->experts, l = (size_t)layer;
+
+    moments_clear(&f->of_inner);
+    for (int p = 0; p < f->walk.passes; p++) {
+        router_inputs(r, f->g, layer, pass_states(f, p), pass_rows(f, p), f->inner);
+        moments_add(&f->of_inner, f->g, f->inner, pass_targets(f, p), pass_rows(f, p));
+    }
+    return moments_solve(&f->of_inner, ridge, r->weight + l * n * (size_t)r->rank, r->bias + l * n, e);
+}
+
+static status start_layer(struct start *f, int layer, double ridge, struct err *e)
+{
+    struct router *r = f->r;
+    size_t n = (size_t)r->experts, inner = (size_t)router_inner(r), l = (size_t)layer;
+    float *weight = r->weight + l * n * inner, *bias = r->bias + l * n;
+
+    if (r->kind == ROUTER_LINEAR) return moments_solve(&f->of_h, ridge, weight, bias, e);
+    if (by_direction(r) && moments_reduced(&f->of_h, ridge, r->rank, r->factor + l * inner * (size_t)r->width, weight, bias, e))
+        return e->code;
+    if (r->kind == ROUTER_LOW_RANK) return OK;
+    if (r->kind == ROUTER_BOTTLENECK) scale_directions(f, layer);
+    return solve_behind(f, layer, ridge, e);
 }
 
 static status start_layers(struct start *f, const struct fit_options *o, struct err *e)
 {
     struct router *r = f->r;
-    size_t inner = (size_t)router_inner(r), n = (size_t)r->experts;
 
     for (int l = 0; l < r->layers; l++) {
-        moments_clear(&f->sums);
+        if (r->kind != ROUTER_GATE) moments_clear(&f->of_h);
         walk_attention(&f->walk, l);
         for (int p = 0; p < f->walk.passes; p++) {
             if (o->alive && o->alive(o->alive_ctx)) return err_set(e, STOPPED, "stopped in layer %d", l);
             if (start_rows(f, l, p, e)) return e->code;
         }
-        if (moments_solve(&f->sums, o->ridge, r->weight + (size_t)l * n * inner, r->bias + (size_t)l * n, e)) return e->code;
+        if (start_layer(f, l, o->ridge, e)) return e->code;
     }
     return OK;
 }
@@ -81,16 +149,18 @@ status fit_start(struct router *r, struct stage1 *s, enum spec_loss loss, struct
     size_t rows = (size_t)o->rows;
     status st = walk_open(&f.walk, m, w, n, o->rows, o->sessions, e);
 
-    if (!st) st = moments_open(&f.sums, router_inner(r), r->experts, e);
+    if (!st && r->kind != ROUTER_GATE) st = moments_open(&f.of_h, r->width, r->experts, e);
+    if (!st && (r->kind == ROUTER_GATE || r->kind == ROUTER_BOTTLENECK)) st = moments_open(&f.of_inner, r->rank, r->experts, e);
     f.y = malloc(rows * (size_t)r->width * sizeof(float));
     f.inner = malloc(router_room(r, o->rows) + 1);
-    f.target = malloc(rows * (size_t)r->experts * sizeof(float));
+    f.target = malloc((size_t)f.walk.rows * (size_t)r->experts * sizeof(float) + 1);
     if (!st && (!f.y || !f.inner || !f.target)) st = err_set(e, ERR_LIMIT, "no memory for the start of the routers");
     if (!st) st = start_layers(&f, o, e);
     free(f.y);
     free(f.inner);
     free(f.target);
-    moments_close(&f.sums);
+    moments_close(&f.of_h);
+    moments_close(&f.of_inner);
     walk_close(&f.walk);
     return st;
 }
@@ -124,7 +194,7 @@ static status student(struct compensation *c, int layer, int pass, float scale, 
     const float *h = states(c, pass, &rows);
 
     r.scale = NULL;
-    if (!low_rank) r.low_rank = 0;
+    if (!low_rank) r.low_rank = 0, r.offset = NULL;
     how.router = &r;
     how.scale = scale;
     memset(out, 0, (size_t)rows * (size_t)r.width * sizeof(*out));
@@ -211,6 +281,27 @@ static status fit_low_rank(struct compensation *c, int layer, struct err *e)
                            e);
 }
 
+/* d = the mean of what is missing. */
+static status fit_constant(struct compensation *c, int layer, struct err *e)
+{
+    struct router *r = c->r;
+    size_t width = (size_t)r->width;
+    double *sum = calloc(width, sizeof(*sum));
+    status st = sum ? OK : err_set(e, ERR_LIMIT, "no memory for the mean of %zu numbers", width);
+
+    for (int p = 0; p < c->walk.passes && !st; p++) {
+        int rows;
+        const float *h = states(c, p, &rows);
+
+        st = student(c, layer, p, scale_of(c, layer), false, c->out, e);
+        if (!st) st = moe_dense(c->moe, layer, h, rows, c->y, e);
+        for (size_t i = 0; i < (size_t)rows * width && !st; i++) sum[i % width] += (double)c->y[i] - c->out[i];
+    }
+    for (size_t d = 0; d < width && !st; d++) r->offset[(size_t)layer * width + d] = (float)(sum[d] / (double)c->walk.rows);
+    free(sum);
+    return st;
+}
+
 /* The student's output goes on to the next layer. */
 static status go_on(struct compensation *c, int layer, double *error, struct err *e)
 {
@@ -262,7 +353,7 @@ static status fit_layers(struct compensation *c, double *error, struct err *e)
         if (r->by_threshold) st = fit_threshold(c, l, e);
         if (!st && r->mu) st = fit_means(c, l, e);
         if (!st && r->scale) st = fit_scale(c, l, e);
-        if (!st && r->low_rank) st = fit_low_rank(c, l, e);
+        if (!st && r->offset) st = r->low_rank ? fit_low_rank(c, l, e) : fit_constant(c, l, e);
         if (!st) st = go_on(c, l, error, e);
     }
     return st;
@@ -275,7 +366,7 @@ status fit_compensation(struct router *r, struct model *m, struct gemm *g, const
     status st = walk_open(&c.walk, m, w, n, o->rows, o->sessions, e);
 
     c.how.route = ROUTE_ROUTER;
-    c.how.compensate = routing->compensate || r->mu || r->low_rank;
+    c.how.compensate = routing->compensate || router_compensates(r);
     if (!st) st = take(&c, e);
     if (!st) st = fit_layers(&c, error, e);
     free(c.y);

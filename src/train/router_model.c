@@ -136,6 +136,10 @@ static void unbend(struct router_model *m, int rows)
     const struct router *r = m->router;
     size_t rank = (size_t)r->rank, factors = (size_t)router_factors(r);
 
+    if (r->kind == ROUTER_LOW_RANK) {
+        memcpy(m->v, m->da, (size_t)rows * rank * sizeof(float));
+        return;
+    }
     for (int t = 0; t < rows; t++) {
         float *v = m->v + (size_t)t * factors;
         const float *da = m->da + (size_t)t * rank;

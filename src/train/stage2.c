@@ -45,7 +45,7 @@ static void take(struct stage2 *s, struct arena_taker *t, const struct shape *y,
     s->dgate = arena_take(t, rows * n, sizeof(float));
     s->dz = arena_take(t, rows * n, sizeof(float));
     s->low = arena_take(t, rows * low, sizeof(float));
-    s->lifted = arena_take(t, low ? rows * d : 0, sizeof(float));
+    s->lifted = arena_take(t, r->offset ? rows * d : 0, sizeof(float));
     s->logits = arena_take(t, head * vocab, sizeof(float));
     s->taught_logits = arena_take(t, head * vocab, sizeof(float));
     s->kl = arena_take(t, head, sizeof(double));

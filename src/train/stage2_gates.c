@@ -125,7 +125,7 @@ void stage2_compensate(struct stage2 *s, int layer, int rows, float *x)
         leave_out(s, layer, rows);
         add_product(s, x, s->off, rows, r->experts, mu, r->width);
     }
-    if (r->low_rank && s->o.compensate) {
+    if (r->offset && s->o.compensate) {
         router_low_rank(r, s->gemm, layer, &h, s->low, s->lifted);
         add_to(x, s->lifted, (size_t)rows * (size_t)r->width);
     }

@@ -1,6 +1,7 @@
 /* The finetune job on a toy model: routers learn; a run that is stopped after every single step and gone on with ends with the bits of one that
  * was not; the bits are the same wherever the experts are; other settings are refused by name, and so are damaged checkpoints.
  * np: 1 2 3 5 */
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -15,6 +16,9 @@ static int steps; /* of a whole run: 1200 tokens in batches of at most 200, whol
     "unselected\n"                                                                                                               \
     "compensation_rank: 3\nscale: fitted\nfit_tokens: 300\n"
 #define WIDE "labels: norm\nloss: listwise\nrouter: bottleneck\nrouter_rank: 5\ncompensation: unselected\nfit_tokens: 100\n"
+
+#define LOW  "labels: energy\nrouter: low_rank\nrouter_rank: 3\nstart: ridge\ncompensation: constant\nfit_tokens: 300\n"
+#define BENT "labels: energy\nrouter: bottleneck\nrouter_rank: 4\nstart: ridge\nfit_tokens: 300\n"
 
 static status finetune(struct json_t **result, const char *version, const char *output, const char *more, struct err *e)
 {
@@ -140,6 +144,59 @@ static void fitted(void **state)
     assert_non_null(strstr(e.text, "compensation_rank: expected at most"));
 }
 
+/* The loss of the first batch, which is that of the start. */
+static double start_loses(const char *version, const char *more)
+{
+    struct json_t *o;
+    struct err e;
+
+    if (finetune(&o, version, version, more, &e)) fail_msg("%s", e.text);
+    double found = json_number(json_at(json_at(o, "loss"), "first"));
+
+    json_free(o);
+    return found;
+}
+
+/* With as many directions as experts low_rank begins as the linear router does, and a bottleneck, with its bend, near it. */
+static void starts_by_directions(void **state)
+{
+    double blind = start_loses("blind", "labels: energy\n"),
+           line = start_loses("line", "labels: energy\nstart: ridge\nfit_tokens: 300\n"),
+           all = start_loses("all", "labels: energy\nstart: ridge\nfit_tokens: 300\nrouter: low_rank\nrouter_rank: 4\n"),
+           bent = start_loses("bent", BENT), few = start_loses("low", LOW);
+    struct json_t *o;
+    struct err e;
+
+    (void)state;
+    assert_true(line < 0.9 * blind && fabs(line - all) < 1e-4 * line);
+    print_message("%g %g %g %g %g\n", blind, line, all, bent, few);
+    assert_true(bent < line + 0.5 * (blind - line) && few < line + 0.5 * (blind - line));
+    stopped_after_every_step("low-stopped", "low", LOW);
+    if (finetune(&o, "low-none", "low-none", LOW "compensation_rank: 2\n", &e)) fail_msg("%s", e.text);
+    assert_int_equal(json_int(json_at(json_at(o, "router"), "compensation_rank")), 2);
+    json_free(o);
+}
+
+/* A constant leaves less missing than nothing, layer by layer, where the states are the same: in the first. */
+static void constant(void **state)
+{
+    double missing[2];
+
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct json_t *o;
+        struct err e;
+
+        if (finetune(&o, i ? "with-none" : "with-constant", "c",
+                     i ? "scale: fitted\nstart: ridge\n" : "scale: fitted\nstart: ridge\ncompensation: constant\n", &e))
+            fail_msg("%s", e.text);
+        missing[i] = json_number(json_item(json_at(o, "missing"), 0));
+        assert_true(json_bool(json_at(json_at(o, "router"), "constant")) == !i);
+        json_free(o);
+    }
+    assert_true(missing[0] < missing[1]);
+}
+
 /* Asks to stop at once, `microseconds` after the log has the last step. */
 struct late_stop {
     const char *log;
@@ -229,6 +286,10 @@ static void elsewhere(void **state)
     same_router("fitted-elsewhere", "fitted");
     if (finetune(NULL, "wide-elsewhere", "e4", WIDE, &e)) fail_msg("%s", e.text);
     same_router("wide-elsewhere", "wide");
+    if (finetune(NULL, "low-elsewhere", "e5", LOW, &e)) fail_msg("%s", e.text);
+    same_router("low-elsewhere", "low");
+    if (finetune(NULL, "bent-elsewhere", "e6", BENT, &e)) fail_msg("%s", e.text);
+    same_router("bent-elsewhere", "bent");
 }
 
 static int lead(int turn)
@@ -237,6 +298,8 @@ static int lead(int turn)
                                        cmocka_unit_test(paper),
                                        cmocka_unit_test(gram),
                                        cmocka_unit_test(fitted),
+                                       cmocka_unit_test(starts_by_directions),
+                                       cmocka_unit_test(constant),
                                        cmocka_unit_test(stopped_behind_the_last_step),
                                        cmocka_unit_test(refusals)};
     const struct CMUnitTest second[] = {cmocka_unit_test(elsewhere)};

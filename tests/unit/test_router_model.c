@@ -27,9 +27,11 @@ static void draw(struct world *w, float *x, size_t n)
     for (size_t i = 0; i < n; i++) x[i] = (float)rng_normal(&w->rng);
 }
 
-static void world_open(struct world *w, enum router_kind kind, int low_rank)
+/* low_rank 0 and with_constant: the constant alone. */
+static void world_open_form(struct world *w, enum router_kind kind, int low_rank, bool with_constant)
 {
-    struct router_form form = {(int32_t)kind, kind == ROUTER_LINEAR ? 0 : RANK, low_rank > 0, low_rank > 0, low_rank};
+    struct router_form form = {(int32_t)kind, kind == ROUTER_LINEAR ? 0 : RANK, low_rank > 0, low_rank > 0, low_rank,
+                               with_constant};
     struct err e;
 
     memset(w, 0, sizeof(*w));
@@ -44,6 +46,11 @@ static void world_open(struct world *w, enum router_kind kind, int low_rank)
     draw(w, w->h, ROWS * D);
     draw(w, w->dz, ROWS * N);
     assert_int_equal(router_model_open(&w->m, &w->r, w->g, ROWS, &e), OK);
+}
+
+static void world_open(struct world *w, enum router_kind kind, int low_rank)
+{
+    world_open_form(w, kind, low_rank, false);
 }
 
 static void world_close(struct world *w)
@@ -69,7 +76,7 @@ static double plain_score(const struct router *r, int layer, const float *h, int
 
         for (int d = 0; d < D; d++) a += (double)v[d] * h[d];
         for (int d = 0; d < D && r->kind == ROUTER_GATE; d++) b += (double)u[d] * h[d];
-        z += w[j] * a / (1 + exp(-a)) * (r->kind == ROUTER_GATE ? b : 1);
+        z += w[j] * (r->kind == ROUTER_LOW_RANK ? a : a / (1 + exp(-a))) * (r->kind == ROUTER_GATE ? b : 1);
     }
     return z;
 }
@@ -215,23 +222,42 @@ static void low_rank(void **state)
     world_close(&w);
 }
 
+/* Without a term of low rank d is what is left of it. */
+static void constant(void **state)
+{
+    float a[1], y[ROWS * D];
+    struct world w;
+
+    (void)state;
+    world_open_form(&w, ROUTER_LINEAR, 0, true);
+    draw(&w, w.r.offset, LAYERS * D);
+    assert_true(router_compensates(&w.r) && !w.r.mu);
+    router_low_rank(&w.r, w.g, 1, &(struct rows){.x = w.h, .ld = D, .n = ROWS, .cols = D}, a, y);
+    for (int t = 0; t < ROWS; t++) assert_memory_equal(y + t * D, w.r.offset + D, D * sizeof(float));
+    world_close(&w);
+    world_open(&w, ROUTER_LINEAR, 0);
+    assert_false(router_compensates(&w.r));
+    world_close(&w);
+}
+
 static void files(void **state)
 {
     for (int kind = 0; kind < ROUTER_KINDS; kind++)
-        for (int c = 0; c < 3; c++) {
+        for (int c = 0; c < 4; c++) { /* 3: a constant, and no term of low rank */
             struct json_t *about = json_object_new();
             struct router_part a[ROUTER_PARTS], b[ROUTER_PARTS];
             struct router back;
             struct world w;
             struct err e;
 
-            world_open(&w, (enum router_kind)kind, c);
+            world_open_form(&w, (enum router_kind)kind, c % 3, c == 3);
             int n = router_parts(&w.r, a);
             for (int i = 0; i < n; i++) draw(&w, *a[i].where, a[i].rows * a[i].cols * LAYERS);
             w.r.by_threshold = c == 1;
             assert_int_equal(router_write(&w.r, *state, "v1", about, true, &e), OK);
             assert_int_equal(router_read(&back, *state, NULL, w.shape, &e), OK);
-            assert_true(back.kind == w.r.kind && back.rank == w.r.rank && back.low_rank == c && back.by_threshold == (c == 1));
+            assert_true(back.kind == w.r.kind && back.rank == w.r.rank && back.low_rank == c % 3 && !back.offset == !c &&
+                        back.by_threshold == (c == 1));
             assert_int_equal(router_parts(&back, b), n);
             for (int i = 0; i < n; i++) {
                 assert_string_equal(a[i].name, b[i].name);
@@ -251,7 +277,11 @@ static void costs(void **state)
     (void)state;
     world_open(&w, ROUTER_LINEAR, 3);
     assert_true(router_cost(&w.r, 2, true).scores == N * D && router_cost(&w.r, 2, true).low_rank == 2 * 3 * D);
-    assert_true(router_cost(&w.r, 2, true).additions == 2 * D && router_cost(&w.r, 2, false).additions == 0);
+    assert_true(router_cost(&w.r, 2, true).additions == 3 * D && router_cost(&w.r, 2, false).additions == 3 * D);
+    world_close(&w);
+    world_open_form(&w, ROUTER_LOW_RANK, 0, true); /* no means of its own: the model's, if that has some */
+    assert_true(router_cost(&w.r, 2, false).additions == D && router_cost(&w.r, 2, true).additions == 3 * D);
+    assert_true(router_cost(&w.r, 2, false).scores == RANK * D + N * RANK && router_cost(&w.r, 2, false).low_rank == 0);
     world_close(&w);
     world_open(&w, ROUTER_GATE, 0);
     assert_true(router_cost(&w.r, 2, false).scores == 2 * RANK * D + N * RANK);
@@ -279,8 +309,8 @@ static int remove_directory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gradients), cmocka_unit_test(scores), cmocka_unit_test(quantized),
-        cmocka_unit_test(low_rank),  cmocka_unit_test(files),  cmocka_unit_test(costs),
+        cmocka_unit_test(gradients), cmocka_unit_test(scores), cmocka_unit_test(quantized), cmocka_unit_test(low_rank),
+        cmocka_unit_test(constant),  cmocka_unit_test(files),  cmocka_unit_test(costs),
     };
 
     return cmocka_run_group_tests(tests, make_directory, remove_directory);
