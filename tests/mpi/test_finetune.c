@@ -169,7 +169,6 @@ static void starts_by_directions(void **state)
 
     (void)state;
     assert_true(line < 0.9 * blind && fabs(line - all) < 1e-4 * line);
-    print_message("%g %g %g %g %g\n", blind, line, all, bent, few);
     assert_true(bent < line + 0.5 * (blind - line) && few < line + 0.5 * (blind - line));
     stopped_after_every_step("low-stopped", "low", LOW);
     if (finetune(&o, "low-none", "low-none", LOW "compensation_rank: 2\n", &e)) fail_msg("%s", e.text);
