@@ -107,6 +107,7 @@ static status open_trainer(struct finetune_run *r, struct err *e)
         .train_router = spec_trains(s, TRAIN_ROUTER),
         .train_means = spec_trains(s, TRAIN_COMPENSATION) && r->router.mu,
         .means_rate = s->stage2.compensation_rate,
+        .compensate = router_compensates(&r->router),
         .scale = (float)r->shape.scale,
         .rows = r->room.limits.rows,
         .sessions = r->room.limits.rows / r->room.window,
@@ -119,11 +120,14 @@ static status open_trainer(struct finetune_run *r, struct err *e)
         .alive_ctx = r,
     };
 
-    if (read_router(r, e)) return e->code;
-    o.compensate = router_compensates(&r->router);
     if (s->stage2.load_balance > 0 && s->stage2.balance_over == BALANCE_RANKS) make_groups(r);
     o.group = own(r)->group, o.groups = own(r)->groups;
     return stage2_open(&own(r)->trainer, &r->router, r->model, &o, e);
+}
+
+static status open_stage(struct finetune_run *r, struct err *e)
+{
+    return read_router(r, e) ? e->code : open_trainer(r, e);
 }
 
 /* With select: threshold a router of top-k gets thresholds at which it activates k experts in the mean, from its scores on its own states; with select: top_k
@@ -312,7 +316,7 @@ static const struct finetune_stage stage2 = {
     .batch_tokens = SHIFT_TOKENS,
     .arrays = ARRAYS,
     .check = check,
-    .open = open_trainer,
+    .open = open_stage,
     .identify = identify,
     .begin = begin,
     .resume = resume,
