@@ -61,7 +61,7 @@ enum spec_variant {
 
 enum { EVAL_VARIANTS_MAX = 64 /* VARIANTS and router versions */, EVAL_DOMAINS_MAX = 64 };
 
-enum { BENCH_SHARES = 4, BENCH_BATCHES = 8 }; /* most entries of these lists */
+enum { BENCH_SHARES = 4, BENCH_BATCHES = 8, REPORT_SHARES = 4 }; /* most entries of these lists */
 
 struct spec_list {
     char **items;
@@ -205,8 +205,9 @@ struct spec {
 
     struct {
         struct spec_list inputs; /* output directories; a step's default is those of the steps before it */
-        struct spec_list rows;   /* "LABEL = DIRECTORY | DIRECTORY ..." */
-        char *title;
+        struct spec_list rows;   /* "LABEL=DIRECTORY" or "LABEL=DIRECTORY#VARIANT", those of a row together */
+        struct spec_list shares; /* numbers: f of the columns of the ladder */
+        char *title, *about;
     } report;
 
     struct spec *steps; /* pipeline only: fully resolved, in order */

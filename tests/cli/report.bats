@@ -23,7 +23,7 @@ kind: report
 output: $dir/report
 title: Two <b>runs</b> & a ladder
 inputs: [$dir/a, $dir/b]
-rows: ["4 of 8 = $dir/a | $dir/b", "only <b> = $dir/b"]
+rows: {4 of 8: [$dir/a, $dir/b], "only <b>": [$dir/b]}
 YAML
 }
 
@@ -147,7 +147,13 @@ YAML
     printf 'kind: report\noutput: %s/report\n' "$dir" >"$dir/report.yaml"
     refuses 2 "inputs: expected output directories of jobs in inputs or rows, found none"
     printf 'kind: report\noutput: %s/report\nrows: [a]\n' "$dir" >"$dir/report.yaml"
-    refuses 2 "rows: expected 'LABEL = DIRECTORY | DIRECTORY ...', found 'a'"
+    refuses 2 "rows: expected NAME: [TEXT, ...] with a name of 1 to 120 bytes, found 'a'"
+    printf 'kind: report\noutput: %s/report\nrows: {a: [x], a: [y]}\n' "$dir" >"$dir/report.yaml"
+    refuses 2 "rows: expected each name once, found 'a' twice"
+    printf 'kind: report\noutput: %s/report\nrows: {a: ["x#"]}\n' "$dir" >"$dir/report.yaml"
+    refuses 2 "rows: expected DIRECTORY or DIRECTORY#VARIANT, found 'x#'"
+    printf 'kind: report\noutput: %s/report\nshares: [0.5]\ninputs: [x]\n' "$dir" >"$dir/report.yaml"
+    refuses 2 "shares: expected only with rows, found 1"
     printf 'kind: report\nmodel: x\noutput: %s/report\ninputs: [x]\n' "$dir" >"$dir/report.yaml"
     refuses 2 "model: expected a key of report jobs"
 }
