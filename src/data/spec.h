@@ -171,6 +171,7 @@ struct spec {
         int64_t bootstrap;        /* resamples */
         int64_t decode_batch;     /* sequences that are scored in lockstep, a token of each in a pass; 0: prompts as they come */
         double batch_experts;     /* of variant router, as in infer */
+        int64_t agreement_tokens; /* whole windows of text, or items, up to so many; 0: no agreement */
         double
             min_agreement; /* gate: least share of the oracle's experts that `router` chooses, mean over layers; < 0: no gate */
         double max_drop;   /* gate: largest relative loss of next-token accuracy of `router` against `dense`; < 0: no gate */

@@ -306,6 +306,8 @@ static status check_eval(const struct draft *d, struct err *e)
         return draft_fail(d, "max_drop", e, "expected only with text, found none: the gate is on next-token accuracy");
     if (s->eval.items > 0 && !sets)
         return draft_fail(d, "items", e, "expected only with minimal_pairs, multiple_choice or last_word, found none of them");
+    if (s->eval.min_agreement >= 0 && s->eval.agreement_tokens == 0)
+        return draft_fail(d, "min_agreement", e, "expected only with agreement_tokens, found 0 of them");
     if (s->eval.min_agreement >= 0 && !has(&s->eval.variants, VARIANT_ROUTER))
         return draft_fail(d, "min_agreement", e, "expected only with the variant router, found variants without it");
     if (s->eval.min_agreement >= 0 && !text && !sets)

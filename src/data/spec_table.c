@@ -164,6 +164,7 @@ static const struct key table[] = {
     {"bootstrap", E, KEY_INT, AT(eval.bootstrap), "1000", NULL, 0, 1000000, NULL, 0, "resamples for confidence intervals, 0: none"},
     {"decode_batch", E, KEY_INT, AT(eval.decode_batch), "0", NULL, 0, 4096, NULL, 0, "score so many sequences in lockstep, as they would decode together; 0: whole prompts (the same figures, sooner, unless batch_experts is below 1)"},
     {"batch_experts", E, KEY_REAL, AT(eval.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "as in infer, for the variant router: what that costs is seen with decode_batch"},
+    {"agreement_tokens", E, KEY_INT, AT(eval.agreement_tokens), "8192", NULL, 0, LARGE, NULL, 0, "first tokens on which routers are held against the oracle, which is slow with many experts; 0: not"},
     {"min_agreement", E, KEY_REAL, AT(eval.min_agreement), "-1", NULL, 0, 1, NULL, 0, "gate: least share of the oracle's experts that the router chooses"},
     {"max_drop", E, KEY_REAL, AT(eval.max_drop), "-1", NULL, 0, 1, NULL, 0, "gate: largest relative loss of accuracy, router against dense"},
 

@@ -105,7 +105,8 @@ static status add_ends(struct gathering *g, const struct report_run *run, const 
     return OK;
 }
 
-static double closed(struct gathering *g, const char *text, const struct report_eval *x, const struct report_variant *v, int column)
+static double closed(struct gathering *g, const char *text, const struct report_eval *x, const struct report_variant *v,
+                     int column)
 {
     if (isfinite(v->closed.value) || g->l->columns < 2 || !text || !x->dense) return v->closed.value;
     const struct ends *of = ends_of(g, text, x->dense->perplexity, column);

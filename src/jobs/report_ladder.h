@@ -9,8 +9,8 @@ struct spread {
     int n;
     double sum, squares, low, high;
 };
-void spread_add(struct spread *s, double x); /* what is not finite is left out */
-double spread_mean(const struct spread *s);  /* NaN: none */
+void spread_add(struct spread *s, double x);     /* what is not finite is left out */
+double spread_mean(const struct spread *s);      /* NaN: none */
 double spread_deviation(const struct spread *s); /* of a sample; NaN for one run */
 
 enum ladder_figure {

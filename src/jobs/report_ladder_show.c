@@ -13,7 +13,8 @@ struct figure {
 static const struct figure figures[] = {
     {LADDER_TIMES, "\xc3\x97 dense", "perplexity over that of the dense model", 3, true, false, false},
     {LADDER_KEPT, "kept %", "next-token accuracy over that of the dense model", 1, true, false, false},
-    {LADDER_CLOSED, "gap closed %", "share of the way from static to the ceiling of single neurons, in nats", 1, true, false, false},
+    {LADDER_CLOSED, "gap closed %", "share of the way from static to the ceiling of single neurons, in nats", 1, true, false,
+     false},
     {LADDER_KL, "KL", "from the dense model's distribution, nats a token", 4, true, true, false},
     {LADDER_SHARE, "f %", "share of the FFN's neurons that is active, as measured", 2, false, true, false},
     {LADDER_COST, "cost %", "multiply-adds of router and compensation, of those of the dense FFN", 2, false, true, false},

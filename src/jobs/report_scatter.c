@@ -136,7 +136,8 @@ static void add_eval(struct clouds *c, const struct report_run *run, const struc
         char tip[256];
 
         if (run->variant && strcmp(v->name, run->variant) != 0) continue;
-        snprintf(tip, sizeof(tip), "%.80s: %.60s, f %.1f %%, router and compensation %.1f %%, kept %.1f %%, perplexity %.3f times dense",
+        snprintf(tip, sizeof(tip),
+                 "%.80s: %.60s, f %.1f %%, router and compensation %.1f %%, kept %.1f %%, perplexity %.3f times dense",
                  run->label, v->name, 100 * v->share, 100 * cost, 100 * v->kept.value, v->times.value);
         add_point(&c->kept_f, 100 * v->share, 100 * v->kept.value, kind, tip);
         add_point(&c->times_cost, 100 * (v->share + cost), v->times.value, kind, tip);
@@ -244,8 +245,10 @@ status report_scatter(struct report *r, struct err *e)
         str_addz(&r->body, "<div class=\"grid\">\n");
         put_cloud(&r->body, &c->kept_f, f, (struct svg_axis){.label = "kept, % of dense", .suffix = " %"}, AGAINST_F,
                   "<b>Kept accuracy</b> against f; up and to the left is better.");
-        put_cloud(&r->body, &c->times_cost, cost, (struct svg_axis){.label = "perplexity, \xc3\x97 dense", .log = true}, AGAINST_F,
-                  "<b>Perplexity</b>, logarithmic, against f and what router and compensation cost beside it; down and to the left is better.");
+        put_cloud(&r->body, &c->times_cost, cost, (struct svg_axis){.label = "perplexity, \xc3\x97 dense", .log = true},
+                  AGAINST_F,
+                  "<b>Perplexity</b>, logarithmic, against f and what router and compensation cost beside it; down and to the "
+                  "left is better.");
         s = put_speed(r, c, e);
         str_addz(&r->body, "</div>\n");
         report_section_end(r);
