@@ -140,7 +140,12 @@ static void add_default(struct str *out, const struct key *k)
     } else if (!k->plain || ((k->type == KEY_INT || k->type == KEY_REAL) && (x < k->least || x > k->most))) {
         str_addz(out, "-");
     } else if (k->type == KEY_LIST) {
-        str_addz(out, "all");
+        int all = 0, plain = 1;
+
+        while (k->set && k->set[all]) all++;
+        for (const char *at = k->plain; *at; at++) plain += *at == ',';
+        if (all > plain) str_addf(out, "all but %d", all - plain);
+        else str_addz(out, "all");
     } else {
         str_addz(out, k->plain);
         if (k->paper) str_addf(out, " (factorllm: %s)", k->paper);
