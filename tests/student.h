@@ -25,7 +25,7 @@ struct student {
     double *embed, *norm, *head, *rope; /* rope: [positions][head_dim / 2][2] */
     /* What is trained, [layers] of each; a router with a factor is one of kind gate. */
     const struct router *r;
-    double *weight, *bias, *factor, *mu;
+    double *weight, *bias, *factor, *mu, *inward, *outward, *offset;
     double scale, lm, budget, load, target, temperature;
     /* The point at which gates are relaxed, [layers][rows][N], and T of every layer: temperature * the deviation of its scores. */
     int rows;
@@ -132,6 +132,9 @@ static inline void student_open(struct student *s, const char *directory, const 
     s->bias = student_widened(r->bias, n);
     s->factor = student_widened(r->factor, (size_t)r->layers * (size_t)router_factors(r) * d);
     s->mu = student_widened(r->mu, n * d);
+    s->inward = student_widened(r->inward, (size_t)r->layers * (size_t)r->low_rank * d);
+    s->outward = student_widened(r->outward, (size_t)r->layers * (size_t)r->low_rank * d);
+    s->offset = student_widened(r->offset, (size_t)r->layers * d);
 }
 
 static inline void student_close(struct student *s)
@@ -141,7 +144,8 @@ static inline void student_close(struct student *s)
         free(s->layer[l].o), free(s->layer[l].gate), free(s->layer[l].up), free(s->layer[l].down);
     }
     free(s->embed), free(s->norm), free(s->head), free(s->rope);
-    free(s->weight), free(s->bias), free(s->factor), free(s->mu), free(s->z0), free(s->t0), free(s->hard);
+    free(s->weight), free(s->bias), free(s->factor), free(s->mu), free(s->inward), free(s->outward), free(s->offset), free(s->z0),
+        free(s->t0), free(s->hard);
     safetensors_close(s->file);
 }
 
@@ -219,7 +223,8 @@ static inline void student_scores(const struct student *s, int l, const double *
     memcpy(a, h, (size_t)d * sizeof(*a));
     if (r->kind != ROUTER_LINEAR) {
         student_product(a, f, h, router_factors(r), d);
-        for (int j = 0; j < rank && r->kind != ROUTER_LOW_RANK; j++) a[j] = a[j] / (1 + exp(-a[j])) * (r->kind == ROUTER_GATE ? a[rank + j] : 1);
+        for (int j = 0; j < rank && r->kind != ROUTER_LOW_RANK; j++)
+            a[j] = a[j] / (1 + exp(-a[j])) * (r->kind == ROUTER_GATE ? a[rank + j] : 1);
     }
     student_product(z, w, a, n, inner);
     for (int i = 0; i < n; i++) z[i] += s->bias[l * n + i];
@@ -276,6 +281,18 @@ static inline void student_ffn(struct student *s, int l, const double *h, double
     }
 }
 
+/* x += B (A h) + d. */
+static inline void student_term(const struct student *s, int l, const double *h, double *x)
+{
+    int d = s->y.width, c = s->r->low_rank;
+    double *low = student_room((size_t)c), *out = student_room((size_t)d);
+
+    student_product(low, s->inward + l * c * d, h, c, d);
+    student_product(out, s->outward + l * c * d, low, d, c);
+    for (int i = 0; i < d; i++) x[i] += out[i] + s->offset[l * d + i];
+    free(low), free(out);
+}
+
 /* logits of all rows [rows][V]; the student's gates into g [layers][rows][N], or the teacher (g NULL). */
 static inline void student_run(struct student *s, const struct window *w, int n, double *logits, double *g)
 {
@@ -303,6 +320,7 @@ static inline void student_run(struct student *s, const struct window *w, int n,
                                 student_sigmoid((s->z0[at + i] - t0) / s->spread[l]);
                 }
                 student_ffn(s, l, h, x + t * d, g ? g + at : NULL);
+                if (g && s->r->offset) student_term(s, l, h, x + t * d);
             }
             if (pass == 0) student_capture(s, l);
         }

@@ -113,8 +113,8 @@ static const struct key table[] = {
     {"router_rank", T, KEY_INT, AT(finetune.router_rank), "16", NULL, 1, 1 << 16, NULL, 0, "rows of V, of all but the linear one"},
     {"start", T, KEY_ENUM, AT(finetune.start), "random", "random", 0, 0, start_names, 0, "ridge: least squares of the labels on fit_tokens; current: the model's router"},
     {"ridge", T, KEY_REAL, AT(finetune.ridge), "0.01", NULL, 1e-9, 1e3, NULL, 0, "of least squares, over the mean variance of the inputs"},
-    {"compensation", T, KEY_ENUM, AT(finetune.compensation), "model", "model", 0, 0, refit_names, 0, "after training: unselected: means over tokens that do not select the expert; constant: one vector a layer"},
-    {"compensation_rank", T, KEY_INT, AT(finetune.compensation_rank), "0", "0", 0, 1 << 16, NULL, 0, "of a term B A h + d for what is still missing, fitted after training"},
+    {"compensation", T, KEY_ENUM, AT(finetune.compensation), "model", "model", 0, 0, refit_names, 0, "after training: unselected: means over tokens that do not select the expert; constant: one vector a layer (stage 2: in place of means)"},
+    {"compensation_rank", T, KEY_INT, AT(finetune.compensation_rank), "0", "0", 0, 1 << 16, NULL, 0, "of a term B A h + d for what is still missing, fitted after training; stage 2 adds and trains it"},
     {"scale", T, KEY_ENUM, AT(finetune.refit_scale), "model", "model", 0, 0, refit_scale_names, 0, "of active experts; fitted: least squares per layer, after training"},
     {"fit_tokens", T, KEY_INT, AT(finetune.fit_tokens), "8192", NULL, 1, 1 << 24, NULL, 0, "of the text, for start: ridge and for what is fitted after training"},
     {"text.file", T, KEY_TEXT, AT(finetune.text.file), NULL, NULL, 0, 0, NULL, 0, "text to learn from"},
@@ -142,7 +142,7 @@ static const struct key table[] = {
     {"load_balance", T, KEY_REAL, AT(stage2.load_balance), "0", NULL, 0, 1e6, NULL, 0, "stage 2: weight of the mean of (load / mean load - 1)^2"},
     {"balance_over", T, KEY_ENUM, AT(stage2.balance_over), "expert", NULL, 0, 0, balance_names, 0, "what load_balance looks at: each expert, or what each rank holds"},
     {"gate_temperature", T, KEY_REAL, AT(stage2.gate_temperature), "0.5", NULL, 0.001, 1e3, NULL, 0, "stage 2: a gate has the gradient of sigmoid((z - threshold) / (this * std z))"},
-    {"compensation_rate", T, KEY_REAL, AT(stage2.compensation_rate), "0.5", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of the means over learning_rate"},
+    {"compensation_rate", T, KEY_REAL, AT(stage2.compensation_rate), "0.5", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of the means and of d over learning_rate"},
 
     {"shard_mib", C, KEY_INT, AT(convert.shard_mib), "0", NULL, 0, 1 << 30, NULL, 0, "size of the weight files in MiB, 0: one file"},
 
@@ -151,7 +151,7 @@ static const struct key table[] = {
     {"text.sample_tokens", E, KEY_INT, AT(eval.text.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
     {"text.sample_seed", E, KEY_INT, AT(eval.text.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
     {"window", E, KEY_INT, AT(eval.window), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: 2048, or the model's positions if it has fewer"},
-    {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, neurons]", NULL, 0, 0, variant_names, KEY_VERSIONS, "what is measured side by side; the two oracles, which are slow with many experts, where they are asked for"},
+    {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, oracle, oracle_variable, neurons]", NULL, 0, 0, variant_names, KEY_VERSIONS, "what is measured side by side"},
     {"baseline", E, KEY_TEXT, AT(eval.baseline), NULL, NULL, 0, 0, NULL, 0, "a variant that all others are held against, beside dense"},
     {"minimal_pairs", E, KEY_LIST, AT(eval.minimal_pairs), NULL, NULL, 0, 0, NULL, 0, "JSONL files of sentence pairs"},
     {"multiple_choice", E, KEY_LIST, AT(eval.multiple_choice), NULL, NULL, 0, 0, NULL, 0, "JSONL files of questions with choices"},
@@ -164,7 +164,6 @@ static const struct key table[] = {
     {"bootstrap", E, KEY_INT, AT(eval.bootstrap), "1000", NULL, 0, 1000000, NULL, 0, "resamples for confidence intervals, 0: none"},
     {"decode_batch", E, KEY_INT, AT(eval.decode_batch), "0", NULL, 0, 4096, NULL, 0, "score so many sequences in lockstep, as they would decode together; 0: whole prompts (the same figures, sooner, unless batch_experts is below 1)"},
     {"batch_experts", E, KEY_REAL, AT(eval.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "as in infer, for the variant router: what that costs is seen with decode_batch"},
-    {"agreement_tokens", E, KEY_INT, AT(eval.agreement_tokens), "8192", NULL, 0, LARGE, NULL, 0, "first tokens on which routers are held against the oracle, which is slow with many experts; 0: not"},
     {"min_agreement", E, KEY_REAL, AT(eval.min_agreement), "-1", NULL, 0, 1, NULL, 0, "gate: least share of the oracle's experts that the router chooses"},
     {"max_drop", E, KEY_REAL, AT(eval.max_drop), "-1", NULL, 0, 1, NULL, 0, "gate: largest relative loss of accuracy, router against dense"},
 
@@ -195,9 +194,7 @@ static const struct key table[] = {
     {"rivals", B, KEY_BOOL, AT(bench.rivals), "true", NULL, 0, 0, NULL, 0, "other libraries' products beside ours, where they are installed"},
 
     {"inputs", R, KEY_LIST, AT(report.inputs), NULL, NULL, 0, 0, NULL, 0, "output directories of jobs that are shown in full; in a pipeline: the steps before"},
-    {"rows", R, KEY_LIST, AT(report.rows), NULL, NULL, 0, 0, NULL, KEY_MAP | KEY_LISTS, "the ladder: of every row its evals' directories, as many as seeds; DIRECTORY#VARIANT: that one, else the router"},
-    {"shares", R, KEY_LIST, AT(report.shares), NULL, NULL, 0, 0, NULL, 0, "f of the ladder's columns: every run goes to the one nearest to its measured f"},
-    {"about", R, KEY_TEXT, AT(report.about), NULL, NULL, 0, 0, NULL, 0, "a paragraph at the top of the page"},
+    {"rows", R, KEY_LIST, AT(report.rows), NULL, NULL, 0, 0, NULL, 0, "rows of the ladder, each 'LABEL = DIRECTORY | DIRECTORY ...', as many directories as there are seeds"},
     {"title", R, KEY_TEXT, AT(report.title), NULL, NULL, 0, 0, NULL, 0, "of the page"},
 };
 /* clang-format on */

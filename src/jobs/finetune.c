@@ -162,9 +162,11 @@ static status batch(struct finetune_run *r, bool learn, struct err *e)
     return stage1_batch(own(r)->trainer, learn ? STAGE1_LEARN : STAGE1_MEASURE, r->windows.batch, r->windows.n_batch, NULL, e);
 }
 
-static double update(struct finetune_run *r, double rate)
+static status update(struct finetune_run *r, double rate, double *norm, struct err *e)
 {
-    return stage1_update(own(r)->trainer, rate);
+    (void)e;
+    *norm = stage1_update(own(r)->trainer, rate);
+    return OK;
 }
 
 static double loss_of(const struct finetune_run *r)

@@ -104,11 +104,24 @@ static struct checkpoint_array *state_of(struct finetune_run *r, int *n)
     return arrays;
 }
 
+static status write_state(struct finetune_run *r, const struct json_t *progress, struct err *e)
+{
+    struct err ignored;
+    int n;
+
+    if (r->stage->gather && r->stage->gather(r, true, e)) return e->code;
+    struct checkpoint_array *arrays = state_of(r, &n);
+    status s = checkpoint_write(r->checkpoint, r->identity, progress, arrays, n, e);
+
+    free(arrays);
+    if (r->stage->scatter) r->stage->scatter(r, false, &ignored);
+    return s;
+}
+
 static status save(struct finetune_run *r, struct err *e)
 {
     struct json_t *o = json_object_new();
     char first[32], last[32];
-    int n;
 
     snprintf(first, sizeof(first), "%s_first", r->stage->loss);
     snprintf(last, sizeof(last), "%s_last", r->stage->loss);
@@ -120,10 +133,9 @@ static status save(struct finetune_run *r, struct err *e)
     json_put_real(o, last, r->loss_last);
     json_put_real(o, "seconds", seconds_so_far(r));
     json_put(o, "before", json_clone(r->before));
-    struct checkpoint_array *arrays = state_of(r, &n);
-    status s = checkpoint_write(r->checkpoint, r->identity, o, arrays, n, e);
-    free(arrays);
+    status s = write_state(r, o, e);
     json_free(o);
+    if (s) return s;
     r->saved_step = r->stage->steps(r);
     r->saved_tokens = r->tokens;
     r->saved_at = clock_now();
@@ -168,11 +180,13 @@ static status resume(struct finetune_run *r, struct err *e)
     int n;
 
     if (r->stage->resume) r->stage->resume(r);
+    if (r->stage->gather && r->stage->gather(r, false, e)) return e->code;
     arrays = state_of(r, &n);
     status s = checkpoint_read(&o, r->checkpoint, r->identity, arrays, n, e);
     free(arrays);
     if (s) return s;
-    s = read_progress(r, o, e);
+    if (r->stage->scatter) s = r->stage->scatter(r, true, e);
+    if (!s) s = read_progress(r, o, e);
     json_free(o);
     return s;
 }
@@ -231,7 +245,9 @@ static status train(struct finetune_run *r, struct err *e)
             windows_seek(&r->windows, pass, at); /* this batch was not learned from */
             return stopped(r, e);
         }
-        double norm = r->stage->update(r, rate);
+        double norm;
+
+        if (r->stage->update(r, rate, &norm, e)) return e->code;
 
         r->tokens += r->windows.batch_tokens;
         r->loss_last = r->stage->loss_of(r);

@@ -56,12 +56,15 @@ struct finetune_stage {
     status (*settle)(struct finetune_run *, struct err *e); /* what is fitted behind the last step */
     void (*unsettle)(struct finetune_run *);                /* as it was before settle(), which was interrupted; may be NULL */
 
-    status (*batch)(struct finetune_run *, bool learn, struct err *e); /* the windows' batch */
-    double (*update)(struct finetune_run *, double rate);              /* the gradient's norm */
-    double (*loss_of)(const struct finetune_run *);                    /* of the last batch */
+    status (*batch)(struct finetune_run *, bool learn, struct err *e);                 /* the windows' batch */
+    status (*update)(struct finetune_run *, double rate, double *norm, struct err *e); /* norm: of the gradient */
+    double (*loss_of)(const struct finetune_run *);                                    /* of the last batch */
     int64_t (*steps)(const struct finetune_run *);
     void (*set_steps)(struct finetune_run *, int64_t steps);
     int (*state)(struct finetune_run *, struct checkpoint_array *out); /* its arrays; how many */
+    /* What of the state is on other ranks has a place in state() between gather(), with `fill` from them, and scatter(), with `use` to them; both may be NULL. */
+    status (*gather)(struct finetune_run *, bool fill, struct err *e);
+    status (*scatter)(struct finetune_run *, bool use, struct err *e);
 
     struct json_t *(*tally)(const struct finetune_run *);                       /* of the last batch */
     void (*step)(const struct finetune_run *, struct json_t *o, char line[64]); /* of the log: into o, and in short */

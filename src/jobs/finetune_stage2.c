@@ -1,7 +1,9 @@
 /* finetune, stage 2: trains a router version, and the means of what it leaves out, end to end (train/stage2.h). */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/rng.h"
 #include "base/str.h"
 #include "data/digest.h"
 #include "jobs/finetune_run.h"
@@ -14,7 +16,8 @@ enum { PROBE_TOKENS = 8192, SHIFT_TOKENS = 16384, ARRAYS = STAGE2_ARRAYS + 1 };
 struct end_to_end {
     struct finetune_run run; /* first */
     struct stage2 *trainer;
-    int *group; /* [layers][experts] for load_balance, or NULL */
+    struct adapt *adapt; /* what is trained beside the router and the means, or NULL */
+    int *group;          /* [layers][experts] for load_balance, or NULL */
     int groups;
     double shift;
     float *threshold; /* [layers] before settle() */
@@ -56,28 +59,71 @@ static void copy_parts(struct router *to, struct router *from)
                 memcpy(*a[i].where, *b[j].where, (size_t)to->layers * a[i].rows * a[i].cols * sizeof(float));
 }
 
-/* The version's router, with means: its own, the model's, or none yet; a router that compensates otherwise gets none. */
+/* What the router is to consist of: what the version has; with means unless it compensates otherwise or the spec wants a constant; with a term of low rank if the spec does. */
+static status form_of(struct router_form *form, struct router *old, const struct finetune_run *r, struct err *e)
+{
+    const struct spec *s = r->spec;
+    int wanted = (int)s->finetune.compensation_rank;
+    bool constant = s->finetune.compensation == REFIT_CONSTANT, model = r->shape.compensate;
+
+    *form = router_form_of(old);
+    if (wanted && form->low_rank && wanted != form->low_rank)
+        return err_set(e, ERR_SPEC, "%s: compensation_rank: expected %d, as router %s has it, found %d", s->source,
+                       form->low_rank, r->from, wanted);
+    if (wanted > r->shape.width)
+        return err_set(e, ERR_SPEC, "%s: compensation_rank: expected at most %d, the width of the model, found %d", s->source,
+                       r->shape.width, wanted);
+    if (constant && model)
+        return err_set(e, ERR_SPEC, "%s: compensation: expected model, because %s has means itself, found constant", s->source,
+                       s->model);
+    if (wanted) form->low_rank = wanted;
+    if (constant) form->means = false;
+    else form->means = form->means || model || (spec_trains(s, TRAIN_COMPENSATION) && !router_compensates(old));
+    form->constant = !form->low_rank && (constant || form->constant);
+    return OK;
+}
+
+/* d of a router whose means go: what they add in the mean, if all experts are left out as often. */
+static void constant_of(struct router *to, const struct router *from, const struct shape *y)
+{
+    size_t d = (size_t)to->width, n = (size_t)to->experts;
+
+    for (size_t l = 0; l < (size_t)to->layers; l++)
+        for (size_t i = 0; i < n; i++)
+            for (size_t k = 0; k < d; k++)
+                to->offset[l * d + k] += (1 - (float)y->active_of[l] / (float)n) * from->mu[(l * n + i) * d + k];
+}
+
+/* A new term of low rank begins as nothing: A random, B zero. */
+static void start_term(struct router *to, uint64_t seed)
+{
+    size_t n = (size_t)to->layers * (size_t)to->low_rank * (size_t)to->width;
+    struct rng r;
+
+    rng_seed(&r, seed, 21);
+    for (size_t i = 0; i < n; i++) to->inward[i] = (float)(rng_normal(&r) / sqrt((double)to->width));
+}
+
 static status read_router(struct finetune_run *r, struct err *e)
 {
     const struct shape *y = &r->shape;
     size_t of_layer = (size_t)y->experts * (size_t)y->width;
-    struct router old;
+    struct router old, *to = &r->router;
+    struct router_form form;
     status code;
 
     if (router_read(&old, r->spec->model, r->from, y, e)) return e->code;
-    struct router_form form = router_form_of(&old);
-    bool own = form.means;
-
-    form.means = own || y->compensate || (spec_trains(r->spec, TRAIN_COMPENSATION) && !router_compensates(&old));
-    code = router_alloc_form(&r->router, y, &form, e);
+    code = form_of(&form, &old, r, e);
+    if (!code) code = router_alloc_form(to, y, &form, e);
     if (!code) {
-        copy_parts(&r->router, &old);
-        r->router.by_threshold = old.by_threshold;
-        memcpy(r->router.threshold, old.threshold, (size_t)y->layers * sizeof(float));
+        copy_parts(to, &old);
+        to->by_threshold = old.by_threshold;
+        memcpy(to->threshold, old.threshold, (size_t)y->layers * sizeof(float));
+        if (old.mu && to->offset && !to->mu) constant_of(to, &old, y);
+        if (to->low_rank && !old.low_rank) start_term(to, (uint64_t)r->spec->seed);
     }
-    for (int l = 0; !code && form.means && !own && l < y->layers; l++)
-        if (model_means(r->model, l))
-            memcpy(r->router.mu + (size_t)l * of_layer, model_means(r->model, l), of_layer * sizeof(float));
+    for (int l = 0; !code && form.means && !old.mu && l < y->layers; l++)
+        if (model_means(r->model, l)) memcpy(to->mu + (size_t)l * of_layer, model_means(r->model, l), of_layer * sizeof(float));
     router_free(&old);
     return code;
 }
@@ -94,6 +140,16 @@ static void make_groups(struct finetune_run *r)
     for (int q = 0; q < ranks; q++) number[q] = number[q] ? own(r)->groups++ : -1;
     for (int i = 0; i < layers * n; i++) own(r)->group[i] = number[moe_rank_of(model_moe(r->model), i / n, i % n)];
     free(number);
+}
+
+static status open_adapt(struct finetune_run *r, struct err *e)
+{
+    const struct spec *s = r->spec;
+    struct adapt_options o = {.term = spec_trains(s, TRAIN_COMPENSATION) && r->router.offset,
+                              .offset_rate = s->stage2.compensation_rate,
+                              .rows = r->room.limits.rows};
+
+    return o.term ? adapt_open(&own(r)->adapt, r->model, &r->router, &o, e) : OK;
 }
 
 static status open_trainer(struct finetune_run *r, struct err *e)
@@ -120,6 +176,8 @@ static status open_trainer(struct finetune_run *r, struct err *e)
         .alive_ctx = r,
     };
 
+    if (open_adapt(r, e)) return e->code;
+    o.adapt = own(r)->adapt;
     if (s->stage2.load_balance > 0 && s->stage2.balance_over == BALANCE_RANKS) make_groups(r);
     o.group = own(r)->group, o.groups = own(r)->groups;
     return stage2_open(&own(r)->trainer, &r->router, r->model, &o, e);
@@ -178,6 +236,8 @@ static status identify(const struct finetune_run *r, struct json_t *o, struct er
     json_put_text(o, "from (digest)", hex);
     json_put_text(o, "select", s->finetune.select == SELECT_THRESHOLD ? "threshold" : "top_k");
     json_put_text(o, "train", train);
+    if (s->finetune.compensation == REFIT_CONSTANT) json_put_text(o, "compensation", "constant");
+    if (s->finetune.compensation_rank) json_put_int(o, "compensation_rank", s->finetune.compensation_rank);
     json_put_real(o, "lm_loss", s->stage2.lm_loss);
     json_put_real(o, "budget", s->stage2.budget);
     json_put_real(o, "load_balance", s->stage2.load_balance);
@@ -195,9 +255,9 @@ static status batch(struct finetune_run *r, bool learn, struct err *e)
     return stage2_batch(own(r)->trainer, learn ? STAGE2_LEARN : STAGE2_MEASURE, r->windows.batch, r->windows.n_batch, e);
 }
 
-static double update(struct finetune_run *r, double rate)
+static status update(struct finetune_run *r, double rate, double *norm, struct err *e)
 {
-    return stage2_update(own(r)->trainer, rate);
+    return stage2_update(own(r)->trainer, rate, norm, e);
 }
 
 static double loss_of(const struct finetune_run *r)
@@ -341,6 +401,7 @@ status job_finetune_stage2(struct job *j, struct err *e)
     status s = finetune_run(&r.run, j, &stage2, e);
 
     stage2_close(r.trainer);
+    adapt_close(r.adapt);
     free(r.group);
     free(r.threshold);
     finetune_close(&r.run);

@@ -71,6 +71,8 @@ static struct moe_limits moe_limits_of(struct model_limits limits)
     return (struct moe_limits){.rows = limits.rows,
                                .oracle = limits.oracle,
                                .train = limits.train,
+                               .adapt = limits.adapt,
+                               .lora = limits.lora,
                                .notes = limits.notes,
                                .sample = limits.sample,
                                .wire = limits.wire,
@@ -251,6 +253,7 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
     forward_take_work(&m, &work);
     walk_matrices(&(struct walk){count_matrix, &matrices}, &m, p, plan);
     if (limits.train) transposed_take(&m, p, &transposed);
+    if (limits.adapt) trained_take(&m, p, &transposed);
     *c = (struct model_cost){
         .weights = (plan->packed ? 0 : matrices.bytes) + transposed.bytes,
         .mapped = plan->packed ? matrices.bytes : 0,
@@ -480,6 +483,7 @@ status model_open(struct model **out, const char *directory, const struct shape 
     matrices.plan = &m->weights.plan;
     if (!matrices.plan->packed) walk_matrices(&(struct walk){count_matrix, &matrices}, m, p, matrices.plan);
     if (limits.train) transposed_take(m, p, &transposed);
+    if (limits.adapt) trained_take(m, p, &transposed);
     if ((code = arena_open(&m->packed, "weights", matrices.bytes + transposed.bytes, e))) goto fail;
     arena_huge_pages(m->packed);
     m->weights.memory = m->packed;
@@ -489,6 +493,7 @@ status model_open(struct model **out, const char *directory, const struct shape 
     if (limits.calibration && (code = bind_controls(&b, directory))) goto fail;
     transposed.arena = m->packed;
     if (limits.train) transposed_take(m, p, &transposed);
+    if (limits.adapt && !transposed.failed) trained_take(m, p, &transposed);
     if (transposed.failed && (code = e->code)) goto fail;
     code = moe_open(&m->moe, m->moe_layers, s->layers, s->width, s->neurons, p, rank, moe_limits_of(limits), g, x, a, e);
     if (code) goto fail;

@@ -18,6 +18,9 @@ struct model_limits {
     enum kv_format kv;    /* of the KV cache */
     bool oracle;          /* finetune and eval: room for labels */
     bool train;           /* finetune end to end: weights transposed, too, and moe_backward() */
+    bool adapt;           /* and weights of experts, too (moe_adapt_*()): a factorized model, with `train` */
+    int lora;             /* by updates of this rank, 0: whole; */
+    uint64_t lora_seed;   /* of their random numbers */
     bool verify;          /* look for NaN and infinity in the weights this rank maps */
     bool calibration;     /* bind calibration.safetensors (static control); ERR_SPEC if the model has none */
     bool slices;          /* a dense model's FFN is spread over the ranks: shape_slice() */
@@ -87,6 +90,10 @@ const struct weights_plan *model_weights(const struct model *m);
 size_t model_packed_bytes(const struct model *m); /* packed into memory by this rank */
 /* Coordinator: the means of a layer's experts, [N, D], or NULL if the model has none. */
 const float *model_means(const struct model *m, int layer);
+/* Coordinator: the weights of all its norms of a kind, [layers][D] or [D] of the last one; returns how many.  out NULL: only that. */
+enum model_norm { MODEL_NORM_ATTENTION, MODEL_NORM_FFN, MODEL_NORM_LAST };
+size_t model_norms(const struct model *m, enum model_norm which, float *out);
+void model_set_norms(struct model *m, enum model_norm which, const float *from); /* a training's */
 /* Coordinator, a dense model: the whole FFN of a layer. */
 const struct expert *model_dense_ffn(const struct model *m, int layer);
 

@@ -53,6 +53,8 @@ struct model {
 
 /* The weights that gradients go back through (transposed.c): counted, or taken and packed. */
 void transposed_take(struct model *m, const struct placement *p, struct arena_taker *t);
+/* The state of experts in training (trained.c), likewise, behind those. */
+void trained_take(struct model *m, const struct placement *p, struct arena_taker *t);
 
 /* The memory of forward.c, counted or taken: the KV cache, and room for the rows of a pass. */
 void forward_take_cache(struct model *m, struct arena_taker *t);

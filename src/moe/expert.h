@@ -8,6 +8,8 @@
 #include "num/exact.h"
 #include "num/gemm.h"
 
+struct adapted;
+
 struct expert {
     struct packed gate, up; /* [neurons, D]; lines NULL: not held by this rank */
     struct packed down;     /* [D, neurons] */
@@ -16,6 +18,7 @@ struct expert {
     /* For the static control, or NULL: which neurons stay, and what replaces the others. [neurons] */
     const uint8_t *keep;
     const float *fill;
+    struct adapted *adapted; /* its weights are trained (adapted.h), or NULL */
 };
 
 /* z[t][j] = silu(gate_j . h_t) * (up_j . h_t): [rows, neurons]; `up` is scratch of the same size.  Not for q8 and q4: an FFN is looked at before it

@@ -47,6 +47,7 @@ static void take_coordinator(struct moe *m, struct arena_taker *t)
     m->count = arena_take(t, (size_t)m->experts, sizeof(*m->count));
     m->stats.load = arena_take(t, (size_t)m->n_layers * (size_t)m->experts, sizeof(uint64_t));
     m->sum = arena_take(t, rows * width, sizeof(*m->sum));
+    if (m->limits.adapt) m->squares = arena_take(t, (size_t)m->n_layers * ((size_t)m->experts + 1), sizeof(double));
     if (m->limits.oracle) {
         m->piece = arena_take(t, m->piece_bytes, 1);
         m->dense = arena_take(t, rows * width, sizeof(float));
@@ -102,7 +103,6 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
     const struct moe m = {.width = width, .limits = limits};
     size_t set = (size_t)bits_words(experts) * sizeof(uint64_t), rows = (size_t)limits.rows;
 
-    (void)layers;
     x->request_bytes = larger(moe_line(rows * set) + rows * moe_row_bytes(&m), (size_t)width * sizeof(float)); /* or a mean */
     x->answer_bytes = rows * moe_sum_bytes(&m);
     if (limits.oracle) {
@@ -114,6 +114,11 @@ void moe_exchange_limits(struct exchange_limits *x, int layers, int experts, int
     if (limits.train) {
         x->request_bytes = larger(x->request_bytes, moe_line(rows * set) + rows * 2 * (size_t)width * sizeof(float));
         x->answer_bytes = larger(x->answer_bytes, rows * ((size_t)width * sizeof(int64_t) + (size_t)experts * sizeof(float)));
+    }
+    if (limits.adapt) {
+        x->request_bytes = larger(x->request_bytes, moe_adapted_bytes(&m));
+        x->answer_bytes = larger(x->answer_bytes, moe_adapted_bytes(&m));
+        x->answer_bytes = larger(x->answer_bytes, (size_t)layers * ((size_t)experts + 1) * sizeof(double));
     }
     if (limits.notes) {
         x->request_bytes = larger(x->request_bytes, moe_line(rows * sizeof(int32_t)) + rows * moe_row_bytes(&m));

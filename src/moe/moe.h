@@ -24,6 +24,7 @@
 #include "moe/expert.h"
 #include "moe/placement.h"
 #include "moe/router.h"
+#include "num/adamw.h"
 #include "num/gemm.h"
 
 /* One layer as a rank sees it.  Arrays are owned by whoever bound the weights (model/weights), and live longer than the moe. */
@@ -79,6 +80,8 @@ struct moe_limits {
     int rows;    /* most rows of one slot */
     bool oracle; /* room for scores and expert rows too (finetune, eval) */
     bool train;  /* room for moe_backward(); experts have in_t and down_t */
+    bool adapt;  /* experts whose weights are trained: moe_adapt_*(), */
+    int lora;    /* by updates of this rank, 0: whole */
     bool notes;  /* room for what moe_note() keeps, */
     int sample;  /* of so many tokens */
     struct moe_wire wire;
@@ -151,6 +154,25 @@ status moe_rest_means(struct moe *m, int layer, float *mu, struct err *e); /* [N
 status moe_backward(struct moe *m, int layer, const float *h, const uint64_t *set, const float *dy, int rows, float scale,
                     float *dh, float *dgate, struct err *e);
 
+/* Experts whose weights are trained, with limits.adapt (adapted.h); the experts have their `adapted`.  Coordinator; synchronous, over slot 0, nothing in flight; ERR_RANK.
+ * moe_adapt_use()   which weights all ranks compute with from now on: the student's, or those that the model was opened with.  Backward passes are the student's.
+ * moe_adapt_clear() gradients to zero.  moe_backward_learn() is moe_backward() and adds to them.
+ * moe_adapt_squares() of all gradients, in the order of layers and experts, whoever holds them
+ * moe_adapt_step()  one step of AdamW, number steps + 1, and the kernels' copies follow */
+status moe_adapt_use(struct moe *m, bool student, struct err *e);
+status moe_adapt_clear(struct moe *m, struct err *e);
+status moe_backward_learn(struct moe *m, int layer, const float *h, const uint64_t *set, const float *dy, int rows, float scale,
+                          float *dh, float *dgate, struct err *e);
+status moe_adapt_squares(struct moe *m, double *sum, struct err *e);
+status moe_adapt_step(struct moe *m, int64_t steps, double gscale, double rate, const struct adamw_options *o, struct err *e);
+/* An array of one part (gate, up, down transposed) of an expert, -1: the shared one: what is trained, its moments and gradient, or the weights that come of it, [n][D].
+ * Who puts parameters calls moe_adapt_pack() when all of them are there.  floats: of such an array, 0: there is no shared expert. */
+enum moe_adapted { MOE_ADAPTED_PARAM, MOE_ADAPTED_M, MOE_ADAPTED_V, MOE_ADAPTED_SLOPE, MOE_ADAPTED_WEIGHTS };
+size_t moe_adapted_floats(const struct moe *m, int layer, int expert, enum moe_adapted what);
+status moe_adapt_get(struct moe *m, int layer, int expert, int part, enum moe_adapted what, float *out, struct err *e);
+status moe_adapt_put(struct moe *m, int layer, int expert, int part, enum moe_adapted what, const float *in, struct err *e);
+status moe_adapt_pack(struct moe *m, struct err *e);
+
 /* Coordinator, of a model with no shared neurons; needs limits.notes.  Synchronous, over slot 0: x[t] += the sum of all experts, and every rank keeps of each of its
  * neurons z = silu(gate h) * (up h) the sums of z and z^2 over all rows that it ever saw, in the order in which they came, and of row t the value as bfloat16
  * where place[t] in 0 .. sample - 1 says.  place: [rows], -1: not in the sample.  The sums have the same bits on any number of ranks and in any cut into calls.
@@ -178,7 +200,8 @@ enum {
     MOE_KIND_REST_MEANS,
     MOE_KIND_NOTE,
     MOE_KIND_NOTES,
-    MOE_KIND_LAST = MOE_KIND_NOTES
+    MOE_KIND_ADAPT,
+    MOE_KIND_LAST = MOE_KIND_ADAPT
 };
 void moe_answer(struct moe *m, struct exchange *x, const struct request *r, const void *payload);
 

@@ -107,6 +107,9 @@ void moe_answer(struct moe *m, struct exchange *x, const struct request *r, cons
     case MOE_KIND_BACKWARD:
         moe_answer_backward(m, x, r, payload);
         break;
+    case MOE_KIND_ADAPT:
+        moe_answer_adapt(m, x, r, payload);
+        break;
     default:
         BUG_ON(true); /* not a request for the experts: our caller sorts them */
     }

@@ -164,6 +164,7 @@ void moe_answer_backward(struct moe *m, struct exchange *x, const struct request
     moe_prepare(m, r->layer, &h, m->quantized);
     moe_work_backward(m, &job, h.x + n * width, sums ? (int64_t *)(void *)room : NULL, (float *)(void *)(room + sum_bytes), held,
                       true);
+    if (r->flags & MOE_FLAG_LEARN) moe_work_learn(m, &job, h.x + n * width);
     if (check_gradients(m, r->layer, &mine)) exchange_answer(x, r, mine.code, 0, mine.text, strlen(mine.text) + 1);
     else exchange_answer(x, r, OK, r->rows, room, bytes);
 }
@@ -204,8 +205,8 @@ static bool join(struct moe *m, int rank, int layer, int rows, bool sums, float 
     return ok;
 }
 
-status moe_backward(struct moe *m, int layer, const float *h, const uint64_t *set, const float *dy, int rows, float scale,
-                    float *dh, float *dgate, struct err *e)
+static status backward(struct moe *m, int layer, const float *h, const uint64_t *set, const float *dy, int rows, float scale,
+                       bool learn, float *dh, float *dgate, struct err *e)
 {
     struct moe_slot *s = &m->slot[0];
     int n = m->layers[layer].experts;
@@ -216,7 +217,7 @@ status moe_backward(struct moe *m, int layer, const float *h, const uint64_t *se
 
     BUG_ON(!m->coordinator || !m->limits.train || s->busy || rows < 0 || rows > m->limits.rows);
     if (rows == 0) return OK;
-    r.flags = dh ? 0 : MOE_FLAG_GATES;
+    r.flags = (dh ? 0 : MOE_FLAG_GATES) | (learn ? MOE_FLAG_LEARN : 0);
     moe_slot_rows(m, s, layer, h, rows);
     memcpy(s->set, set, (size_t)rows * (size_t)bits_words(n) * sizeof(*set));
     for (int rank = 0; rank < m->ranks; rank++) {
@@ -226,6 +227,7 @@ status moe_backward(struct moe *m, int layer, const float *h, const uint64_t *se
     }
     m->excess = 0;
     moe_work_backward(m, &job, dy, dh ? m->sum : NULL, dgate, n, false);
+    if (learn) moe_work_learn(m, &job, dy);
     if (asked && exchange_wait(m->exchange, 0, e)) return e->code;
     for (int rank = 0; asked && rank < m->ranks; rank++)
         if (rank != m->rank && moe_holds(m, layer, rank) && !join(m, rank, layer, rows, dh != NULL, dgate, &found))
@@ -234,4 +236,16 @@ status moe_backward(struct moe *m, int layer, const float *h, const uint64_t *se
     for (int t = 0; dh && t < rows; t++)
         exact_finish(dh + (size_t)t * (size_t)m->width, m->sum + (size_t)t * (size_t)m->width, m->width);
     return OK;
+}
+
+status moe_backward(struct moe *m, int layer, const float *h, const uint64_t *set, const float *dy, int rows, float scale,
+                    float *dh, float *dgate, struct err *e)
+{
+    return backward(m, layer, h, set, dy, rows, scale, false, dh, dgate, e);
+}
+
+status moe_backward_learn(struct moe *m, int layer, const float *h, const uint64_t *set, const float *dy, int rows, float scale,
+                          float *dh, float *dgate, struct err *e)
+{
+    return backward(m, layer, h, set, dy, rows, scale, true, dh, dgate, e);
 }

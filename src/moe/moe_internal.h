@@ -5,6 +5,8 @@
 #include <math.h>
 
 #include "moe/active.h"
+#include "moe/adapted.h"
+#include "moe/grouping.h"
 #include "moe/moe.h"
 
 /* Rows that the experts of a rank take at a time: enough that weights are used many times, few enough to bound what lies between the two halves of an
@@ -23,15 +25,21 @@ enum { MOE_BLOCK_ROWS = 512 };
  *   MEANS   means of held experts [n][D] f32, from        nothing
  *           place number[0] among the held
  *   BACKWARD  sets [n][words], rows, dy [n][D];          [n][D] i64 (not with MOE_FLAG_GATES), [n][held] f32
- *           number[0] scale, MOE_FLAG_GATES
+ *           number[0] scale, MOE_FLAG_GATES, _LEARN
  *   VALUES  rows; number[0] enum moe_value               [n][held] f32
  *   REST    as SUM, rows always f32; number[0] 1: first  nothing
  *   REST_MEANS  nothing                                  [held][D] f32
+ *   ADAPT   flags: what to do (moe_adapt.c); number: expert and where; a step, or floats   nothing, [layers][N + 1] f64 or floats
  *   NOTE    places [n] i32, rows                         [n][D]
  *   NOTES   rows: neurons, flags: expert, number[0]: its first, [1]: with sample   [n] f64 sums, [n] f64 of squares, [n][sample] bf16
  * Of SUM, STATIC, NOTE and the two of neurons rows are f32 or bf16 and sums i64 (exact.h), f32 or bf16, as limits.wire says; of the others, and of scores, all is f32.
  */
-enum { MOE_FLAG_COMPENSATE = 1, MOE_FLAG_MEANS = 2 /* those of MEANS, not the model's own */, MOE_FLAG_GATES = 4 /* no sums */ };
+enum {
+    MOE_FLAG_COMPENSATE = 1,
+    MOE_FLAG_MEANS = 2 /* those of MEANS, not the model's own */,
+    MOE_FLAG_GATES = 4 /* no sums */,
+    MOE_FLAG_LEARN = 8
+};
 
 struct moe_slot {
     bool busy;
@@ -109,6 +117,8 @@ struct moe {
     /* Follower: rows as they came, widened, and quantized. */
     float *rows_in;
     void *quantized;
+
+    double *squares; /* coordinator, with limits.adapt: [layers][N + 1] */
 
     /* Coordinator's oracle. */
     size_t piece_bytes; /* room for centred rows [n][N][D], on followers too: of an answer */
@@ -252,6 +262,18 @@ void moe_work_put(const struct moe_work *w, const struct exact *e, int row, size
 void moe_work_backward(struct moe *m, const struct moe_job *job, const float *dy, int64_t *sum, float *gate, int stride,
                        bool packed);
 void moe_answer_backward(struct moe *m, struct exchange *x, const struct request *r, const char *payload);
+
+/* Adds to the gradients of the experts' weights (moe_adapt.c). */
+void moe_work_learn(struct moe *m, const struct moe_job *job, const float *dy);
+void moe_answer_adapt(struct moe *m, struct exchange *x, const struct request *r, const void *payload);
+const struct adapted *moe_adapted(const struct moe *m, int layer, int expert); /* NULL: not held here */
+/* Of arrays that travel. */
+static inline size_t moe_adapted_bytes(const struct moe *m)
+{
+    size_t rows = (size_t)m->limits.rows * sizeof(float);
+
+    return (rows > 64 ? rows : 64) * (size_t)m->width;
+}
 
 /* Neurons of a block of rows, into the notes (moe_note.c). */
 void moe_take_notes(struct moe *m, struct arena_taker *t);

@@ -35,6 +35,24 @@ BODY void rms_norm_backward_body(float *dx, const float *dy, const float *x, con
 TWICE(, rms_norm_backward, (float *dx, const float *dy, const float *x, const float *w, int rows, int width, float eps),
       (dx, dy, x, w, rows, width, eps))
 
+BODY void rms_norm_weight_backward_body(float *dw, const float *dy, const float *x, int rows, int width, float eps)
+{
+    for (int t = 0; t < rows; t++, x += width, dy += width) {
+        double square[LANES] = {0}, squares = 0.0;
+        int i = 0;
+
+        for (; i + LANES <= width; i += LANES)
+            for (int l = 0; l < LANES; l++) square[l] += (double)x[i + l] * (double)x[i + l];
+        for (; i < width; i++) square[i % LANES] += (double)x[i] * (double)x[i];
+        for (int l = 0; l < LANES; l++) squares += square[l];
+        float scale = (float)(1.0 / sqrt(squares / width + (double)eps));
+
+        for (i = 0; i < width; i++) dw[i] += dy[i] * x[i] * scale;
+    }
+}
+TWICE(, rms_norm_weight_backward, (float *dw, const float *dy, const float *x, int rows, int width, float eps),
+      (dw, dy, x, rows, width, eps))
+
 /* A rotation is undone by the opposite one. */
 BODY void rope_backward_body(float *dy, const int32_t *pos, int rows, int heads, int head_dim, const float *table)
 {

@@ -15,6 +15,9 @@
 /* y = rms_norm(x, w): dx += dy J; x, dy, dx: [rows, width], no two the same. */
 void rms_norm_backward(float *dx, const float *dy, const float *x, const float *w, int rows, int width, float eps);
 
+/* The norm's own weights: dw[width] += the sum over rows of dy * x / rms(x), in the order of the rows. */
+void rms_norm_weight_backward(float *dw, const float *dy, const float *x, int rows, int width, float eps);
+
 /* Of y = rope_apply(x): dy in place. */
 void rope_backward(float *dy, const int32_t *pos, int rows, int heads, int head_dim, const float *table);
 

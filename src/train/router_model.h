@@ -9,7 +9,7 @@
 #define TRAIN_ROUTER_MODEL_H
 
 #include "moe/router.h"
-#include "train/adamw.h"
+#include "num/adamw.h"
 #include "train/checkpoint.h"
 
 enum { ROUTER_PARAMS = 3 };

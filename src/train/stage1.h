@@ -17,7 +17,7 @@
 
 #include "data/spec.h"
 #include "model/model.h"
-#include "train/adamw.h"
+#include "num/adamw.h"
 #include "train/checkpoint.h"
 #include "train/router_model.h"
 #include "train/windows.h"

@@ -134,6 +134,7 @@ static status layers_backward(struct stage2 *s, const struct batch *b, struct er
         if (moe_backward(s->moe, l, s->h, stage2_sets(s, l), s->dx, b->rows, stage2_scale(s, l), below ? s->dh : NULL, s->dgate,
                          e))
             return e->code;
+        if (s->o.adapt) adapt_term(s->o.adapt, l, s->h, s->dx, b->rows);
         stage2_gates_backward(s, l, b->rows, below);
         stage2_relax(s, l, b->rows);
         router_model_backward(s->trained, l, s->h, s->dz, b->rows, below ? s->dh : NULL);
@@ -168,7 +169,7 @@ static status pass(struct stage2 *s, enum stage2_mode mode, const struct window 
     return mode == STAGE2_LEARN ? layers_backward(s, &b, e) : OK;
 }
 
-static void begin(struct stage2 *s)
+static status begin(struct stage2 *s, enum stage2_mode mode, struct err *e)
 {
     size_t layers = (size_t)s->shape->layers, n = (size_t)s->shape->experts;
     double *share_of = s->tally.share_of;
@@ -179,6 +180,7 @@ static void begin(struct stage2 *s)
     s->tally = (struct stage2_tally){.share_of = share_of, .load = load};
     router_model_clear(s->trained);
     if (s->means.n) memset(s->means.gradient, 0, s->means.n * sizeof(float));
+    return mode == STAGE2_LEARN && s->o.adapt ? adapt_clear(s->o.adapt, e) : OK;
 }
 
 /* Sums become means. */
@@ -196,8 +198,8 @@ static void end(struct stage2 *s)
 status stage2_batch(struct stage2 *s, enum stage2_mode mode, const struct window *w, int n, struct err *e)
 {
     BUG_ON(n < 1);
-    begin(s);
     s->learned = false;
+    if (begin(s, mode, e)) return e->code;
     for (int first = 0, next; first < n; first = next) {
         int rows = 0;
 
@@ -211,23 +213,27 @@ status stage2_batch(struct stage2 *s, enum stage2_mode mode, const struct window
     return OK;
 }
 
-double stage2_update(struct stage2 *s, double learning_rate)
+status stage2_update(struct stage2 *s, double learning_rate, double *norm, struct err *e)
 {
     struct adamw_options without_decay = s->o.adamw;
-    double squares = 0, rows = (double)s->tally.rows;
+    int64_t steps = stage2_steps(s);
+    double squares = 0, more = 0, rows = (double)s->tally.rows;
 
     BUG_ON(!s->learned);
+    if (s->o.adapt && adapt_squares(s->o.adapt, &more, e)) return e->code;
     s->learned = false;
     if (s->o.train_router) squares += router_model_squares(s->trained);
     if (s->means.n) squares += sum_of_squares(s->means.gradient, s->means.n);
-    double norm = sqrt(squares) / rows, scale = clip_scale(norm, s->o.clip) / rows;
+    *norm = sqrt(squares + more) / rows;
+    double scale = clip_scale(*norm, s->o.clip) / rows;
 
+    if (s->o.adapt && adapt_step(s->o.adapt, steps, scale, learning_rate, &s->o.adamw, e)) return e->code;
     without_decay.weight_decay = 0;
     if (s->o.train_router) router_model_step(s->trained, scale, learning_rate, &s->o.adamw);
-    else router_model_set_steps(s->trained, router_model_steps(s->trained) + 1);
+    else router_model_set_steps(s->trained, steps + 1);
     if (s->means.n)
         adamw_step(&s->means.adam, s->means.value, s->means.gradient, scale, learning_rate * s->o.means_rate, &without_decay);
-    return norm;
+    return OK;
 }
 
 const struct stage2_tally *stage2_tally(const struct stage2 *s)
@@ -241,18 +247,19 @@ int stage2_params(struct stage2 *s, struct router_param *out[STAGE2_PARAMS])
     int n = router_model_params(s->trained, out);
 
     if (s->means.n) out[n++] = &s->means;
-    return n;
+    return s->o.adapt ? n + adapt_params(s->o.adapt, out + n) : n;
 }
 
 int stage2_arrays(struct stage2 *s, struct checkpoint_array out[STAGE2_ARRAYS])
 {
     int n = router_model_arrays(s->trained, out);
 
-    if (!s->means.n) return n;
-    out[n++] = (struct checkpoint_array){"router.mu", s->means.value, s->means.n};
-    out[n++] = (struct checkpoint_array){"mu.m", s->means.adam.m, s->means.n};
-    out[n++] = (struct checkpoint_array){"mu.v", s->means.adam.v, s->means.n};
-    return n;
+    if (s->means.n) {
+        out[n++] = (struct checkpoint_array){"router.mu", s->means.value, s->means.n};
+        out[n++] = (struct checkpoint_array){"mu.m", s->means.adam.m, s->means.n};
+        out[n++] = (struct checkpoint_array){"mu.v", s->means.adam.v, s->means.n};
+    }
+    return s->o.adapt ? n + adapt_arrays(s->o.adapt, out + n) : n;
 }
 
 int64_t stage2_steps(const struct stage2 *s)

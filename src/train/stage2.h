@@ -19,10 +19,7 @@
 #ifndef TRAIN_STAGE2_H
 #define TRAIN_STAGE2_H
 
-#include "model/backward.h"
-#include "train/adamw.h"
-#include "train/checkpoint.h"
-#include "train/router_model.h"
+#include "train/adapt.h"
 #include "train/windows.h"
 
 struct stage2_options {
@@ -38,6 +35,7 @@ struct stage2_options {
     int rows;                       /* of one pass; a window is at most this long */
     int sessions;                   /* windows of one pass */
     struct adamw_options adamw;     /* decay is for matrices of the router */
+    struct adapt *adapt;            /* more that is trained (adapt.h), or NULL */
     double clip;                    /* of the global norm of the gradient of the mean loss */
     /* Called in every layer of a pass, may be NULL: a sign of life to the followers.  true ends the batch with STOPPED. */
     bool (*alive)(void *ctx);
@@ -68,8 +66,8 @@ enum stage2_mode {
 };
 /* One batch.  ERR_RANK, ERR_LIMIT, STOPPED: nothing was learned. */
 status stage2_batch(struct stage2 *s, enum stage2_mode mode, const struct window *w, int n, struct err *e);
-/* One optimizer step with the gradients of the last STAGE2_LEARN batch.  Returns their norm before clipping. */
-double stage2_update(struct stage2 *s, double learning_rate);
+/* One optimizer step with the gradients of the last STAGE2_LEARN batch; norm: theirs before clipping.  ERR_RANK. */
+status stage2_update(struct stage2 *s, double learning_rate, double *norm, struct err *e);
 const struct stage2_tally *stage2_tally(const struct stage2 *s);
 /* Gives every layer the threshold at which k experts of a token are active in the mean over these windows, which are one pass; front to back, on the states that the
  * router's choices of top-k make. */
@@ -77,12 +75,12 @@ status stage2_thresholds(struct stage2 *s, const struct window *w, int n, struct
 /* Adds one number to the thresholds of all layers, so that the share of active neurons over these windows is the target as nearly as it can be. */
 status stage2_shift(struct stage2 *s, const struct window *w, int n, double *shift, struct err *e);
 
-/* What is trained, with its gradients: the router's parameters, then the means. */
-enum { STAGE2_PARAMS = ROUTER_PARAMS + 1 };
+/* What is trained on the coordinator, with its gradients: the router's parameters, the means, what else there is (adapt.h). */
+enum { STAGE2_PARAMS = ROUTER_PARAMS + 1 + ADAPT_PARAMS };
 int stage2_params(struct stage2 *s, struct router_param *out[STAGE2_PARAMS]);
 
 /* The state, for a checkpoint: parameters and moments; returns how many.  And the number of steps done. */
-enum { STAGE2_ARRAYS = ROUTER_MODEL_ARRAYS + 3 };
+enum { STAGE2_ARRAYS = ROUTER_MODEL_ARRAYS + 3 + ADAPT_ARRAYS };
 int stage2_arrays(struct stage2 *s, struct checkpoint_array out[STAGE2_ARRAYS]);
 int64_t stage2_steps(const struct stage2 *s);
 void stage2_set_steps(struct stage2 *s, int64_t steps);

@@ -67,9 +67,12 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
     size_t n = (size_t)(r.layers * r.experts);
     random_numbers(r.bias, n, 0.3, 4);
     for (size_t i = 0; i < n * (size_t)router_inner(&r); i++) r.weight[i] *= 4;
-    for (int l = 0; l < r.layers; l++)
+    for (int l = 0; l < r.layers && r.mu; l++)
         memcpy(r.mu + (size_t)l * (size_t)(r.experts * r.width), model_means(m, l),
                (size_t)(r.experts * r.width) * sizeof(float));
+    if (r.offset) random_numbers(r.offset, (size_t)(r.layers * r.width), 0.05, 7);
+    if (r.inward) random_numbers(r.inward, (size_t)(r.layers * r.low_rank * r.width), 0.2, 8);
+    if (r.inward) random_numbers(r.outward, (size_t)(r.layers * r.low_rank * r.width), 0.2, 9);
     r.by_threshold = by_threshold;
     random_numbers(r.threshold, (size_t)r.layers, 0.1, 6);
 
@@ -79,13 +82,16 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
                                .target = 0.4,
                                .temperature = temperature,
                                .train_router = true,
-                               .train_means = true,
+                               .train_means = r.mu != NULL,
                                .means_rate = 0.5,
                                .compensate = true,
                                .scale = 1.25f,
                                .rows = TOKENS,
                                .sessions = 2,
                                .adamw = {0.9, 0.95, 1e-8, 0.01}};
+    const struct adapt_options more = {.term = true, .offset_rate = 0.5, .rows = TOKENS};
+
+    if (adapt_open(&o.adapt, m, &r, &more, &e)) fail_msg("%s", e.text);
     if (stage2_open(&trainer, &r, m, &o, &e) || stage2_batch(trainer, STAGE2_LEARN, w, 2, &e)) fail_msg("%s", e.text);
     const struct stage2_tally *tally = stage2_tally(trainer);
 
@@ -99,21 +105,28 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
     assert_true(fabs(s.nll / TOKENS - tally->nll) < 1e-5);
     assert_true(fabs(loss - tally->loss) < 2e-5);
     int params = stage2_params(trainer, param);
-    assert_int_equal(params, form->kind == ROUTER_LINEAR ? 3 : 4);
-    for (int i = 0; i < params; i++)
-        compare(&s, w, param[i],
-                !strcmp(param[i]->name, "weight") ? s.weight
-                : !strcmp(param[i]->name, "bias") ? s.bias
-                : !strcmp(param[i]->name, "mu")   ? s.mu
-                                                  : s.factor);
+    assert_int_equal(params, 2 + (r.factor != NULL) + (r.mu != NULL) + (r.offset != NULL) + 2 * (r.low_rank > 0));
+    for (int i = 0; i < params; i++) {
+        const struct {
+            const char *name;
+            double *values;
+        } of[] = {{"weight", s.weight}, {"bias", s.bias},     {"mu", s.mu},          {"factor", s.factor},
+                  {"offset", s.offset}, {"inward", s.inward}, {"outward", s.outward}};
+        size_t k = 0;
+
+        while (k < 6 && strcmp(of[k].name, param[i]->name) != 0) k++;
+        compare(&s, w, param[i], of[k].values);
+    }
 
     /* A step along it is one down. */
-    double before = tally->loss;
-    assert_true(stage2_update(trainer, 1e-4) > 0);
+    double before = tally->loss, norm;
+    if (stage2_update(trainer, 1e-4, &norm, &e)) fail_msg("%s", e.text);
+    assert_true(norm > 0);
     if (stage2_batch(trainer, STAGE2_MEASURE, w, 2, &e)) fail_msg("%s", e.text);
     assert_true(tally->loss < before + 1e-3);
     student_close(&s);
     stage2_close(trainer);
+    adapt_close(o.adapt);
     router_free(&r);
     free(directory);
 }
@@ -133,7 +146,13 @@ static void threshold_router(void **state)
 static void gate_router(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true}, true, 1.6);
+    gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true, .low_rank = 3}, true, 1.6);
+}
+
+static void no_means(void **state)
+{
+    (void)state;
+    gradients(&(struct router_form){.constant = true}, false, 0.7);
 }
 
 /* ---- against PyTorch: tests/golden/make_stage2.py ---- */
@@ -230,7 +249,7 @@ static void pytorch(void **state)
 
 /* ---- the job ---- */
 
-#define OPTIONS "select: threshold\nlm_loss: 0.1\nload_balance: 0.01\n"
+#define OPTIONS "select: threshold\nlm_loss: 0.1\nload_balance: 0.01\ncompensation_rank: 2\n"
 enum { STEPS = 6 };
 
 static status finetune(struct json_t **result, const char *name, const char *more, struct err *e)
@@ -315,6 +334,9 @@ static void refusals(void **state)
 
     (void)state;
     assert_int_equal(finetune(NULL, "none", "stage: 2\nfrom: nobody\ntokens: 200\n", &e), ERR_IO);
+    assert_int_equal(end_to_end(NULL, "none", "compensation: constant\n", &e), ERR_SPEC); /* the model has means */
+    assert_int_equal(end_to_end(NULL, "none", "compensation_rank: 5000\n", &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "compensation_rank: expected at most"));
     raise(SIGUSR1);
     assert_int_equal(end_to_end(NULL, "refused", OPTIONS, &e), STOPPED);
     stop_reset();
@@ -347,13 +369,10 @@ static void on_one_rank(void **state)
 
 static int lead(int turn)
 {
-    const struct CMUnitTest first[] = {cmocka_unit_test(make_model),
-                                       cmocka_unit_test(top_k_router),
-                                       cmocka_unit_test(threshold_router),
-                                       cmocka_unit_test(gate_router),
-                                       cmocka_unit_test(pytorch),
-                                       cmocka_unit_test(learns),
-                                       cmocka_unit_test(stopped_after_every_step),
+    const struct CMUnitTest first[] = {cmocka_unit_test(make_model),       cmocka_unit_test(top_k_router),
+                                       cmocka_unit_test(threshold_router), cmocka_unit_test(gate_router),
+                                       cmocka_unit_test(no_means),         cmocka_unit_test(pytorch),
+                                       cmocka_unit_test(learns),           cmocka_unit_test(stopped_after_every_step),
                                        cmocka_unit_test(refusals)};
     const struct CMUnitTest second[] = {cmocka_unit_test(round_robin)}, third[] = {cmocka_unit_test(on_one_rank)};
     struct rng r;

@@ -4,7 +4,7 @@
 
 #include "../check.h"
 #include "base/rng.h"
-#include "train/adamw.h"
+#include "num/adamw.h"
 
 #define NEAR(a, b, tolerance) assert_true(fabs((double)(a) - (double)(b)) <= (tolerance))
 

@@ -2,8 +2,8 @@
  *
  * Moments are float32, so that a saved state (m, v, step) is the state, bit for bit; a step is computed in double.
  */
-#ifndef TRAIN_ADAMW_H
-#define TRAIN_ADAMW_H
+#ifndef NUM_ADAMW_H
+#define NUM_ADAMW_H
 
 #include <stddef.h>
 #include <stdint.h>

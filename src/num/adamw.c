@@ -1,4 +1,4 @@
-#include "train/adamw.h"
+#include "num/adamw.h"
 
 #include <math.h>
 
