@@ -90,25 +90,42 @@ static status check_place(const struct draft *d, int row, const char *where, str
     return OK;
 }
 
-/* A map NAME: TEXT as the list of its NAME=TEXT. */
+static status put_pair(struct str *out, const struct draft *d, const struct key *k, const struct yaml *name,
+                       const struct yaml *value, struct err *e)
+{
+    bool text = value->kind == YAML_TEXT;
+
+    if (!text || strlen(name->text) != name->length || strlen(value->text) != value->length || strchr(name->text, '='))
+        return err_set(e, ERR_SPEC, "%s:%d: %s%s: expected NAME: %s, found %s", d->source, value->line, d->prefix, k->name,
+                       k->flags & KEY_LISTS ? "[TEXT, ...]" : "TEXT", text ? "something else" : spec_yaml_kind_name(value->kind));
+    str_addf(out, "%s=%s", name->text, value->text);
+    return OK;
+}
+
+/* A map NAME: TEXT, or NAME: [TEXT, ...], as the list of its NAME=TEXT. */
 static status put_pairs(struct draft *d, const struct key *k, const struct yaml *v, struct err *e)
 {
-    int n = v->n / 2;
-    struct str *text = calloc((size_t)n + 1, sizeof(*text)), where = {0};
-    struct scalar *items = calloc((size_t)n + 1, sizeof(*items));
+    int n = 0, most = 0;
+    for (int i = 1; i < v->n; i += 2) most += v->item[i].kind == YAML_LIST ? v->item[i].n : 1;
+    struct str *text = calloc((size_t)most + 1, sizeof(*text)), where = {0};
+    struct scalar *items = calloc((size_t)most + 1, sizeof(*items));
     status st = OK;
 
     BUG_ON(!text || !items);
     str_addf(&where, "%s:%d", d->source, v->line);
-    for (int i = 0; i < n && st == OK; i++) {
-        const struct yaml *name = &v->item[2 * i], *value = &v->item[2 * i + 1];
+    for (int i = 0; i + 1 < v->n && st == OK; i += 2) {
+        const struct yaml *name = &v->item[i], *value = &v->item[i + 1];
+        bool list = value->kind == YAML_LIST && k->flags & KEY_LISTS && value->n > 0;
 
-        if (value->kind != YAML_TEXT || strlen(name->text) != name->length || strlen(value->text) != value->length ||
-            strchr(name->text, '='))
-            st = err_set(e, ERR_SPEC, "%s:%d: %s%s: expected NAME: TEXT, found %s", d->source, value->line, d->prefix, k->name,
-                         value->kind != YAML_TEXT ? spec_yaml_kind_name(value->kind) : "something else");
-        else str_addf(&text[i], "%s=%s", name->text, value->text);
-        items[i] = (struct scalar){.text = text[i].text, .length = text[i].length};
+        for (int j = 0; j < i && k->flags & KEY_LISTS && st == OK; j += 2) /* elsewhere key_put() sees that */
+            if (!strcmp(v->item[j].text, name->text))
+                st = err_set(e, ERR_SPEC, "%s:%d: %s%s: expected each name once, found '%.60s' twice", d->source, name->line,
+                             d->prefix, k->name, name->text);
+        for (int j = 0; j < (list ? value->n : 1) && st == OK; j++) {
+            st = put_pair(&text[n], d, k, name, list ? &value->item[j] : value, e);
+            items[n] = (struct scalar){.text = text[n].text, .length = text[n].length};
+            n++;
+        }
     }
     if (st == OK) st = key_put(d->s, k, items, n, true, where.text, d->prefix, e);
     for (int i = 0; i < n; i++) str_free(&text[i]);

@@ -61,7 +61,7 @@ enum spec_variant {
 
 enum { EVAL_VARIANTS_MAX = 64 /* VARIANTS and router versions */, EVAL_DOMAINS_MAX = 64 };
 
-enum { BENCH_SHARES = 4, BENCH_BATCHES = 8 }; /* most entries of these lists */
+enum { BENCH_SHARES = 4, BENCH_BATCHES = 8, REPORT_SHARES = 4 }; /* most entries of these lists */
 
 struct spec_list {
     char **items;
@@ -171,6 +171,7 @@ struct spec {
         int64_t bootstrap;        /* resamples */
         int64_t decode_batch;     /* sequences that are scored in lockstep, a token of each in a pass; 0: prompts as they come */
         double batch_experts;     /* of variant router, as in infer */
+        int64_t agreement_tokens; /* whole windows of text, or items, up to so many; 0: no agreement */
         double
             min_agreement; /* gate: least share of the oracle's experts that `router` chooses, mean over layers; < 0: no gate */
         double max_drop;   /* gate: largest relative loss of next-token accuracy of `router` against `dense`; < 0: no gate */
@@ -205,8 +206,9 @@ struct spec {
 
     struct {
         struct spec_list inputs; /* output directories; a step's default is those of the steps before it */
-        struct spec_list rows;   /* "LABEL = DIRECTORY | DIRECTORY ..." */
-        char *title;
+        struct spec_list rows;   /* "LABEL=DIRECTORY" or "LABEL=DIRECTORY#VARIANT", those of a row together */
+        struct spec_list shares; /* numbers: f of the columns of the ladder */
+        char *title, *about;
     } report;
 
     struct spec *steps; /* pipeline only: fully resolved, in order */

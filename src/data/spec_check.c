@@ -307,6 +307,8 @@ static status check_eval(const struct draft *d, struct err *e)
         return draft_fail(d, "max_drop", e, "expected only with text, found none: the gate is on next-token accuracy");
     if (s->eval.items > 0 && !sets)
         return draft_fail(d, "items", e, "expected only with minimal_pairs, multiple_choice or last_word, found none of them");
+    if (s->eval.min_agreement >= 0 && s->eval.agreement_tokens == 0)
+        return draft_fail(d, "min_agreement", e, "expected only with agreement_tokens, found 0 of them");
     if (s->eval.min_agreement >= 0 && !has(&s->eval.variants, VARIANT_ROUTER))
         return draft_fail(d, "min_agreement", e, "expected only with the variant router, found variants without it");
     if (s->eval.min_agreement >= 0 && !text && !sets)
@@ -398,18 +400,22 @@ static status check_bench(const struct draft *d, struct err *e)
     return OK;
 }
 
-/* "LABEL = DIRECTORY | DIRECTORY". */
 static status check_report(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
 
     if (s->report.inputs.n + s->report.rows.n == 0)
         return draft_fail(d, "inputs", e, "expected output directories of jobs in inputs or rows, found none");
+    if (check_numbers(d, "shares", &s->report.shares, false, 1e-6, 1, e)) return e->code;
+    if (s->report.shares.n > REPORT_SHARES)
+        return draft_fail(d, "shares", e, "expected at most %d, found %d", REPORT_SHARES, s->report.shares.n);
+    if (s->report.shares.n > 0 && s->report.rows.n == 0)
+        return draft_fail(d, "shares", e, "expected only with rows, found %d", s->report.shares.n);
     for (int i = 0; i < s->report.rows.n; i++) {
-        const char *row = s->report.rows.items[i], *equal = strstr(row, " = ");
+        const char *directory = strchr(s->report.rows.items[i], '=') + 1, *mark = strrchr(directory, '#');
 
-        if (!equal || equal == row || !equal[3])
-            return draft_fail(d, "rows", e, "expected 'LABEL = DIRECTORY | DIRECTORY ...', found '%.80s'", row);
+        if (mark && (mark == directory || !mark[1]))
+            return draft_fail(d, "rows", e, "expected DIRECTORY or DIRECTORY#VARIANT, found '%.80s'", directory);
     }
     for (int i = 0; i < s->report.inputs.n; i++)
         if (!strcmp(s->report.inputs.items[i], s->output))

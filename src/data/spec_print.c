@@ -31,16 +31,28 @@ static void dump_text(struct str *out, const char *text)
     str_addz(out, "\"");
 }
 
-static void dump_pairs(struct str *out, const struct spec_list *list)
+/* lists: a name has all texts that stand together. */
+static void dump_pairs(struct str *out, const struct spec_list *list, bool lists)
 {
+    struct str name = {0};
+
     str_addz(out, "{");
     for (int i = 0; i < list->n; i++) {
         const char *equal = strchr(list->items[i], '=');
+        size_t n = (size_t)(equal - list->items[i]) + 1;
+        bool again = lists && i > 0 && !strncmp(list->items[i - 1], list->items[i], n);
 
-        str_addf(out, "%s\"%.*s\": ", i > 0 ? ", " : "", (int)(equal - list->items[i]), list->items[i]);
+        if (i > 0) str_addz(out, again ? ", " : lists ? "], " : ", ");
+        if (!again) {
+            str_clear(&name);
+            str_add(&name, list->items[i], n - 1);
+            dump_text(out, name.text);
+            str_addz(out, lists ? ": [" : ": ");
+        }
         dump_text(out, equal + 1);
     }
-    str_addz(out, "}");
+    str_addz(out, lists && list->n ? "]}" : "}");
+    str_free(&name);
 }
 
 static void dump_value(struct str *out, const struct spec *s, const struct key *k)
@@ -71,7 +83,7 @@ static void dump_value(struct str *out, const struct spec *s, const struct key *
         break;
     case KEY_LIST:
         if (k->flags & KEY_MAP) {
-            dump_pairs(out, key_list(s, k));
+            dump_pairs(out, key_list(s, k), k->flags & KEY_LISTS);
             break;
         }
         str_addz(out, "[");
@@ -128,7 +140,12 @@ static void add_default(struct str *out, const struct key *k)
     } else if (!k->plain || ((k->type == KEY_INT || k->type == KEY_REAL) && (x < k->least || x > k->most))) {
         str_addz(out, "-");
     } else if (k->type == KEY_LIST) {
-        str_addz(out, "all");
+        int all = 0, plain = 1;
+
+        while (k->set && k->set[all]) all++;
+        for (const char *at = k->plain; *at; at++) plain += *at == ',';
+        if (all > plain) str_addf(out, "all but %d", all - plain);
+        else str_addz(out, "all");
     } else {
         str_addz(out, k->plain);
         if (k->paper) str_addf(out, " (factorllm: %s)", k->paper);

@@ -49,7 +49,7 @@ void key_expected(struct str *out, const struct key *k)
             add_names(out, k);
             if (k->flags & KEY_VERSIONS) str_addz(out, ", or router@VERSION");
         } else if (k->flags & KEY_MAP) {
-            str_addz(out, "a map of names to texts");
+            str_addz(out, k->flags & KEY_LISTS ? "a map of names to lists of texts" : "a map of names to texts");
         } else {
             str_addz(out, "a list of texts");
         }
@@ -178,6 +178,23 @@ static status check_pair(const struct key *k, const struct scalar *items, int i,
     return OK;
 }
 
+/* NAME=TEXT for every text of a name, one behind the other. */
+static status check_lists(const struct key *k, const struct scalar *items, int i, const char *where, const char *prefix,
+                          struct err *e)
+{
+    const struct scalar *v = &items[i];
+    size_t n = strcspn(v->text, "=");
+
+    if (n < 1 || n > 120 || !v->text[n] || !v->text[n + 1])
+        return err_set(e, ERR_SPEC, "%s: %s%s: expected NAME: [TEXT, ...] with a name of 1 to 120 bytes, found '%.60s'", where,
+                       prefix, k->name, v->text);
+    for (int j = 0; j + 1 < i; j++)
+        if (!strncmp(items[j].text, v->text, n + 1) && strncmp(items[i - 1].text, v->text, n + 1) != 0)
+            return err_set(e, ERR_SPEC, "%s: %s%s: expected each name once, found '%.*s' twice", where, prefix, k->name, (int)n,
+                           v->text);
+    return OK;
+}
+
 static void store_list(struct spec *s, const struct key *k, const struct scalar *items, int n)
 {
     key_clear(s, k);
@@ -198,7 +215,8 @@ static status put_list(struct spec *s, const struct key *k, const struct scalar 
 
         if (k->set && !version && name_index(k, &items[i]) < 0) return refuse_name(k, &items[i], where, prefix, e);
         if (check_text(k, &items[i], where, prefix, e)) return e->code;
-        if (k->flags & KEY_MAP && check_pair(k, items, i, where, prefix, e)) return e->code;
+        if (k->flags & KEY_MAP && (k->flags & KEY_LISTS ? check_lists : check_pair)(k, items, i, where, prefix, e))
+            return e->code;
         for (int j = 0; j < i; j++)
             if (items[i].length == items[j].length && !memcmp(items[i].text, items[j].text, items[i].length))
                 return err_set(e, ERR_SPEC, "%s: %s%s: expected each item once, found '%.60s' twice", where, prefix, k->name,

@@ -151,7 +151,7 @@ static const struct key table[] = {
     {"text.sample_tokens", E, KEY_INT, AT(eval.text.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
     {"text.sample_seed", E, KEY_INT, AT(eval.text.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
     {"window", E, KEY_INT, AT(eval.window), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: 2048, or the model's positions if it has fewer"},
-    {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, oracle, oracle_variable, neurons]", NULL, 0, 0, variant_names, KEY_VERSIONS, "what is measured side by side"},
+    {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, neurons]", NULL, 0, 0, variant_names, KEY_VERSIONS, "what is measured side by side; the two oracles, which are slow with many experts, where they are asked for"},
     {"baseline", E, KEY_TEXT, AT(eval.baseline), NULL, NULL, 0, 0, NULL, 0, "a variant that all others are held against, beside dense"},
     {"minimal_pairs", E, KEY_LIST, AT(eval.minimal_pairs), NULL, NULL, 0, 0, NULL, 0, "JSONL files of sentence pairs"},
     {"multiple_choice", E, KEY_LIST, AT(eval.multiple_choice), NULL, NULL, 0, 0, NULL, 0, "JSONL files of questions with choices"},
@@ -164,6 +164,7 @@ static const struct key table[] = {
     {"bootstrap", E, KEY_INT, AT(eval.bootstrap), "1000", NULL, 0, 1000000, NULL, 0, "resamples for confidence intervals, 0: none"},
     {"decode_batch", E, KEY_INT, AT(eval.decode_batch), "0", NULL, 0, 4096, NULL, 0, "score so many sequences in lockstep, as they would decode together; 0: whole prompts (the same figures, sooner, unless batch_experts is below 1)"},
     {"batch_experts", E, KEY_REAL, AT(eval.batch_experts), "1", NULL, 1e-3, 1, NULL, 0, "as in infer, for the variant router: what that costs is seen with decode_batch"},
+    {"agreement_tokens", E, KEY_INT, AT(eval.agreement_tokens), "8192", NULL, 0, LARGE, NULL, 0, "first tokens on which routers are held against the oracle, which is slow with many experts; 0: not"},
     {"min_agreement", E, KEY_REAL, AT(eval.min_agreement), "-1", NULL, 0, 1, NULL, 0, "gate: least share of the oracle's experts that the router chooses"},
     {"max_drop", E, KEY_REAL, AT(eval.max_drop), "-1", NULL, 0, 1, NULL, 0, "gate: largest relative loss of accuracy, router against dense"},
 
@@ -194,7 +195,9 @@ static const struct key table[] = {
     {"rivals", B, KEY_BOOL, AT(bench.rivals), "true", NULL, 0, 0, NULL, 0, "other libraries' products beside ours, where they are installed"},
 
     {"inputs", R, KEY_LIST, AT(report.inputs), NULL, NULL, 0, 0, NULL, 0, "output directories of jobs that are shown in full; in a pipeline: the steps before"},
-    {"rows", R, KEY_LIST, AT(report.rows), NULL, NULL, 0, 0, NULL, 0, "rows of the ladder, each 'LABEL = DIRECTORY | DIRECTORY ...', as many directories as there are seeds"},
+    {"rows", R, KEY_LIST, AT(report.rows), NULL, NULL, 0, 0, NULL, KEY_MAP | KEY_LISTS, "the ladder: of every row its evals' directories, as many as seeds; DIRECTORY#VARIANT: that one, else the router"},
+    {"shares", R, KEY_LIST, AT(report.shares), NULL, NULL, 0, 0, NULL, 0, "f of the ladder's columns: every run goes to the one nearest to its measured f"},
+    {"about", R, KEY_TEXT, AT(report.about), NULL, NULL, 0, 0, NULL, 0, "a paragraph at the top of the page"},
     {"title", R, KEY_TEXT, AT(report.title), NULL, NULL, 0, 0, NULL, 0, "of the page"},
 };
 /* clang-format on */

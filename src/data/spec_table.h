@@ -21,6 +21,7 @@ enum {
     KEY_WHOLE = 8,     /* KEY_NUMBERS: integers */
     KEY_VERSIONS = 16, /* KEY_LIST with names: router@VERSION, too */
     KEY_MAP = 32,      /* KEY_LIST: a map NAME: TEXT in YAML, items "NAME=TEXT" everywhere else */
+    KEY_LISTS = 64, /* KEY_MAP: NAME: [TEXT, ...] too, any name without =; items "NAME=TEXT" for each, those of a name together */
 };
 
 struct key {

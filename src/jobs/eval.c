@@ -13,8 +13,6 @@
 #include "jobs/room.h"
 #include "model/router_file.h"
 
-enum { AGREEMENT_TOKENS = 8192 };
-
 /* --- which variants --- */
 
 bool eval_is_routed(enum spec_variant kind)
@@ -198,10 +196,11 @@ static status measure_agreement(struct measuring *m, struct eval_variant *x, con
     const struct eval_sequence *q = r->n_windows ? r->windows : r->pieces;
     size_t most = r->n_windows ? r->n_windows : r->n_pieces, n = 0;
 
-    for (; n < most && x->agreement_tokens < AGREEMENT_TOKENS; n++) x->agreement_tokens += q[n].n;
+    for (; n < most && x->agreement_tokens < r->job->spec->eval.agreement_tokens; n++) x->agreement_tokens += q[n].n;
+    if (!n) return OK;
     x->agreement = calloc((size_t)m->side->layers, sizeof(*x->agreement));
     BUG_ON(!x->agreement);
-    return n ? eval_agreement(&m->scorer, x->agreement, q, n, how, e) : OK;
+    return eval_agreement(&m->scorer, x->agreement, q, n, how, e);
 }
 
 static void report_variant(struct eval_run *r, const struct eval_side *side, const struct eval_variant *x)

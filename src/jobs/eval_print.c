@@ -88,7 +88,9 @@ static void print_routing(struct log *l, const struct eval_side *side)
             most = load[n] > most ? load[n] : most;
             sum += load[n];
         }
-        log_line(l, "  %-8d %10.4f %8.4f %8.4f %8.4f", i, x->agreement ? x->agreement[i] : NAN, least, sum / side->experts, most);
+        char agreement[32] = "-";
+        if (x->agreement) snprintf(agreement, sizeof(agreement), "%.4f", x->agreement[i]);
+        log_line(l, "  %-8d %10s %8.4f %8.4f %8.4f", i, agreement, least, sum / side->experts, most);
     }
 }
 

@@ -66,20 +66,31 @@ static status add_router(struct gathering *g, const char *directory, const char 
 }
 
 /* What a report reads is what jobs wrote last; who has none is for the report to say. */
-static status add_results(struct gathering *g, const struct spec *s, struct err *e)
+static status add_directory(struct gathering *g, const char *directory, size_t length, struct err *e)
 {
     static const char *const names[] = {"result.json", "log.jsonl", "bench.jsonl"};
     struct str path = {0};
     status st = OK;
 
-    for (int i = 0; i < s->report.inputs.n && !st; i++)
-        for (size_t f = 0; f < sizeof(names) / sizeof(*names) && !st; f++) {
-            str_clear(&path);
-            str_addf(&path, "%s/%s", s->report.inputs.items[i], names[f]);
-            if (file_exists(path.text)) st = add_file(g, path.text, e);
-        }
+    for (size_t f = 0; f < sizeof(names) / sizeof(*names) && !st; f++) {
+        str_clear(&path);
+        str_addf(&path, "%.*s/%s", (int)length, directory, names[f]);
+        if (file_exists(path.text)) st = add_file(g, path.text, e);
+    }
     str_free(&path);
     return st;
+}
+
+static status add_results(struct gathering *g, const struct spec *s, struct err *e)
+{
+    for (int i = 0; i < s->report.inputs.n; i++)
+        if (add_directory(g, s->report.inputs.items[i], strlen(s->report.inputs.items[i]), e)) return e->code;
+    for (int i = 0; i < s->report.rows.n; i++) {
+        const char *directory = strchr(s->report.rows.items[i], '=') + 1, *mark = strrchr(directory, '#');
+
+        if (add_directory(g, directory, mark ? (size_t)(mark - directory) : strlen(directory), e)) return e->code;
+    }
+    return OK;
 }
 
 static status gather(struct gathering *g, const struct spec *s, struct err *e)
@@ -90,6 +101,7 @@ static status gather(struct gathering *g, const struct spec *s, struct err *e)
     case JOB_FACTORIZE:
         return add_file(g, s->factorize.calibration.file, e);
     case JOB_FINETUNE:
+        if (s->stage2.from && add_router(g, s->model, s->stage2.from, e)) return e->code;
         return add_file(g, s->finetune.text.file, e);
     case JOB_CONVERT:
         return add_router(g, s->model, NULL, e);

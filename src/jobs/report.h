@@ -17,14 +17,16 @@ enum { REPORT_RUNS_MAX = 4096, REPORT_VARIANTS_MAX = 48, REPORT_BYTES_MAX = 256 
 
 struct report_run { /* one job's result; a pipeline's directory has several */
     enum job_kind kind;
-    char *name;             /* of the step */
-    char *directory;        /* where its log.jsonl would stand */
-    char *source;           /* "DIRECTORY/result.json: NAME", for errors */
-    char *label;            /* of the input it came from: its row's or its directory's name */
-    int input;              /* number of the input directory, from 0 */
-    int row;                /* of the ladder; -1: an input that is shown in full */
-    struct json_t *file;    /* result.json as a whole */
-    const struct json_t *o; /* the job's own object in it */
+    char *name;                /* of the step */
+    char *directory;           /* where its log.jsonl would stand */
+    char *source;              /* "DIRECTORY/result.json: NAME", for errors */
+    char *label;               /* of the input it came from: its row's or its directory's name */
+    int input;                 /* number of the input directory, from 0 */
+    int row;                   /* of the ladder; -1: an input that is shown in full */
+    char *variant;             /* of the eval, which the row is about; NULL: the router */
+    struct json_t *file;       /* result.json as a whole, of the first run that has it; else NULL */
+    const struct json_t *json; /* the same for all */
+    const struct json_t *o;    /* the job's own object in it */
 };
 
 struct report {
@@ -36,8 +38,8 @@ struct report {
     struct str missing; /* <li> lines: what could not be shown, and why */
 };
 
-/* "LABEL = DIRECTORY | DIRECTORY": the label and the directories, malloc'ed; the list ends with NULL. */
-void report_row_parse(char **label, char ***directories, const char *row);
+/* "LABEL=DIRECTORY" or "LABEL=DIRECTORY#VARIANT": malloc'ed, the variant may be NULL. */
+void report_row_parse(char **label, char **directory, char **variant, const char *row);
 status report_read(struct report *r, struct err *e);
 void report_free(struct report *r);
 /* Lines of DIRECTORY/NAME as an array; NULL if there is no such file. */

@@ -1,17 +1,13 @@
-/* The ladder: a line per row of runs, with means and spreads over its seeds. */
+/* The ladder: a line per row of runs, with means and spreads over its seeds, side by side for every f. */
+#include "jobs/report_ladder.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "jobs/report.h"
+#include "base/file.h"
 
-/* Sums over the runs of a row. */
-struct spread {
-    int n;
-    double sum, squares, low, high;
-};
-
-static void spread_add(struct spread *s, double x)
+void spread_add(struct spread *s, double x)
 {
     if (!isfinite(x)) return;
     s->low = s->n ? fmin(s->low, x) : x;
@@ -21,13 +17,12 @@ static void spread_add(struct spread *s, double x)
     s->n++;
 }
 
-static double spread_mean(const struct spread *s)
+double spread_mean(const struct spread *s)
 {
     return s->n ? s->sum / s->n : NAN;
 }
 
-/* Of a sample; NaN for one run. */
-static double spread_deviation(const struct spread *s)
+double spread_deviation(const struct spread *s)
 {
     if (s->n < 2) return NAN;
     double v = (s->squares - s->sum * s->sum / s->n) / (s->n - 1);
@@ -35,195 +30,307 @@ static double spread_deviation(const struct spread *s)
     return v > 0 ? sqrt(v) : 0;
 }
 
-enum { F, TIMES, KEPT, CLOSED, KL, PAIRS, CHOICES, STATIC_KEPT, CEILING_KEPT, FIGURES };
-static const struct {
-    const char *head, *about;
-    int decimals;
-    bool deviation;
-} columns[FIGURES] = {
-    [F] = {"f %", "share of the FFN's neurons that is active, as measured", 1, false},
-    [TIMES] = {"\xc3\x97 dense", "perplexity over that of the dense model", 3, true},
-    [KEPT] = {"kept %", "next-token accuracy over that of the dense model", 1, true},
-    [CLOSED] = {"gap closed %", "share of the way from static to the ceiling of single neurons, in nats", 1, true},
-    [KL] = {"KL", "from the dense model's distribution, nats a token", 4, true},
-    [PAIRS] = {"pairs %", "minimal pairs judged rightly", 1, true},
-    [CHOICES] = {"choices %", "questions answered rightly", 1, true},
-    [STATIC_KEPT] = {"static kept %", "of the control without routing, at the same f", 1, false},
-    [CEILING_KEPT] = {"ceiling kept %", "of single neurons chosen in hindsight (else the oracle)", 1, false},
-};
-
-struct line {
-    const char *label;
-    int runs, seen;
-    struct spread x[FIGURES];
-};
-
-static const struct report_variant *routed(const struct report_eval *x)
+double ladder_gain(const struct ladder *l, int row, int column)
 {
+    if (row < 1 || !l->line[row].part) return NAN;
+    return spread_mean(&l->line[row - 1].cell[column].x[LADDER_LOG_TIMES]) -
+           spread_mean(&l->line[row].cell[column].x[LADDER_LOG_TIMES]);
+}
+
+/* ---- gathering ---- */
+
+/* What the evals at one f say of the ends of the gap, in nats a token; an eval without them borrows those of others on the same text. */
+struct ends {
+    const char *text; /* digest */
+    double dense;
+    int column;
+    struct spread fixed, best;
+};
+struct gathering {
+    struct report *r;
+    struct ladder *l;
+    struct ends *ends;
+    int n_ends;
+};
+
+static int column_of(const struct ladder *l, double share)
+{
+    int best = 0;
+
+    for (int c = 1; c < l->columns; c++)
+        if (fabs(share - l->share[c]) < fabs(share - l->share[best])) best = c;
+    return best;
+}
+
+static const struct report_variant *variant_of(const struct report_eval *x, const struct report_run *run)
+{
+    if (run->variant) return report_eval_find(x, run->variant);
     for (int i = 0; i < x->n; i++)
         if (!strncmp(x->v[i].name, "router", 6)) return &x->v[i];
     return NULL;
 }
 
-static status add_run(struct report *r, struct line *l, const struct report_run *run, struct err *e)
+static status text_of(const char **digest, const struct report_run *run, struct err *e)
+{
+    const struct json_t *text;
+
+    *digest = NULL;
+    if (report_object(&text, run->o, "text", run->source, e)) return e->code;
+    return report_word(digest, text, "digest", run->source, e);
+}
+
+static struct ends *ends_of(struct gathering *g, const char *text, double dense, int column)
+{
+    for (int i = 0; i < g->n_ends; i++)
+        if (g->ends[i].column == column && g->ends[i].dense == dense && !strcmp(g->ends[i].text, text)) return &g->ends[i];
+    return NULL;
+}
+
+/* Static and ceiling of an eval that has them. */
+static status add_ends(struct gathering *g, const struct report_run *run, const struct report_eval *x, struct err *e)
+{
+    const struct report_variant *fixed = report_eval_find(x, "static"), *best = report_eval_find(x, "neurons");
+    const char *text;
+
+    if (text_of(&text, run, e)) return e->code;
+    if (!text || !x->dense || !(fixed || best)) return OK;
+    int column = column_of(g->l, fixed ? fixed->share : best->share);
+    struct ends *to = ends_of(g, text, x->dense->perplexity, column);
+    if (!to) {
+        to = &g->ends[g->n_ends++];
+        *to = (struct ends){.text = text, .dense = x->dense->perplexity, .column = column};
+    }
+    if (fixed) spread_add(&to->fixed, log(fixed->perplexity));
+    if (best) spread_add(&to->best, log(best->perplexity));
+    return OK;
+}
+
+static double closed(struct gathering *g, const char *text, const struct report_eval *x, const struct report_variant *v,
+                     int column)
+{
+    if (isfinite(v->closed.value) || g->l->columns < 2 || !text || !x->dense) return v->closed.value;
+    const struct ends *of = ends_of(g, text, x->dense->perplexity, column);
+    double way = of ? spread_mean(&of->fixed) - spread_mean(&of->best) : NAN;
+
+    return way > 0 ? (spread_mean(&of->fixed) - log(v->perplexity)) / way : NAN;
+}
+
+static void add_figures(struct ladder_cell *to, const struct report_eval *x, const struct report_variant *v, double gap)
+{
+    const struct report_variant *fixed = report_eval_find(x, "static"), *best = report_eval_find(x, "neurons");
+    const double figures[LADDER_FIGURES] = {
+        [LADDER_SHARE] = 100 * v->share,
+        [LADDER_COST] = 100 * v->overhead,
+        [LADDER_TIMES] = v->times.value,
+        [LADDER_LOG_TIMES] = log(v->times.value),
+        [LADDER_LOW] = v->times.low,
+        [LADDER_HIGH] = v->times.high,
+        [LADDER_KEPT] = 100 * v->kept.value,
+        [LADDER_CLOSED] = 100 * gap,
+        [LADDER_KL] = v->kl.value,
+        [LADDER_PAIRS] = 100 * v->pairs.value,
+        [LADDER_CHOICES] = 100 * v->choices.value,
+        [LADDER_STATIC_KEPT] = NAN,
+        [LADDER_CEILING_KEPT] = NAN,
+    };
+
+    if (!best) best = report_eval_find(x, "oracle");
+    for (int f = 0; f < LADDER_FIGURES; f++) spread_add(&to->x[f], figures[f]);
+    if (fixed) spread_add(&to->x[LADDER_STATIC_KEPT], 100 * fixed->kept.value);
+    if (best) spread_add(&to->x[LADDER_CEILING_KEPT], 100 * best->kept.value);
+    to->runs++;
+}
+
+/* first: only the ends of the gap are gathered. */
+static status add_run(struct gathering *g, struct ladder_line *line, const struct report_run *run, bool first, struct err *e)
 {
     struct report_eval *x = malloc(sizeof(*x));
+    const struct report_variant *v = NULL;
+    const char *text = NULL;
 
     BUG_ON(!x);
     status s = report_eval_read(x, run, e);
-    const struct report_variant *v = s ? NULL : routed(x), *fixed = s ? NULL : report_eval_find(x, "static");
-    const struct report_variant *best = s ? NULL : report_eval_find(x, "neurons");
-    if (!s && !best) best = report_eval_find(x, "oracle");
-    l->runs++;
-    if (!s && !v) report_missing(r, "%s: has no figure of a router, so it is not in the ladder", run->source);
-    if (v) {
-        l->seen++;
-        spread_add(&l->x[F], 100 * v->share);
-        spread_add(&l->x[TIMES], v->times.value);
-        spread_add(&l->x[KEPT], 100 * v->kept.value);
-        spread_add(&l->x[CLOSED], 100 * v->closed.value);
-        spread_add(&l->x[KL], v->kl.value);
-        spread_add(&l->x[PAIRS], 100 * v->pairs.value);
-        spread_add(&l->x[CHOICES], 100 * v->choices.value);
-        if (fixed) spread_add(&l->x[STATIC_KEPT], 100 * fixed->kept.value);
-        if (best) spread_add(&l->x[CEILING_KEPT], 100 * best->kept.value);
+    if (!s && first) {
+        s = add_ends(g, run, x, e);
+        goto out;
     }
+    if (!s) s = text_of(&text, run, e);
+    if (!s) v = variant_of(x, run);
+    if (!s && !v)
+        report_missing(g->r, "%s: has no figure of %s, so it is not in the ladder", run->source,
+                       run->variant ? run->variant : "a router");
+    if (v) {
+        int column = column_of(g->l, v->share);
+
+        add_figures(&line->cell[column], x, v, closed(g, text, x, v, column));
+        if (!line->variant) line->variant = v->name;
+    }
+out:
     free(x);
     return s;
 }
 
-static void put_table(struct str *out, const struct line *lines, int n)
+static status gather(struct gathering *g, struct err *e)
 {
-    struct html_column heads[2 * FIGURES + 2] = {{"row", NULL, true}, {"runs", "as many as there are seeds", false}};
-    bool shown[FIGURES] = {false}, spread[FIGURES] = {false};
-    int c = 2;
+    struct report *r = g->r;
 
-    for (int f = 0; f < FIGURES; f++) {
-        for (int i = 0; i < n; i++) {
-            shown[f] |= lines[i].x[f].n > 0;
-            spread[f] |= columns[f].deviation && lines[i].x[f].n > 1;
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < r->n; i++) {
+            const struct report_run *run = &r->run[i];
+            int at = r->rows > 0 ? run->row : run->input;
+
+            if (run->kind != JOB_EVAL || at < 0) continue;
+            g->l->line[at].label = run->label;
+            g->l->line[at].part = run->row >= 0 && run->label[0] == '+';
+            if (add_run(g, &g->l->line[at], run, pass == 0, e)) return e->code;
         }
-        if (shown[f]) heads[c++] = (struct html_column){columns[f].head, columns[f].about, false};
-        if (spread[f]) heads[c++] = (struct html_column){"\xc2\xb1", "standard deviation over the runs of the row", false};
-    }
-    table_open(out, heads, c, NULL);
-    for (int i = 0; i < n; i++) {
-        table_row(out, NULL);
-        table_head(out, lines[i].label);
-        table_number(out, lines[i].seen, 0, NULL);
-        for (int f = 0; f < FIGURES; f++) {
-            if (shown[f]) table_number(out, spread_mean(&lines[i].x[f]), columns[f].decimals, NULL);
-            if (!spread[f]) continue;
-            str_addz(out, "<td class=\"ci\">");
-            if (lines[i].x[f].n > 1) html_number(out, spread_deviation(&lines[i].x[f]), columns[f].decimals);
-            str_addz(out, "</td>");
-        }
-        table_row_end(out);
-    }
-    table_close(out);
+    return OK;
 }
 
-/* Kept of every row: the mean, from the least to the most of its runs; and its control. */
-static void put_drawing(struct str *out, const struct line *lines, int n)
+/* ---- the first sentences ---- */
+
+static void say_column(struct str *out, const struct ladder *l, int c)
 {
-    enum { WIDTH = 760, ROW = 26, VALUES = 66 };
-    int names = 60;
-    double low = INFINITY, high = -INFINITY;
-    int at = 0, drawn = 0;
+    const struct ladder_line *best = NULL, *fixed = NULL;
 
-    for (int i = 0; i < n; i++) {
-        if (!lines[i].x[KEPT].n) continue;
-        drawn++;
-        if (7 * (int)strlen(lines[i].label) > names) names = 7 * (int)strlen(lines[i].label);
-        low = fmin(low, fmin(lines[i].x[KEPT].low, lines[i].x[STATIC_KEPT].n ? spread_mean(&lines[i].x[STATIC_KEPT]) : INFINITY));
-        high = fmax(high,
-                    fmax(lines[i].x[KEPT].high, lines[i].x[CEILING_KEPT].n ? spread_mean(&lines[i].x[CEILING_KEPT]) : -INFINITY));
-    }
-    if (drawn < 2) return;
-    svg_widen(&low, &high, 0);
-    struct svg_plot p = {
-        .out = out, .width = WIDTH, .height = 58 + ROW * drawn, .left = 18 + (names < 300 ? names : 300), .right = VALUES};
-    p.x = (struct svg_axis){.low = low, .high = high, .label = "kept: next-token accuracy, % of dense", .suffix = " %"};
-    p.y = (struct svg_axis){.low = 0, .high = drawn};
-    str_addz(out, "<figure><p class=\"legend\"><span>");
-    svg_swatch(out, 1);
-    str_addz(out, "the router, mean, and least to most of the runs</span><span>");
-    svg_swatch(out, 3);
-    str_addz(out, "static</span><span>");
-    svg_swatch(out, 5);
-    str_addz(out, "ceiling</span></p><div class=\"scroll\"><div class=\"wide\">");
-    svg_plot_open(&p, "kept accuracy of every row");
-    for (int i = 0; i < n; i++) {
-        const struct spread *x = lines[i].x;
-        struct str value = {0}, name = {0};
+    for (int i = 0; i < l->rows; i++) {
+        const struct ladder_line *line = &l->line[i];
 
-        if (!x[KEPT].n) continue;
-        double y = svg_y(&p, drawn - 0.5 - at++);
-        html_number(&value, spread_mean(&x[KEPT]), 1);
-        str_addz(&value, " %");
-        str_add(&name, lines[i].label, strlen(lines[i].label));
-        if (x[STATIC_KEPT].n) svg_mark(out, svg_x(&p, spread_mean(&x[STATIC_KEPT])), y, 3, "static");
-        if (x[CEILING_KEPT].n) svg_mark(out, svg_x(&p, spread_mean(&x[CEILING_KEPT])), y, 5, "ceiling");
-        if (x[KEPT].n > 1) svg_whisker(&p, x[KEPT].low, x[KEPT].high, y, 1);
-        svg_mark(out, svg_x(&p, spread_mean(&x[KEPT])), y, 1, value.text);
-        svg_label(out, p.left - 10, y + 4, "end", "name", name.text);
-        svg_label(out, WIDTH - 2, y + 4, "end", "value", value.text);
-        str_free(&value);
-        str_free(&name);
+        if (!line->variant || !line->cell[c].runs) continue;
+        if (!strcmp(line->variant, "static")) fixed = line;
+        if (strncmp(line->variant, "router", 6) != 0) continue;
+        if (!best || spread_mean(&line->cell[c].x[LADDER_TIMES]) < spread_mean(&best->cell[c].x[LADDER_TIMES])) best = line;
     }
-    svg_plot_close(&p);
-    str_addz(out, "</div></div></figure>\n");
+    if (!best) return;
+    str_addz(out, "<p class=\"lead\">At f ");
+    html_number(out, 100 * l->share[c], 1);
+    str_addz(out, " %, \xe2\x80\x9c");
+    html_text(out, best->label);
+    str_addz(out, "\xe2\x80\x9d keeps <b>");
+    html_number(out, spread_mean(&best->cell[c].x[LADDER_KEPT]), 1);
+    str_addz(out, " %</b> of the dense model\xe2\x80\x99s next-token accuracy at ");
+    html_number(out, spread_mean(&best->cell[c].x[LADDER_TIMES]), 3);
+    str_addz(out, " times its perplexity");
+    if (fixed) {
+        str_addz(out, "; the same neurons for every token keep ");
+        html_number(out, spread_mean(&fixed->cell[c].x[LADDER_KEPT]), 1);
+        str_addz(out, " % at ");
+        html_number(out, spread_mean(&fixed->cell[c].x[LADDER_TIMES]), 2);
+    }
+    if (best->cell[c].runs > 1) str_addf(out, ". Means of %d runs", best->cell[c].runs);
+    str_addz(out, ".</p>\n");
+}
+
+/* ---- the commands ---- */
+
+/* The spec that repeats it: of a pipeline's step, that of the pipeline, which makes the model as well. */
+static void spec_of(struct str *out, const struct report_run *run)
+{
+    const char *colon = strstr(run->source, "/result.json: ");
+    struct str directory = {0}, path = {0};
+    struct spec *s = NULL;
+    struct err ignored;
+
+    str_add(&directory, run->source, (size_t)(colon - run->source));
+    str_clear(out);
+    const char *slash = strrchr(directory.text, '/');
+    if (slash) {
+        str_add(&path, directory.text, (size_t)(slash - directory.text));
+        str_addz(&path, "/spec.yaml");
+    }
+    if (slash && file_exists(path.text) && !spec_load(&s, path.text, NULL, 0, &ignored))
+        for (int i = 0; i < s->n_steps; i++)
+            if (!strcmp(s->steps[i].output, directory.text)) str_addz(out, path.text);
+    if (!out->length) str_addf(out, "%s/spec.yaml", directory.text);
+    spec_free(s);
+    str_free(&directory);
+    str_free(&path);
+}
+
+/* What the first of them is made of, as its author wrote it: the keys behind every row. */
+static void put_source(struct str *out, const struct report_run *run)
+{
+    enum { MOST = 1 << 16 };
+    const char *source = NULL;
+    char *text = NULL;
+    size_t length = 0;
+    struct err ignored;
+
+    if (!run->json || report_word(&source, run->json, "spec", run->source, &ignored) || !source || !file_exists(source)) return;
+    if (file_read(&text, &length, source, MOST, &ignored) == OK && strlen(text) == length) {
+        str_addz(out, "<details><summary>The first of them, ");
+        html_text(out, source);
+        str_addz(out, "</summary>\n<pre>");
+        html_text(out, text);
+        str_addz(out, "</pre></details>\n");
+    }
+    free(text);
 }
 
 static void put_commands(struct str *out, const struct report *r)
 {
-    str_addz(out, "<details><summary>The runs of every row, and the commands that repeat them</summary>\n<pre>");
-    for (int i = 0, row = -1; i < r->n; i++) {
-        const char *colon = strstr(r->run[i].source, "/result.json: ");
+    struct str path = {0}, lines = {0}, key = {0};
+    const struct report_run *first = NULL;
 
+    str_addz(&lines, "\n");
+    for (int i = 0; i < r->n; i++) {
         if (r->run[i].row < 0 || !r->run[i].file) continue;
-        if (r->run[i].row != row) {
-            str_addz(out, row < 0 ? "# " : "\n# ");
-            html_text(out, r->run[i].label);
-            str_addz(out, "\n");
-            row = r->run[i].row;
-        }
-        struct str path = {0};
-        str_add(&path, r->run[i].source, (size_t)(colon - r->run[i].source));
-        str_addz(out, "factorllm run ");
-        html_text(out, path.text);
-        str_addz(out, "/spec.yaml\n");
-        str_free(&path);
+        spec_of(&path, &r->run[i]);
+        str_clear(&key);
+        str_addf(&key, "\n%s\n", path.text);
+        if (strstr(lines.text, key.text)) continue; /* several rows come from one pipeline */
+        str_addz(&lines, path.text);
+        str_addz(&lines, "\n");
+        if (!first) first = &r->run[i];
     }
-    str_addz(out, "</pre></details>\n");
+    if (first) {
+        str_addz(out, "<details><summary>The commands that repeat them</summary>\n<pre>");
+        for (const char *at = lines.text + 1; *at; at = strchr(at, '\n') + 1) {
+            str_clear(&path);
+            str_add(&path, at, strcspn(at, "\n"));
+            str_addz(out, "factorllm run ");
+            html_text(out, path.text);
+            str_addz(out, "\n");
+        }
+        str_addz(out, "</pre></details>\n");
+        put_source(out, first);
+    }
+    str_free(&path);
+    str_free(&lines);
+    str_free(&key);
+}
+
+/* ---- the section ---- */
+
+static void show(struct report *r, struct ladder *l)
+{
+    if (l->rows < (r->rows > 0 ? 1 : 2)) return;
+    if (r->job->spec->report.shares.n > 0)
+        for (int c = 0; c < l->columns; c++) say_column(&r->lead, l, c);
+    report_section(r, "ladder", "The ladder",
+                   "One row, one way to factorize; a row with several runs differs in their seeds alone, and has its mean and "
+                   "standard deviation. A row that begins with + is the row above with one part more, and says what the part "
+                   "brings.");
+    ladder_put_tables(&r->body, l);
+    ladder_put_drawing(&r->body, l);
+    if (r->rows > 0) put_commands(&r->body, r);
+    report_section_end(r);
 }
 
 status report_ladder(struct report *r, struct err *e)
 {
-    int most = r->rows > 0 ? r->rows : r->inputs, n = 0;
-    struct line *lines = calloc((size_t)most + 1, sizeof(*lines));
-    status s = OK;
+    const struct spec_list *shares = &r->job->spec->report.shares;
+    int most = r->rows > 0 ? r->rows : r->inputs;
+    struct ladder l = {.columns = shares->n > 1 ? shares->n : 1, .line = calloc((size_t)most + 1, sizeof(*l.line))};
+    struct gathering g = {.r = r, .l = &l, .ends = calloc((size_t)r->n + 1, sizeof(*g.ends))};
 
-    BUG_ON(!lines);
-    for (int i = 0; i < r->n && !s; i++) {
-        const struct report_run *run = &r->run[i];
-        int at = r->rows > 0 ? run->row : run->input;
-
-        if (run->kind != JOB_EVAL || at < 0) continue;
-        lines[at].label = run->label;
-        s = add_run(r, &lines[at], run, e);
-    }
+    BUG_ON(!l.line || !g.ends);
+    for (int c = 0; c < shares->n; c++) l.share[c] = strtod(shares->items[c], NULL);
+    status s = gather(&g, e);
     for (int i = 0; i < most; i++)
-        if (lines[i].seen) lines[n++] = lines[i];
-    if (!s && n >= (r->rows > 0 ? 1 : 2)) {
-        report_section(r, "ladder", "The ladder",
-                       "One row, one way to factorize; a row with several runs differs in their seeds alone, and has its mean "
-                       "and standard deviation.");
-        put_table(&r->body, lines, n);
-        put_drawing(&r->body, lines, n);
-        if (r->rows > 0) put_commands(&r->body, r);
-        report_section_end(r);
-    }
-    free(lines);
+        if (l.line[i].variant) l.line[l.rows++] = l.line[i];
+    if (!s) show(r, &l);
+    free(l.line);
+    free(g.ends);
     return s;
 }

@@ -35,6 +35,7 @@ static const char style[] =
     "tbody th,.t{text-align:left}\n"
     "thead th{border-bottom:1px solid var(--faint);color:var(--soft);font-size:13px;vertical-align:bottom}\n"
     "thead th[title]{cursor:help}\n"
+    "thead th.g{text-align:center;color:var(--ink);font-weight:600;border-bottom:0}\n"
     "tbody tr+tr>*{border-top:1px solid var(--grid)}\n"
     "tr.strong>*{font-weight:600}\n"
     "tr.group>*{border-top:1px solid var(--faint)!important}\n"
@@ -132,6 +133,11 @@ void report_page(const struct report *r, struct str *out)
     str_addz(out, "</style></head>\n<body><main>\n<h1>");
     html_text(out, title ? title : "What was kept, and what it costs");
     str_addz(out, "</h1>\n");
+    if (r->job->spec->report.about) {
+        str_addz(out, "<p>");
+        html_text(out, r->job->spec->report.about);
+        str_addz(out, "</p>\n");
+    }
     if (r->lead.length) str_add(out, r->lead.text, r->lead.length);
     if (r->nav.length) {
         str_addz(out, "<nav>");

@@ -7,30 +7,17 @@
 #include "base/file.h"
 #include "jobs/report.h"
 
-void report_row_parse(char **label, char ***directories, const char *row)
+void report_row_parse(char **label, char **directory, char **variant, const char *row)
 {
-    const char *equal = strstr(row, " = "), *at = equal ? equal + 3 : row;
-    size_t n = 0;
+    const char *equal = strchr(row, '=');
 
+    BUG_ON(!equal); /* the spec was checked */
     *label = str_dup(row);
-    if (equal) (*label)[equal - row] = 0;
-    *directories = calloc(strlen(at) / 2 + 2, sizeof(**directories));
-    BUG_ON(!*directories);
-    while (*at) {
-        const char *bar = strstr(at, " | ");
-        size_t length = bar ? (size_t)(bar - at) : strlen(at);
-
-        while (length > 0 && *at == ' ') {
-            at++;
-            length--;
-        }
-        while (length > 0 && at[length - 1] == ' ') length--;
-        if (length > 0) {
-            (*directories)[n] = str_dup(at);
-            (*directories)[n++][length] = 0;
-        }
-        at = bar ? bar + 3 : at + strlen(at);
-    }
+    (*label)[equal - row] = 0;
+    *directory = str_dup(equal + 1);
+    char *mark = strrchr(*directory, '#');
+    *variant = mark ? str_dup(mark + 1) : NULL;
+    if (mark) *mark = 0;
 }
 
 /* ---- optional members ---- */
@@ -102,6 +89,7 @@ static struct report_run *add_run(struct report *r, const struct report_run *lik
     run->directory = str_dup(directory);
     run->label = str_dup(like->label);
     run->name = str_dup(name);
+    run->variant = like->variant ? str_dup(like->variant) : NULL;
     return run;
 }
 
@@ -130,6 +118,7 @@ static status add_file(struct report *r, struct report_run *like, const char *di
 
         run->o = json_member(i);
         run->file = any ? NULL : like->file;
+        run->json = like->file;
         int known = kind && !pipeline ? spec_kind_find(kind) : -1;
         run->kind = known >= 0 ? (enum job_kind)known : pipeline ? kind_of_step(step, run->o) : kind_of(run->o);
         free(step);
@@ -149,34 +138,63 @@ static const char *base_name(const char *path)
     return slash && slash[1] ? slash + 1 : path;
 }
 
-static status add_input(struct report *r, const char *directory, const char *label, int row, struct err *e)
+/* A row's file that was read before, for another variant of it. */
+static bool add_again(struct report *r, const struct report_run *like, const char *path)
 {
-    struct report_run like = {.label = (char *)(label ? label : base_name(directory)), .input = r->inputs++, .row = row};
+    int first = 0;
+
+    for (; first < r->n; first++) {
+        const char *source = r->run[first].source;
+        size_t n = strlen(path);
+
+        if (!strncmp(source, path, n) && source[n] == ':') break;
+    }
+    int end = r->n, input = first < end ? r->run[first].input : 0;
+    for (int i = first; i < end && r->run[i].input == input && r->n < REPORT_RUNS_MAX; i++) {
+        struct report_run *run = add_run(r, like, path, r->run[i].directory, r->run[i].name);
+
+        run->o = r->run[i].o;
+        run->kind = r->run[i].kind;
+        run->json = r->run[first].json;
+    }
+    return first < end;
+}
+
+static status add_input(struct report *r, struct report_run like, const char *directory, struct err *e)
+{
     char *path = str_join(directory, "result.json");
     status s = OK;
 
+    like.input = r->inputs++;
     if (!file_is_directory(directory))
         s = err_set(e, ERR_IO, "%s: expected the output directory of a job, found none", directory);
     else if (!file_exists(path)) report_missing(r, "%s: has no result.json: its job has not ended, or never began", directory);
-    else s = add_file(r, &like, directory, path, e);
+    else if (like.row < 0 || !add_again(r, &like, path)) s = add_file(r, &like, directory, path, e);
     free(path);
     return s;
 }
 
+/* "LABEL=DIRECTORY#VARIANT"; those of one row stand together. */
 static status add_row(struct report *r, const char *row, struct err *e)
 {
-    char **directories;
-    status s = OK;
+    char *label, *directory, *variant;
 
-    if (r->rows == (int)(sizeof(r->row_label) / sizeof(*r->row_label)))
-        return err_set(e, ERR_LIMIT, "rows: expected at most %d", r->rows);
-    report_row_parse(&r->row_label[r->rows], &directories, row);
-    for (int i = 0; directories[i]; i++) {
-        if (!s) s = add_input(r, directories[i], r->row_label[r->rows], r->rows, e);
-        free(directories[i]);
+    report_row_parse(&label, &directory, &variant, row);
+    bool again = r->rows > 0 && !strcmp(label, r->row_label[r->rows - 1]);
+    status s = OK;
+    if (again) {
+        free(label);
+    } else if (r->rows == (int)(sizeof(r->row_label) / sizeof(*r->row_label))) {
+        s = err_set(e, ERR_LIMIT, "rows: expected at most %d", r->rows);
+        free(label);
+    } else {
+        r->row_label[r->rows++] = label;
     }
-    free(directories);
-    r->rows++;
+    if (!s)
+        s = add_input(r, (struct report_run){.label = r->row_label[r->rows - 1], .row = r->rows - 1, .variant = variant},
+                      directory, e);
+    free(directory);
+    free(variant);
     return s;
 }
 
@@ -187,7 +205,9 @@ status report_read(struct report *r, struct err *e)
     r->run = calloc(REPORT_RUNS_MAX, sizeof(*r->run));
     BUG_ON(!r->run);
     for (int i = 0; i < s->report.inputs.n; i++)
-        if (add_input(r, s->report.inputs.items[i], NULL, -1, e)) return e->code;
+        if (add_input(r, (struct report_run){.label = (char *)base_name(s->report.inputs.items[i]), .row = -1},
+                      s->report.inputs.items[i], e))
+            return e->code;
     for (int i = 0; i < s->report.rows.n; i++)
         if (add_row(r, s->report.rows.items[i], e)) return e->code;
     return OK;
@@ -200,6 +220,7 @@ void report_free(struct report *r)
         free(r->run[i].directory);
         free(r->run[i].source);
         free(r->run[i].label);
+        free(r->run[i].variant);
         json_free(r->run[i].file);
     }
     for (int i = 0; i < r->rows; i++) free(r->row_label[i]);

@@ -123,25 +123,30 @@ static void put_cloud(struct str *out, const struct cloud *c, struct svg_axis ax
 }
 
 struct clouds {
-    struct cloud kept_f, times_f, kept_speed;
+    struct cloud kept_f, times_cost, kept_speed;
 };
 
+/* Of a row of the ladder the variant that it is about alone. */
 static void add_eval(struct clouds *c, const struct report_run *run, const struct report_eval *x)
 {
     for (int i = 0; i < x->n; i++) {
         const struct report_variant *v = &x->v[i];
+        const char *kind = run->variant && !strncmp(v->name, "router@", 7) ? "router" : v->name;
+        double cost = isfinite(v->overhead) ? v->overhead : 0;
         char tip[256];
 
-        snprintf(tip, sizeof(tip), "%.80s: %.60s, f %.1f %%, kept %.1f %%, perplexity %.3f times dense", run->label, v->name,
-                 100 * v->share, 100 * v->kept.value, v->times.value);
-        add_point(&c->kept_f, 100 * v->share, 100 * v->kept.value, v->name, tip);
-        add_point(&c->times_f, 100 * v->share, v->times.value, v->name, tip);
+        if (run->variant && strcmp(v->name, run->variant) != 0) continue;
+        snprintf(tip, sizeof(tip),
+                 "%.80s: %.60s, f %.1f %%, router and compensation %.1f %%, kept %.1f %%, perplexity %.3f times dense",
+                 run->label, v->name, 100 * v->share, 100 * cost, 100 * v->kept.value, v->times.value);
+        add_point(&c->kept_f, 100 * v->share, 100 * v->kept.value, kind, tip);
+        add_point(&c->times_cost, 100 * (v->share + cost), v->times.value, kind, tip);
         bool measured_alone =
             strncmp(v->name, "oracle", 6) != 0 && strcmp(v->name, "neurons") != 0; /* hindsight costs time of its own */
         if (!measured_alone || !(x->dense->speed > 0)) continue;
         snprintf(tip, sizeof(tip), "%.80s: %.60s, %.0f tokens/s, %.2f times dense, kept %.1f %%", run->label, v->name, v->speed,
                  v->speed / x->dense->speed, 100 * v->kept.value);
-        add_point(&c->kept_speed, v->speed / x->dense->speed, 100 * v->kept.value, v->name, tip);
+        add_point(&c->kept_speed, v->speed / x->dense->speed, 100 * v->kept.value, kind, tip);
     }
 }
 
@@ -220,6 +225,7 @@ static status put_speed(struct report *r, const struct clouds *c, struct err *e)
 status report_scatter(struct report *r, struct err *e)
 {
     const struct svg_axis f = {.label = "f: neurons active", .suffix = " %"};
+    const struct svg_axis cost = {.label = "multiply-adds of a token, of the dense FFN's", .suffix = " %"};
     struct clouds *c = calloc(1, sizeof(*c));
     struct report_eval *x = malloc(sizeof(*x));
     int evals = 0;
@@ -239,8 +245,10 @@ status report_scatter(struct report *r, struct err *e)
         str_addz(&r->body, "<div class=\"grid\">\n");
         put_cloud(&r->body, &c->kept_f, f, (struct svg_axis){.label = "kept, % of dense", .suffix = " %"}, AGAINST_F,
                   "<b>Kept accuracy</b> against f; up and to the left is better.");
-        put_cloud(&r->body, &c->times_f, f, (struct svg_axis){.label = "perplexity, \xc3\x97 dense", .log = true}, AGAINST_F,
-                  "<b>Perplexity</b> against f, logarithmic; down and to the left is better.");
+        put_cloud(&r->body, &c->times_cost, cost, (struct svg_axis){.label = "perplexity, \xc3\x97 dense", .log = true},
+                  AGAINST_F,
+                  "<b>Perplexity</b>, logarithmic, against f and what router and compensation cost beside it; down and to the "
+                  "left is better.");
         s = put_speed(r, c, e);
         str_addz(&r->body, "</div>\n");
         report_section_end(r);

@@ -77,15 +77,22 @@ void html_human(struct str *out, double x)
 
 /* ---- tables ---- */
 
-void table_open(struct str *out, const struct html_column *columns, int n, const char *caption)
+static void put_groups(struct str *out, const char *const *group, int n)
 {
-    str_addz(out, "<div class=\"scroll\"><table>");
-    if (caption) {
-        str_addz(out, "<caption>");
-        html_text(out, caption);
-        str_addz(out, "</caption>");
+    str_addz(out, "<tr>");
+    for (int i = 0, end; i < n; i = end) {
+        for (end = i + 1; end < n && group[end] == group[i]; end++)
+            ;
+        str_addf(out, "<th colspan=\"%d\"%s>", end - i, group[i] ? " scope=\"colgroup\" class=\"g\"" : "");
+        html_text(out, group[i]);
+        str_addz(out, "</th>");
     }
-    str_addz(out, "<thead><tr>");
+    str_addz(out, "</tr>");
+}
+
+static void put_heads(struct str *out, const struct html_column *columns, int n)
+{
+    str_addz(out, "<tr>");
     for (int i = 0; i < n; i++) {
         str_addf(out, "<th scope=\"col\"%s", columns[i].text ? " class=\"t\"" : "");
         if (columns[i].about) {
@@ -98,6 +105,25 @@ void table_open(struct str *out, const struct html_column *columns, int n, const
         str_addz(out, "</th>");
     }
     str_addz(out, "</tr></thead><tbody>\n");
+}
+
+void table_open(struct str *out, const struct html_column *columns, int n, const char *caption)
+{
+    str_addz(out, "<div class=\"scroll\"><table>");
+    if (caption) {
+        str_addz(out, "<caption>");
+        html_text(out, caption);
+        str_addz(out, "</caption>");
+    }
+    str_addz(out, "<thead>");
+    put_heads(out, columns, n);
+}
+
+void table_open_groups(struct str *out, const struct html_column *columns, const char *const *group, int n)
+{
+    str_addz(out, "<div class=\"scroll\"><table><thead>");
+    put_groups(out, group, n);
+    put_heads(out, columns, n);
 }
 
 void table_row(struct str *out, const char *class)

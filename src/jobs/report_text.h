@@ -21,6 +21,8 @@ struct html_column {
     bool text;                /* on the left */
 };
 void table_open(struct str *out, const struct html_column *columns, int n, const char *caption);
+/* group[n]: a head above columns side by side with the same pointer; NULL: none there. */
+void table_open_groups(struct str *out, const struct html_column *columns, const char *const *group, int n);
 void table_row(struct str *out, const char *class); /* NULL: none */
 void table_row_end(struct str *out);
 void table_head(struct str *out, const char *text); /* the cell that names the row */

@@ -203,7 +203,7 @@ void gram_gains(double *gain, const double *g, int n)
     uint64_t set[EXPERTS_MAX / 64] = {0};
 
     BUG_ON(n < 0 || n > EXPERTS_MAX);
-    search_start(&s);
+    double error = search_start(&s), length = error > 0 ? sqrt(error) : 1;
     for (int step = 0; step < n; step++) {
         int best = -1;
         double most = -INFINITY;
@@ -216,6 +216,7 @@ void gram_gains(double *gain, const double *g, int n)
         }
         bits_set(set, best);
         move(&s, best, -1);
+        most /= length;
         gain[step] = step && !(most < gain[step - 1]) ? gain[step - 1] : most;
     }
 }

@@ -19,8 +19,9 @@ float paper_score(const float *e, const float *y, float share, int width);
 
 /* set = the best set.  g: [n][n] Gram matrix in double, symmetric.  Returns the error of the set. */
 double gram_best(uint64_t *set, const double *g, int n, int k);
-/* gain[s] = by how much the s-th expert of the greedy order (from no expert, always the one that lowers the error most) lowers it, never more than the one
- * before: the running minimum, so that `gains above a threshold` are the first ones. */
+/* gain[s] = by how much the s-th expert of the greedy order (from no expert, always the one that lowers the error most) lowers it, over the root of the error
+ * of no expert, |y|; never more than the one before: the running minimum, so that `gains above a threshold` are the first ones.  Not over |y|: the few tokens
+ * with large outputs would take most experts; over |y|^2: those with outputs that hardly matter would get too many (both measured, configs/README.md). */
 void gram_gains(double *gain, const double *g, int n);
 /* As many experts as have a gain above `least`, and of that size gram_best().  gain: room for n.  Returns how many. */
 int gram_variable(uint64_t *set, double *gain, const double *g, int n, double least);

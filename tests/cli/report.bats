@@ -23,7 +23,7 @@ kind: report
 output: $dir/report
 title: Two <b>runs</b> & a ladder
 inputs: [$dir/a, $dir/b]
-rows: ["4 of 8 = $dir/a | $dir/b", "only <b> = $dir/b"]
+rows: {4 of 8: [$dir/a, $dir/b], "only <b>": [$dir/b]}
 YAML
 }
 
@@ -105,6 +105,72 @@ YAML
     page | grep -F '>4 of 8</th>' | grep -qF "<td>$mean</td><td class=\"ci\">$sd</td>"
 }
 
+# At shares .5 and .25: a static control, a coarse row and a part more of the same models
+ladder() {
+    cat >"$dir/report.yaml" <<YAML
+kind: report
+output: $dir/report
+about: a <ladder> of toys
+rows:
+  "static, no routing": ["$dir/a/eval#static", "$dir/b/eval#static"]
+  "random = is no label" : [$dir/a/eval]
+YAML
+    refuses 2 "rows: expected NAME: [TEXT, ...], found something else"
+    sed -i '$d' "$dir/report.yaml"
+    cat >>"$dir/report.yaml" <<YAML
+  by lot: ["$dir/a/eval#random", "$dir/b/eval#random"]
+  + a router: ["$dir/a/eval#router", "$dir/b/eval"]
+  + more: [$dir/c]
+  ceiling: ["$dir/c#neurons", "$dir/b/eval#oracle"]
+shares: [0.5, 0.25]
+YAML
+    cat >"$dir/c.yaml" <<YAML
+kind: eval
+model: $dir/a/factorize/model
+output: $dir/c
+window: 32
+variants: [dense, static, router, neurons]
+bootstrap: 20
+text: {sample_tokens: 300, sample_seed: 3}
+YAML
+    "$FACTORLLM" run "$dir/c.yaml" --quiet
+}
+
+@test "the ladder: every f has its columns, parts are held against the row above, ends of the gap are borrowed" {
+    two_runs
+    ladder
+    "$FACTORLLM" run "$dir/report.yaml" --quiet
+    page | grep -qF '<p>a &lt;ladder&gt; of toys</p>'
+    page | grep -qF '<th colspan="1"></th><th colspan="4" scope="colgroup" class="g">f 50 %</th>'
+    cells() { page | grep -F "<th scope=\"row\">$1</th>" | head -n 1; }
+    times() { jq -r "100 * .eval.accuracy.$2 / .eval.accuracy.dense, .eval.perplexity.$2 / .eval.perplexity.dense" "$dir/$1/eval/result.json"; }
+    for row in "a static static, no routing" "a random by lot"; do
+        read -r run variant label <<<"$row"
+        read -r kept ppl < <(times "$run" "$variant" | awk '{printf "%.6f ", $1} END {print ""}')
+        cells "$label" | grep -qF "$(printf '<td>%.3f</td>' "$ppl")"
+        cells "$label" | grep -qF "$(printf '<td>%.1f</td>' "$kept")"
+    done
+    # what the part brings at f 50 % is a difference of logarithms
+    part=$(jq -r '(.eval.perplexity.router / .eval.perplexity.random) | log' "$dir/a/eval/result.json" | awk '{printf "%.3f", $1 < 0 ? -$1 : $1}')
+    cells "+ a router" | grep -qF "$part</td>"
+    # a has no ceiling of its own: that of c, on the same text
+    gap=$(jq -r -s '100 * ((.[0].eval.perplexity.static | log) - (.[0].eval.perplexity.router | log)) / ((.[1].eval.perplexity.static | log) - (.[1].eval.perplexity.neurons | log))' \
+        "$dir/a/eval/result.json" "$dir/c/result.json" | awk '{v = sprintf("%.1f", $1); sub("-", "", v); print v}')
+    cells "+ a router" | grep -qF "$gap</td>"
+    page | grep -qF "factorllm run $dir/a/spec.yaml" # that of the pipeline, which makes the model too
+    page | grep -qF "factorllm run $dir/c/spec.yaml"
+    page | grep -qF "<summary>The first of them, $dir/a.yaml</summary>"
+    # read again from its resolved spec, and by other ranks: the same page
+    cp "$dir/report/report.html" "$dir/first.html"
+    cp "$dir/report/spec.yaml" "$dir/again.yaml"
+    ranks 2 run "$dir/again.yaml" --quiet
+    [ "$status" = 0 ]
+    cmp "$dir/first.html" "$dir/report/report.html"
+    sed -i 's/#random"/#nothing"/' "$dir/report.yaml"
+    "$FACTORLLM" run "$dir/report.yaml" --quiet
+    page | grep -qF "eval: has no figure of nothing, so it is not in the ladder"
+}
+
 @test "what is missing is said, what is malformed is one line with file and key" {
     two_runs
     rm "$dir/b/finetune/log.jsonl"
@@ -147,7 +213,13 @@ YAML
     printf 'kind: report\noutput: %s/report\n' "$dir" >"$dir/report.yaml"
     refuses 2 "inputs: expected output directories of jobs in inputs or rows, found none"
     printf 'kind: report\noutput: %s/report\nrows: [a]\n' "$dir" >"$dir/report.yaml"
-    refuses 2 "rows: expected 'LABEL = DIRECTORY | DIRECTORY ...', found 'a'"
+    refuses 2 "rows: expected NAME: [TEXT, ...] with a name of 1 to 120 bytes, found 'a'"
+    printf 'kind: report\noutput: %s/report\nrows: {a: [x], a: [y]}\n' "$dir" >"$dir/report.yaml"
+    refuses 2 "rows: expected each name once, found 'a' twice"
+    printf 'kind: report\noutput: %s/report\nrows: {a: ["x#"]}\n' "$dir" >"$dir/report.yaml"
+    refuses 2 "rows: expected DIRECTORY or DIRECTORY#VARIANT, found 'x#'"
+    printf 'kind: report\noutput: %s/report\nshares: [0.5]\ninputs: [x]\n' "$dir" >"$dir/report.yaml"
+    refuses 2 "shares: expected only with rows, found 1"
     printf 'kind: report\nmodel: x\noutput: %s/report\ninputs: [x]\n' "$dir" >"$dir/report.yaml"
     refuses 2 "model: expected a key of report jobs"
 }
@@ -161,6 +233,8 @@ browse() {
 @test "in a real browser: everything is there, no errors, no network, nothing wider than the window" {
     browser=$(command -v chromium || command -v chromium-headless-shell || command -v google-chrome) || skip "no browser is installed (scripts/bootstrap.sh --browser)"
     two_runs
+    ladder
+    sed -i "3s|^|inputs: [$dir/a, $dir/b]\n|" "$dir/report.yaml"
     "$FACTORLLM" run "$dir/report.yaml" --quiet
     browse --log-net-log="$dir/net.json" --dump-dom "file://$dir/report/report.html" >"$dir/dom.html"
     # what the browser made of it is what was written: no element was moved or mended

@@ -262,8 +262,10 @@ static void test_packing(void **state)
     for (int i = 0; i < 2; i++) {
         struct str yaml = {0};
 
-        str_addf(&yaml, "kind: eval\nmodel: %s/f/model\ntext: {file: %s, bytes: 500}\nlimits: %s\ncluster: {micro_batches: %d}",
-                 world.directory, world.text, limits[i], i + 1);
+        str_addf(&yaml,
+                 "kind: eval\nmodel: %s/f/model\ntext: {file: %s, bytes: 500}\nlimits: %s\ncluster: {micro_batches: %d}\n"
+                 "variants: [dense, static, random, router, oracle, oracle_variable, neurons]\nagreement_tokens: %d",
+                 world.directory, world.text, limits[i], i + 1, i ? 0 : 8192);
         if (run_job(&result[i], i ? "wide" : "narrow", yaml.text, &e)) fail_msg("%s", e.text);
         str_free(&yaml);
     }
@@ -273,6 +275,8 @@ static void test_packing(void **state)
         assert_true(number(result[0], "perplexity", name) == number(result[1], "perplexity", name));
         assert_true(number(result[0], "accuracy", name) == number(result[1], "accuracy", name));
     }
+    assert_non_null(json_at(json_at(result[0], "agreements"), "router"));
+    assert_null(json_at(json_at(result[1], "agreements"), "router")); /* agreement_tokens: 0 */
     json_free(result[0]);
     json_free(result[1]);
 }

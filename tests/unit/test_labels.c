@@ -82,10 +82,11 @@ static void test_gains(void **state)
     gram_matrix(g, c[0], 4, 2);
     /* error 9 with none; + {3}: 1, + {2}: 0; each of the two that cancel makes it worse before both make it 0 again */
     gram_gains(gain, g, 4);
-    assert_true(gain[0] == 8 && gain[1] == 1 && gain[2] == -25 && gain[3] == -25);
-    assert_int_equal(gram_variable(&set, gain, g, 4, 8), 0);
+    assert_true(gain[0] == 8 / 3.0 && gain[1] == 1 / 3.0 && gain[2] == -25 / 3.0 &&
+                gain[3] == -25 / 3.0); /* over the root of 9 */
+    assert_int_equal(gram_variable(&set, gain, g, 4, 8 / 3.0), 0);
     assert_int_equal(set, 0);
-    assert_int_equal(gram_variable(&set, gain, g, 4, 1), 1);
+    assert_int_equal(gram_variable(&set, gain, g, 4, 1 / 3.0), 1);
     assert_int_equal(set, 8);
     assert_int_equal(gram_variable(&set, gain, g, 4, 0), 2);
     assert_int_equal(set, 12);

@@ -181,23 +181,20 @@ static void test_shades(void **state)
 static void test_rows(void **state)
 {
     (void)state;
-    char *label, **dirs;
+    char *label, *directory, *variant;
 
-    report_row_parse(&label, &dirs, "a = b = runs/x | runs/y y|z");
-    assert_string_equal(label, "a");
-    assert_string_equal(dirs[0], "b = runs/x");
-    assert_string_equal(dirs[1], "runs/y y|z");
-    assert_null(dirs[2]);
-    for (int i = 0; dirs[i]; i++) free(dirs[i]);
-    free(dirs);
+    report_row_parse(&label, &directory, &variant, "a b=runs/x=y#router@v1");
+    assert_string_equal(label, "a b");
+    assert_string_equal(directory, "runs/x=y");
+    assert_string_equal(variant, "router@v1");
     free(label);
-    report_row_parse(&label, &dirs, "x =  p  |  | q ");
-    assert_string_equal(dirs[0], "p");
-    assert_string_equal(dirs[1], "q");
-    assert_null(dirs[2]);
-    for (int i = 0; dirs[i]; i++) free(dirs[i]);
-    free(dirs);
+    free(directory);
+    free(variant);
+    report_row_parse(&label, &directory, &variant, "x=p");
+    assert_string_equal(directory, "p");
+    assert_null(variant);
     free(label);
+    free(directory);
 }
 
 int main(void)

@@ -58,8 +58,10 @@ static void test_defaults(void **state)
     spec_free(s);
 
     s = good(EVAL, NULL, 0);
-    assert_int_equal(s->eval.variants.n, VARIANTS);
-    for (int i = 0; i < VARIANTS; i++) assert_string_equal(s->eval.variants.items[i], spec_variant_name((enum spec_variant)i));
+    assert_int_equal(s->eval.variants.n, VARIANTS - 2); /* all but the two oracles, which are slow */
+    for (int i = 0, at = 0; i < VARIANTS; i++)
+        if (i != VARIANT_ORACLE && i != VARIANT_ORACLE_VARIABLE)
+            assert_string_equal(s->eval.variants.items[at++], spec_variant_name((enum spec_variant)i));
     assert_true(s->eval.max_drop < 0);
     spec_free(s);
 

@@ -1,0 +1,118 @@
+#!/bin/bash
+# The ladder: from the published factorization to ours one part at a time, for every f and seed, beside the controls.  Ends in one page, OUT/report/report.html.
+#
+#   MODEL=configs/models/quillan-6m TEXT=train.txt VALID=valid.txt OUT=runs/ladder scripts/ladder.sh build/factorllm
+#
+# Every (seed, f) is a pipeline, OUT/SEED-F.yaml; each of its jobs stands on the terminal with a line.  What ended well is not done again: run it again after
+# an interruption, with more SEEDS, or with more tokens (then what they change).  Needs nothing but the program.
+#
+#   SEEDS="1 2 3"  SHARES="0.5 0.25"   f = k / N
+#   EXPERTS=32                         of the fine rows; COARSE=4 of the published ones (more where f asks for it)
+#   CALIBRATE=60000                    first bytes of TEXT for groups, means and the static control
+#   TRAIN=0                            first bytes of TEXT to train on, 0: all
+#   TOKENS=20000  TOKENS2=300000       of stage 1, of stage 2; TOKENS2=0: no stage 2
+#   STAGE2=""                          more keys of stage 2: "learning_rate: 0.004, router_rank: 8"
+#   EXPERT_TOKENS=0                    above 0: the published method once more with trained experts, on so many tokens
+#   BYTES=60000                        first bytes of VALID that everything is measured on; ORACLE_BYTES=20000 for the slow oracles, 0: without them
+#   THREADS=2  RANKS=1                 RANKS > 1 uses mpirun
+set -euo pipefail
+[ $# = 1 ] && [ "${MODEL:-}" ] && [ "${TEXT:-}" ] && [ "${VALID:-}" ] || { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
+program=$1
+: "${OUT:=runs/ladder}" "${SEEDS:=1 2 3}" "${SHARES:=0.5 0.25}" "${EXPERTS:=32}" "${COARSE:=4}" "${CALIBRATE:=60000}" "${TRAIN:=0}" "${TOKENS:=20000}" "${TOKENS2:=300000}"
+: "${STAGE2:=}" "${EXPERT_TOKENS:=0}" "${BYTES:=60000}" "${ORACLE_BYTES:=20000}" "${THREADS:=2}" "${RANKS:=1}"
+. "$(dirname "$0")/env.sh"
+mkdir -p "$OUT"
+
+run() { if [ "$RANKS" -gt 1 ]; then mpirun -n "$RANKS" "$program" run "$@"; else "$program" run "$@"; fi; }
+active() { awk -v n="$1" -v f="$2" 'BEGIN { k = int(n * f + 0.5); print k < 1 ? 1 : k }'; } # EXPERTS F
+
+# One (seed, f).  Models: paper, unscaled (coarse), and of fine experts random, coactivation, predicted, budget.
+pipeline() { # SEED F
+    local coarse=$COARSE
+    while awk -v n="$coarse" -v f="$2" 'BEGIN { exit !(n * f < 0.999) }'; do coarse=$((2 * coarse)); done
+    local text="text: {file: $TEXT, bytes: $TRAIN}" calibration="compensation: none, calibration: {file: $TEXT, bytes: $CALIBRATE}"
+    local valid="text: {file: $VALID, bytes: $BYTES}, agreement_tokens: 0" few="text: {file: $VALID, bytes: $ORACLE_BYTES}, agreement_tokens: 0"
+    local dir=$OUT/$1-$2 part="experts: $EXPERTS, active: $(active "$EXPERTS" "$2"), scale: one"
+    local ours="labels: energy, loss: regression, start: ridge"
+    model() { echo "  - {kind: factorize, name: $1, model: $MODEL, $2, $calibration}"; }
+    train() { echo "  - {kind: finetune, name: $1-$2, model: $dir/$1/model, version: $2, $text, $3}"; }
+    measure() { echo "  - {kind: eval, name: $1-eval, model: $dir/$1/model, variants: [dense, $2], $valid}"; }
+    cat <<YAML
+kind: pipeline
+model: $MODEL
+output: $dir
+seed: $1
+cluster: {threads: $THREADS}
+steps:
+YAML
+    model paper "method: factorllm, experts: $coarse, active: $(active "$coarse" "$2")"
+    train paper router "method: factorllm, tokens: $TOKENS"
+    [ "$EXPERT_TOKENS" = 0 ] || train paper experts "stage: 2, from: router, select: top_k, train: [experts], tokens: $EXPERT_TOKENS"
+    measure paper "static, random, router@router$([ "$EXPERT_TOKENS" = 0 ] || echo ', router@experts'), neurons"
+    model unscaled "method: factorllm, experts: $coarse, active: $(active "$coarse" "$2"), scale: one"
+    train unscaled router "method: factorllm, tokens: $TOKENS"
+    measure unscaled router@router
+    model random "grouping: random, $part"
+    train random gram "labels: gram, loss: bce, tokens: $TOKENS"
+    measure random router@gram
+    model coactivation "grouping: coactivation, $part"
+    train coactivation gram "labels: gram, loss: bce, tokens: $TOKENS"
+    measure coactivation router@gram
+    model predicted "grouping: predicted, $part"
+    train predicted gram "labels: gram, loss: bce, tokens: $TOKENS"
+    train predicted energy "$ours, tokens: $TOKENS"
+    train predicted means "$ours, compensation: unselected, tokens: $TOKENS"
+    measure predicted "router@gram, router@energy, router@means"
+    model budget "grouping: predicted, $part, budget: kl"
+    train budget fixed "$ours, compensation: unselected, tokens: $TOKENS"
+    train budget threshold "$ours, compensation: unselected, select: threshold, tokens: $TOKENS"
+    [ "$TOKENS2" = 0 ] || train budget end "stage: 2, from: threshold, select: threshold, tokens: $TOKENS2${STAGE2:+, $STAGE2}"
+    measure budget "router@fixed, router@threshold$([ "$TOKENS2" = 0 ] || echo ', router@end')"
+    [ "$ORACLE_BYTES" = 0 ] ||
+        echo "  - {kind: eval, name: oracles, model: $dir/budget/model, variants: [dense, static, oracle, oracle_variable, neurons], $few}"
+}
+
+# A line a job: what the program says of a step, less its tables.
+lines() { awk '/ -> / || /done before/ { print; fflush() }'; }
+
+for seed in $SEEDS; do
+    for f in $SHARES; do
+        pipeline "$seed" "$f" >"$OUT/$seed-$f.yaml"
+        run "$OUT/$seed-$f.yaml" 2>&1 | tee "$OUT/$seed-$f.log" | lines || { tail -n 5 "$OUT/$seed-$f.log" >&2; exit 1; }
+    done
+done
+
+row() { # LABEL EVAL VARIANT: the runs of a row, f after f
+    local seed f runs=
+    for f in $SHARES; do for seed in $SEEDS; do runs="$runs, \"$OUT/$seed-$f/$2#$3\""; done; done
+    echo "  \"$1\": [${runs#, }]"
+}
+{
+    cat <<YAML
+kind: report
+output: $OUT/report
+title: "$(basename "$MODEL"): from the published factorization to ours, one part at a time"
+about: "Frozen weights. Stage 1: $TOKENS tokens, stage 2: $TOKENS2; measured on the first $BYTES bytes of $(basename "$VALID"), the oracles on $ORACLE_BYTES; seeds $SEEDS. Made by scripts/ladder.sh."
+shares: [${SHARES// /, }]
+rows:
+YAML
+    row "static, no routing, left-out neurons give their mean" paper-eval static
+    row "random router, coarse experts" paper-eval random
+    [ "$EXPERT_TOKENS" = 0 ] || row "FactorLLM with trained experts" paper-eval router@experts
+    row "FactorLLM: $COARSE experts, PA labels, × N/k" paper-eval router@router
+    row "+ no × N/k" unscaled-eval router@router
+    row "+ $EXPERTS experts at random, Gram sets" random-eval router@gram
+    row "+ groups by co-activation" coactivation-eval router@gram
+    row "+ groups that a router can predict" predicted-eval router@gram
+    row "+ energy labels, regression, ridge start" predicted-eval router@energy
+    row "+ means of unselected experts" predicted-eval router@means
+    row "+ k of every layer by KL" budget-eval router@fixed
+    row "+ threshold" budget-eval router@threshold
+    [ "$TOKENS2" = 0 ] || row "+ stage 2, end to end" budget-eval router@end
+    if [ "$ORACLE_BYTES" != 0 ]; then
+        row "oracle, fixed k" oracles oracle
+        row "oracle, variable k" oracles oracle_variable
+    fi
+    row "ceiling: single neurons" paper-eval neurons
+} >"$OUT/report.yaml"
+"$program" run "$OUT/report.yaml"

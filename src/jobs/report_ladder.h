@@ -1,0 +1,56 @@
+/* Private to the report: the ladder's rows as means over their runs, and how they are shown. */
+#ifndef JOBS_REPORT_LADDER_H
+#define JOBS_REPORT_LADDER_H
+
+#include "jobs/report.h"
+
+/* Sums over the runs of a cell. */
+struct spread {
+    int n;
+    double sum, squares, low, high;
+};
+void spread_add(struct spread *s, double x);     /* what is not finite is left out */
+double spread_mean(const struct spread *s);      /* NaN: none */
+double spread_deviation(const struct spread *s); /* of a sample; NaN for one run */
+
+enum ladder_figure {
+    LADDER_SHARE, /* percent, as the next ones with % */
+    LADDER_COST,
+    LADDER_TIMES,
+    LADDER_LOG_TIMES, /* nats a token over dense: what rows are held against each other by */
+    LADDER_LOW,       /* of the interval of TIMES */
+    LADDER_HIGH,
+    LADDER_KEPT,
+    LADDER_CLOSED,
+    LADDER_KL,
+    LADDER_PAIRS,
+    LADDER_CHOICES,
+    LADDER_STATIC_KEPT,
+    LADDER_CEILING_KEPT,
+    LADDER_FIGURES
+};
+
+/* The runs of a row at one f. */
+struct ladder_cell {
+    int runs;
+    struct spread x[LADDER_FIGURES];
+};
+struct ladder_line {
+    const char *label;
+    const char *variant; /* of its first run, owned by that; NULL: none was seen */
+    bool part;           /* the row before with one part more: its label begins with + */
+    struct ladder_cell cell[REPORT_SHARES];
+};
+struct ladder {
+    int rows, columns; /* columns 1 without shares */
+    double share[REPORT_SHARES];
+    struct ladder_line *line; /* [rows], those with a run only */
+};
+
+/* Nats a token less than the row before, mean over the runs; NaN where the row is no part, or there is nothing to compare. */
+double ladder_gain(const struct ladder *l, int row, int column);
+
+void ladder_put_tables(struct str *out, const struct ladder *l);
+void ladder_put_drawing(struct str *out, const struct ladder *l);
+
+#endif
