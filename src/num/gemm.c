@@ -125,7 +125,7 @@ bool gemm_rows(const struct gemm *g, struct rows *r, enum format f, void *memory
     bool wide = f == FORMAT_Q8 && (g->kernel->isa == ISA_AVX2 || g->kernel->isa == ISA_AVX512) && !r->wide;
 
     if (format_has_scales(f) && (!r->q || wide)) {
-        if (!r->q) rows_room(r, memory);
+        if (!r->q) rows_room(r, memory, g->kernel->isa);
         if (wide) rows_wide_room(r, memory);
         return true;
     }

@@ -308,7 +308,7 @@ static void quant_prepare(const struct quant_job *j, int from, int n, int block,
                     struct rows_wide *wide = (void *)to;
 
                     if (j->x->wide) memcpy(wide, j->x->wide + at, sizeof(*wide));
-                    else rows_widen(wide, q, j->x->scale + at, j->x->sum + at, 1);
+                    else rows_widen(wide, q, j->x->scale + at, j->x->sum + at, 1, ISA_AVX2);
                     continue;
                 }
 #endif

@@ -23,11 +23,12 @@ size_t rows_bytes(int n, int cols)
            up(blocks * sizeof(struct rows_wide)) + half_bytes(n, cols);
 }
 
-void rows_room(struct rows *r, void *memory)
+void rows_room(struct rows *r, void *memory, enum isa isa)
 {
     size_t blocks = (size_t)r->n * (size_t)packed_blocks(r->cols);
     char *at = memory;
 
+    r->isa = isa;
     r->q = (int8_t *)at;
     r->scale = (float *)(void *)(at + up(blocks * QUANT_BLOCK));
     r->sum = (int32_t *)(void *)(at + up(blocks * QUANT_BLOCK) + up(blocks * sizeof(float)));
@@ -144,40 +145,40 @@ __attribute__((target("avx2"))) static void quantize_avx2(int8_t *q, float *scal
     }
 }
 
-static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks)
+static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks, enum isa isa)
 {
-    if (!__builtin_cpu_supports("avx2")) return 0;
+    if (isa < ISA_AVX2) return 0;
     quantize_avx2(q, scale, sum, x, blocks);
     return blocks;
 }
 
-static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks)
+static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks, enum isa isa)
 {
-    if (!__builtin_cpu_supports("avx2")) return 0;
+    if (isa < ISA_AVX2) return 0;
     widen_avx2(to, q, scale, sum, blocks);
     return blocks;
 }
 #else
-static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks)
+static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks, enum isa isa)
 {
-    (void)to, (void)q, (void)scale, (void)sum, (void)blocks;
+    (void)to, (void)q, (void)scale, (void)sum, (void)blocks, (void)isa;
     return 0;
 }
 
-static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks)
+static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks, enum isa isa)
 {
-    (void)q, (void)scale, (void)sum, (void)x, (void)blocks;
+    (void)q, (void)scale, (void)sum, (void)x, (void)blocks, (void)isa;
     return 0;
 }
 #endif
 
-void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks)
+void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks, enum isa isa)
 {
-    for (int b = widen_fast(to, q, scale, sum, blocks); b < blocks; b++)
+    for (int b = widen_fast(to, q, scale, sum, blocks, isa); b < blocks; b++)
         widen_block(to + b, q + b * QUANT_BLOCK, scale[b], sum[b]);
 }
 
-static void quantize(struct rows *r, int first, int n, int block, int blocks, bool plain)
+static void quantize(struct rows *r, int first, int n, int block, int blocks)
 {
     int all = packed_blocks(r->cols);
 
@@ -187,9 +188,9 @@ static void quantize(struct rows *r, int first, int n, int block, int blocks, bo
         size_t row = (size_t)t * (size_t)all;
         int b = block, end = block + blocks, whole = r->cols / QUANT_BLOCK < end ? r->cols / QUANT_BLOCK : end;
 
-        if (!plain && whole > b)
+        if (whole > b)
             b += quantize_fast(r->q + (row + (size_t)b) * QUANT_BLOCK, r->scale + row + b, r->sum + row + b,
-                               x + (size_t)b * QUANT_BLOCK, whole - b);
+                               x + (size_t)b * QUANT_BLOCK, whole - b, r->isa);
         for (; b < end; b++) {
             int left = r->cols - b * QUANT_BLOCK;
 
@@ -198,9 +199,7 @@ static void quantize(struct rows *r, int first, int n, int block, int blocks, bo
         }
         if (!r->wide) continue;
         row += (size_t)block;
-        if (!plain) rows_widen(r->wide + row, r->q + row * QUANT_BLOCK, r->scale + row, r->sum + row, blocks);
-        for (b = 0; plain && b < blocks; b++, row++)
-            widen_block(r->wide + row, r->q + row * QUANT_BLOCK, r->scale[row], r->sum[row]);
+        rows_widen(r->wide + row, r->q + row * QUANT_BLOCK, r->scale + row, r->sum + row, blocks, r->isa);
     }
 }
 
@@ -212,11 +211,6 @@ void rows_quantize(struct rows *r, int first, int n)
 void rows_quantize_part(struct rows *r, int first, int n, int block, int blocks)
 {
     BUG_ON(!rows_wait(r));
-    if (r->q) quantize(r, first, n, block, blocks, false);
+    if (r->q) quantize(r, first, n, block, blocks);
     if (r->half) half_fill(r, first, n, block, blocks);
-}
-
-void rows_quantize_plain(struct rows *r, int first, int n)
-{
-    quantize(r, first, n, 0, packed_blocks(r->cols), true);
 }

@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "num/isa.h"
+
 /* A block of 32 quantized inputs as kernels want it that multiply pairs of 16 bits. */
 struct rows_wide {
     int16_t x[32]; /* of every four inputs 0, 2, 1, 3 */
@@ -21,6 +23,7 @@ struct rows {
     int n, cols;
     /* Set by rows_quantize(), else NULL.  Blocks of 32 inputs as in packed.h: x ~ scale * q, scale = max |x| / 127, q = x * (1 / scale) rounded to even.
      * A block that holds an infinity or a NaN has the scale NaN, which every product of its row then is. */
+    enum isa isa;           /* the level whose instructions quantize, which this processor has; all give the same bits */
     int8_t *q;              /* [n][blocks * 32], zeros behind cols; aligned to 32 */
     float *scale;           /* [n][blocks] */
     int32_t *sum;           /* [n][blocks] of the q of a block: weights are stored with a bias */
@@ -33,7 +36,7 @@ struct rows {
 enum { ROWS_BLOCK_BYTES = 32 + 4 + 4 + 64 + 4 + sizeof(struct rows_wide) };
 size_t rows_bytes(int n, int cols);
 /* Places q, scale and sum in `memory` (aligned to 64). */
-void rows_room(struct rows *r, void *memory);
+void rows_room(struct rows *r, void *memory, enum isa isa);
 /* Places `wide` there, for rows that rows_room() has given its places. */
 void rows_wide_room(struct rows *r, void *memory);
 /* Quantizes rows first .. first + n - 1, and rounds them if half_room() gave them a place; one of the two came before.  Any thread. */
@@ -46,8 +49,6 @@ static inline bool rows_wait(const struct rows *r)
     return r->q || r->half;
 }
 /* What `wide` has of `blocks` blocks. */
-void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks);
-/* The definition of rows_quantize() in plain loops, for tests. */
-void rows_quantize_plain(struct rows *r, int first, int n);
+void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks, enum isa isa);
 
 #endif

@@ -248,7 +248,7 @@ static void check_packed(enum format f, int rows, int cols)
     struct err e;
 
     assert_int_equal(gemm_open(&g[0], 1, ISA_PLAIN, &e), OK);
-    rows_room(&r, aligned_alloc(64, rows_bytes(rows, cols)));
+    rows_room(&r, aligned_alloc(64, rows_bytes(rows, cols)), ISA_PLAIN);
     for (int i = 0; i < 3; i++) {
         struct mat m = random_mat(out[i], cols, DT_F32, 43 + (uint64_t)i);
         void *lines = aligned_alloc(64, packed_line_bytes(f, out[i], cols));
@@ -261,6 +261,12 @@ static void check_packed(enum format f, int rows, int cols)
         free((void *)m.data);
     }
     for (int k = 0; k < 3; k++) {
+        struct rows asked = r;
+
+        asked.q = NULL;
+        gemm_rows(g[k], &asked, FORMAT_Q4, r.q);
+        assert_int_equal(asked.isa, gemm_kernel(g[k])->isa); /* a level that is forced holds for quantizing too */
+        r.isa = asked.isa;
         gemm_quantize(g[k], &r);
         gemm_products(g[k], 3, y[k], ldy, &r, each, some_bias);
         for (int i = 0; i < 3; i++)

@@ -256,7 +256,7 @@ static void rows_are_rounded(void **state)
     (void)state;
     c.values[3] = -INFINITY, c.values[4] = NAN, c.values[5] = -0.0f, c.values[6] = 3.4e38f, c.values[7] = 1e-41f;
     rows_quantize(&c.x, 0, ROWS);
-    rows_room(&both, memory);
+    rows_room(&both, memory, isa_best());
     half_room(&both, memory);
     for (int b = packed_blocks(COLS); b-- > 0;) rows_quantize_part(&both, 0, ROWS, b, 1);
     for (int t = 0; t < ROWS; t++) {

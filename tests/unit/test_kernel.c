@@ -74,7 +74,7 @@ static struct rows some_rows(int n, int cols, struct rng *r)
 
 static void quantize(struct rows *r, bool wide)
 {
-    rows_room(r, room(rows_bytes(r->n, r->cols)));
+    rows_room(r, room(rows_bytes(r->n, r->cols)), isa_best());
     if (wide) rows_wide_room(r, r->q);
     rows_quantize(r, 0, r->n);
 }
@@ -208,10 +208,10 @@ static void quantized_rows(void **state)
         values[9 * x.ld] = NAN, values[16 * x.ld + (size_t)cols[c] - 1] = -INFINITY, values[20 * x.ld] = -0.0f;
         plain = part = x;
         quantize(&x, true);
-        rows_room(&plain, room(rows_bytes(x.n, x.cols)));
+        rows_room(&plain, room(rows_bytes(x.n, x.cols)), ISA_PLAIN);
         rows_wide_room(&plain, plain.q);
-        rows_quantize_plain(&plain, 0, plain.n);
-        rows_room(&part, room(rows_bytes(x.n, x.cols)));
+        rows_quantize(&plain, 0, plain.n);
+        rows_room(&part, room(rows_bytes(x.n, x.cols)), isa_best());
         rows_wide_room(&part, part.q);
         for (int b = 0; b < packed_blocks(cols[c]); b++) rows_quantize_part(&part, 0, part.n, b, 1);
         assert_memory_equal(x.q, plain.q, blocks * QUANT_BLOCK);

@@ -378,7 +378,7 @@ static void defined_expert(int64_t *sum, const struct expert *x, const struct ro
     plain->product(up, (size_t)wide, h, &t, 1, &x->up, 0, packed_panels(neurons), scratch);
     silu_mul(gate, up, (size_t)neurons);
     if (format_has_scales(x->down.format)) {
-        rows_room(&z, room);
+        rows_room(&z, room, ISA_PLAIN);
         rows_quantize(&z, 0, 1);
     }
     plain->product(y, (size_t)out, &z, NULL, 1, &x->down, 0, packed_panels(x->down.rows), scratch);
@@ -396,7 +396,7 @@ static void defined_layer(float *x, const struct bench *b, const float *h, int r
     void *room = aligned_alloc(64, rows_bytes(rows, width));
     int64_t *sum = world_alloc((size_t)width, sizeof(*sum));
 
-    rows_room(&in, room);
+    rows_room(&in, room, ISA_PLAIN);
     rows_quantize(&in, 0, rows);
     for (int t = 0; t < rows; t++) {
         for (int d = 0; d < width; d++) sum[d] = compensate ? (int64_t)(y->mu_total[d] / EXACT_UNIT) : 0;
