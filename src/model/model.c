@@ -1,16 +1,12 @@
-/* Binding: which tensors a rank looks at, and the memory beside them. */
+/* Opening: which matrices a rank looks at, and the memory beside them.  What is bound to them: bind.c. */
 #include "model/model.h"
 
-#include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/str.h"
 #include "model/model_internal.h"
 #include "moe/grouping.h"
-#include "num/half.h"
 
 /* ---- memory: one walk that counts, or takes ---- */
 
@@ -81,20 +77,6 @@ static struct moe_limits moe_limits_of(struct model_limits limits)
 
 /* ---- the matrices of a rank: one walk for what is planned and what is bound ---- */
 
-struct matrix {
-    struct packed *out; /* NULL while planning */
-    enum weight_part part;
-    int rows, cols;
-    struct span held; /* rows */
-    int first, of;    /* of > 0: all of these rows and columns, which are a part of a matrix of `of` neurons: weights_slice() */
-    char name[128];
-};
-
-struct walk {
-    status (*each)(void *ctx, const struct matrix *w);
-    void *ctx;
-};
-
 /* The neurons from `first` on: of the tensors of `which` expert, or of a dense model's (of > 0). */
 static status walk_part(const struct walk *k, struct expert *x, const struct shape *s, int layer, const char *which, int neurons,
                         int first, int of)
@@ -149,7 +131,7 @@ static status walk_attention(const struct walk *k, struct block *y, const struct
     return code;
 }
 
-static bool held(const struct model *m, const struct placement *p, int layer, int expert)
+bool model_holds(const struct model *m, const struct placement *p, int layer, int expert)
 {
     return placement_rank(p, layer, expert) == m->rank;
 }
@@ -166,7 +148,7 @@ static status walk_ffn(const struct walk *k, struct model *m, const struct place
     for (int i = 0; !code && i < s->experts; i++) {
         char which[32];
 
-        if (!held(m, p, l, i)) continue;
+        if (!model_holds(m, p, l, i)) continue;
         snprintf(which, sizeof(which), "experts.%d.", i);
         int n = group_size(s->neurons, s->shared[l], s->experts, i);
         struct expert *x = experts ? &experts[i] : NULL;
@@ -177,8 +159,7 @@ static status walk_ffn(const struct walk *k, struct model *m, const struct place
     return code;
 }
 
-/* In the order in which a step reads them. */
-static status walk_matrices(const struct walk *k, struct model *m, const struct placement *p, const struct weights_plan *plan)
+status walk_matrices(const struct walk *k, struct model *m, const struct placement *p, const struct weights_plan *plan)
 {
     const struct shape *s = &m->shape;
     struct matrix head = {m->blocks ? &m->head : NULL, WEIGHTS_HEAD, s->vocab, s->width, m->part.words, 0, 0, "lm_head.weight"};
@@ -268,159 +249,6 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
     }
 }
 
-/* ---- binding ---- */
-
-struct binder {
-    struct model *m;
-    struct weights *w;
-    struct err *e;
-    char name[160];
-};
-
-static status bind_matrix(void *ctx, const struct matrix *w)
-{
-    struct binder *b = ctx;
-
-    if (w->of ? weights_slice(b->w, w->out, w->part, w->name, w->rows, w->cols, w->first, w->of, b->e)
-              : weights_matrix(b->w, w->out, w->part, w->name, w->rows, w->cols, w->held, b->e))
-        return b->e->code;
-    if (b->m->limits.half && w->out->format == FORMAT_BF16 && w->cols > HALF_COLS)
-        return err_set(b->e, ERR_LIMIT, "%s: at most %d inputs with precision.activations: bf16, found %d", w->name, HALF_COLS,
-                       w->cols);
-    return OK;
-}
-
-static status bind_vector(struct binder *b, float *out, int n, const char *format, ...) __attribute__((format(printf, 4, 5)));
-static status bind_vector(struct binder *b, float *out, int n, const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    vsnprintf(b->name, sizeof(b->name), format, args);
-    va_end(args);
-    return weights_vector(b->w, out, b->w->file, b->name, n, b->e);
-}
-
-static status bind_block(struct binder *b, int l)
-{
-    const struct shape *s = &b->m->shape;
-    const struct block *y = &b->m->blocks[l];
-    struct {
-        const char *name;
-        float *out;
-        int n;
-    } part[] = {{"self_attn.q_proj.bias", y->q_bias, s->heads * s->head_dim},
-                {"self_attn.k_proj.bias", y->k_bias, s->kv_heads * s->head_dim},
-                {"self_attn.v_proj.bias", y->v_bias, s->kv_heads * s->head_dim},
-                {"input_layernorm.weight", y->attention_norm, s->width},
-                {"post_attention_layernorm.weight", y->ffn_norm, s->width}};
-    status code = OK;
-
-    for (size_t i = 0; !code && i < sizeof(part) / sizeof(*part); i++)
-        if (part[i].out) code = bind_vector(b, part[i].out, part[i].n, "model.layers.%d.%s", l, part[i].name);
-    return code;
-}
-
-/* mu of the experts this rank holds; the coordinator needs all of them for their sum. */
-static status bind_compensation(struct binder *b, int l, const struct placement *p)
-{
-    const struct shape *s = &b->m->shape;
-    struct moe_layer *y = &b->m->moe_layers[l];
-    float *mu = (float *)y->mu; /* ours: take_ffn() */
-    double *total = (double *)y->mu_total;
-    struct mat view;
-    status code;
-
-    snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.compensation", l);
-    for (int i = 0; i < s->experts; i++) {
-        if (!b->m->coordinator && !held(b->m, p, l, i)) continue;
-        if ((code = safetensors_rows(&view, b->w->file, b->name, s->experts, s->width, i, 1, b->e))) return code;
-        if (b->m->limits.verify && (code = mat_check_finite(&view, b->name, &b->w->alive, b->e))) return code;
-        mat_widen(mu + (size_t)i * (size_t)s->width, &view, 0, 1);
-        for (int d = 0; total && d < s->width; d++) total[d] += grid(mu[(size_t)i * (size_t)s->width + (size_t)d]);
-    }
-    return OK;
-}
-
-static void set_layer(struct model *m, int l)
-{
-    const struct shape *s = &m->shape;
-    struct moe_layer *y = &m->moe_layers[l];
-    int routed = s->neurons - s->shared[l];
-
-    y->experts = s->experts;
-    y->active = s->active_of[l];
-    y->expert = m->experts + (size_t)l * (size_t)s->experts;
-    y->neurons_active = s->experts ? s->shared[l] + (int64_t)lround((double)s->active_of[l] * routed / s->experts) : s->neurons;
-}
-
-/* Matrices first: what is mapped for packing is let go again, views that stay come behind. */
-static status bind_all(struct binder *b, const struct placement *p)
-{
-    struct model *m = b->m;
-    const struct shape *s = &m->shape;
-    status code;
-
-    for (int l = 0; l < s->layers; l++) set_layer(m, l);
-    if ((code = walk_matrices(&(struct walk){bind_matrix, b}, m, p, &b->w->plan))) return code;
-    safetensors_trim(b->w->file, b->w->plan.packed ? SIZE_MAX : 0);
-    for (int l = 0; s->compensate && l < s->layers; l++)
-        if ((code = bind_compensation(b, l, p))) return code;
-    if (!m->coordinator && !m->limits.split) return OK;
-    for (int l = 0; l < s->layers; l++)
-        if ((code = bind_block(b, l))) return code;
-    if ((code = bind_vector(b, m->final_norm, s->width, "model.norm.weight"))) return code;
-    rope_table(m->rope, m->limits.positions, s->head_dim, &s->rope);
-    return weights_view(b->w, &m->embed, "model.embed_tokens.weight", s->vocab, s->width, b->e);
-}
-
-/* ---- the static control ---- */
-
-/* As many neurons of the layer as are active by design stay, the most important ones; the others give their mean, or nothing. */
-static status bind_control(struct binder *b, int l, int *order, float *importance)
-{
-    struct model *m = b->m;
-    const struct shape *s = &m->shape;
-    struct moe_layer *y = &m->moe_layers[l];
-    uint8_t *keep = (uint8_t *)y->shared.keep; /* ours: take_ffn() */
-    float *fill = (float *)y->shared.fill;
-    int kept = (int)y->neurons_active;
-    status code;
-
-    snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.neuron_importance", l);
-    if ((code = weights_vector(b->w, importance, m->calibration, b->name, s->neurons, b->e))) return code;
-    snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.neuron_mean", l);
-    if ((code = weights_vector(b->w, fill, m->calibration, b->name, s->neurons, b->e))) return code;
-    if (!s->compensate) memset(fill, 0, (size_t)s->neurons * sizeof(*fill));
-    group_contiguous(order, s->neurons);
-    group_shared_first(order, s->neurons, kept, importance);
-    for (int i = 0; i < kept; i++) keep[order[i]] = 1;
-    for (int i = 0, begin = s->shared[l]; i < s->experts; i++) {
-        y->expert[i].keep = keep + begin;
-        y->expert[i].fill = fill + begin;
-        begin += group_size(s->neurons, s->shared[l], s->experts, i);
-    }
-    return OK;
-}
-
-static status bind_controls(struct binder *b, const char *directory)
-{
-    struct model *m = b->m;
-    size_t neurons = (size_t)m->shape.neurons;
-    char *path = str_join(directory, "calibration.safetensors");
-    int *order = malloc(neurons * sizeof(*order));
-    float *importance = malloc(neurons * sizeof(*importance));
-    status s = OK;
-
-    if (!order || !importance) s = err_set(b->e, ERR_LIMIT, "%s: no memory to rank %zu neurons", path, neurons);
-    if (!s) s = safetensors_open(&m->calibration, path, b->e);
-    for (int l = 0; !s && l < m->shape.layers; l++) s = bind_control(b, l, order, importance);
-    free(order);
-    free(importance);
-    free(path);
-    return s;
-}
-
 /* ---- opening ---- */
 
 static status check_limits(const char *directory, const struct shape *s, struct model_limits limits, struct err *e)
@@ -451,7 +279,6 @@ status model_open(struct model **out, const char *directory, const struct shape 
                   struct model_limits limits, struct gemm *g, struct exchange *x, struct arena *a, struct err *e)
 {
     struct arena_taker t = {.arena = a, .e = e};
-    struct binder b = {.e = e};
     struct arena_taker transposed = {.e = e};
     struct counting matrices = {0};
     struct model *m;
@@ -487,10 +314,7 @@ status model_open(struct model **out, const char *directory, const struct shape 
     if ((code = arena_open(&m->packed, "weights", matrices.bytes + transposed.bytes, e))) goto fail;
     arena_huge_pages(m->packed);
     m->weights.memory = m->packed;
-    b.m = m;
-    b.w = &m->weights;
-    if ((code = bind_all(&b, p))) goto fail;
-    if (limits.calibration && (code = bind_controls(&b, directory))) goto fail;
+    if ((code = model_bind(m, p, directory, e))) goto fail;
     transposed.arena = m->packed;
     if (limits.train) transposed_take(m, p, &transposed);
     if (limits.adapt && !transposed.failed) trained_take(m, p, &transposed);

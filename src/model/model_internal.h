@@ -1,4 +1,4 @@
-/* What model.c binds and forward.c runs. */
+/* What model.c opens, bind.c fills and forward.c runs. */
 #ifndef MODEL_MODEL_INTERNAL_H
 #define MODEL_MODEL_INTERNAL_H
 
@@ -50,6 +50,28 @@ struct model {
     struct tile *tiles; /* [rows] */
     void *quantized;    /* rows of one product, for weights that need them quantized: rows_bytes() */
 };
+
+/* The matrices of a rank (model.c): one walk for what is planned and what is bound. */
+struct matrix {
+    struct packed *out; /* NULL while planning */
+    enum weight_part part;
+    int rows, cols;
+    struct span held; /* rows */
+    int first, of;    /* of > 0: all of these rows and columns, which are a part of a matrix of `of` neurons: weights_slice() */
+    char name[128];
+};
+
+struct walk {
+    status (*each)(void *ctx, const struct matrix *w);
+    void *ctx;
+};
+
+/* In the order in which a step reads them; m->experts, m->moe_layers and m->blocks may be NULL. */
+status walk_matrices(const struct walk *k, struct model *m, const struct placement *p, const struct weights_plan *plan);
+bool model_holds(const struct model *m, const struct placement *p, int layer, int expert);
+
+/* Fills what was taken, and points at what is mapped (bind.c); m->weights is open. */
+status model_bind(struct model *m, const struct placement *p, const char *directory, struct err *e);
 
 /* The weights that gradients go back through (transposed.c): counted, or taken and packed. */
 void transposed_take(struct model *m, const struct placement *p, struct arena_taker *t);
