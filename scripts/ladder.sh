@@ -11,7 +11,9 @@
 #   CALIBRATE=60000                    first bytes of TEXT for groups, means and the static control
 #   TRAIN=0                            first bytes of TEXT to train on, 0: all
 #   TOKENS=20000  TOKENS2=300000       of stage 1, of stage 2; TOKENS2=0: no stage 2
-#   STAGE2=""                          more keys of stage 2: "learning_rate: 0.004, router_rank: 8"
+#   COMPENSATION="compensation: unselected"   of stage 1, from its row on: what stands for the experts that are not selected
+#   STAGE2=""                          more keys of stage 2: "learning_rate: 0.002, gate_temperature: 0.5"
+#   DEFAULTS=0                         1: a last row with all keys as the program has them, but for experts, active and tokens
 #   EXPERT_TOKENS=0                    above 0: the published method once more with trained experts, on so many tokens
 #   BYTES=60000                        first bytes of VALID that everything is measured on; ORACLE_BYTES=20000 for the slow oracles, 0: without them
 #   THREADS=2  RANKS=1                 RANKS > 1 uses mpirun
@@ -19,7 +21,7 @@ set -euo pipefail
 [ $# = 1 ] && [ "${MODEL:-}" ] && [ "${TEXT:-}" ] && [ "${VALID:-}" ] || { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 program=$1
 : "${OUT:=runs/ladder}" "${SEEDS:=1 2 3}" "${SHARES:=0.5 0.25}" "${EXPERTS:=32}" "${COARSE:=4}" "${CALIBRATE:=60000}" "${TRAIN:=0}" "${TOKENS:=20000}" "${TOKENS2:=300000}"
-: "${STAGE2:=}" "${EXPERT_TOKENS:=0}" "${BYTES:=60000}" "${ORACLE_BYTES:=20000}" "${THREADS:=2}" "${RANKS:=1}"
+: "${COMPENSATION:=compensation: unselected}" "${STAGE2:=}" "${DEFAULTS:=0}" "${EXPERT_TOKENS:=0}" "${BYTES:=60000}" "${ORACLE_BYTES:=20000}" "${THREADS:=2}" "${RANKS:=1}"
 . "$(dirname "$0")/env.sh"
 mkdir -p "$OUT"
 
@@ -61,13 +63,19 @@ YAML
     model predicted "grouping: predicted, $part"
     train predicted gram "labels: gram, loss: bce, tokens: $TOKENS"
     train predicted energy "$ours, tokens: $TOKENS"
-    train predicted means "$ours, compensation: unselected, tokens: $TOKENS"
+    train predicted means "$ours, $COMPENSATION, tokens: $TOKENS"
     measure predicted "router@gram, router@energy, router@means"
     model budget "grouping: predicted, $part, budget: kl"
-    train budget fixed "$ours, compensation: unselected, tokens: $TOKENS"
-    train budget threshold "$ours, compensation: unselected, select: threshold, tokens: $TOKENS"
+    train budget fixed "$ours, $COMPENSATION, tokens: $TOKENS"
+    train budget threshold "$ours, $COMPENSATION, select: threshold, tokens: $TOKENS"
     [ "$TOKENS2" = 0 ] || train budget end "stage: 2, from: threshold, select: threshold, tokens: $TOKENS2${STAGE2:+, $STAGE2}"
     measure budget "router@fixed, router@threshold$([ "$TOKENS2" = 0 ] || echo ', router@end')"
+    if [ "$DEFAULTS" = 1 ]; then
+        echo "  - {kind: factorize, name: default, model: $MODEL, experts: $EXPERTS, active: $(active "$EXPERTS" "$2"), calibration: {file: $TEXT, bytes: $CALIBRATE}}"
+        train default one "tokens: $TOKENS"
+        [ "$TOKENS2" = 0 ] || train default two "stage: 2, from: one, tokens: $TOKENS2"
+        measure default "$([ "$TOKENS2" = 0 ] && echo router@one || echo router@two)"
+    fi
     [ "$ORACLE_BYTES" = 0 ] ||
         echo "  - {kind: eval, name: oracles, model: $dir/budget/model, variants: [dense, static, oracle, oracle_variable, neurons], $few}"
 }
@@ -105,10 +113,11 @@ YAML
     row "+ groups by co-activation" coactivation-eval router@gram
     row "+ groups that a router can predict" predicted-eval router@gram
     row "+ energy labels, regression, ridge start" predicted-eval router@energy
-    row "+ means of unselected experts" predicted-eval router@means
+    row "+ $COMPENSATION" predicted-eval router@means
     row "+ k of every layer by KL" budget-eval router@fixed
     row "+ threshold" budget-eval router@threshold
-    [ "$TOKENS2" = 0 ] || row "+ stage 2, end to end" budget-eval router@end
+    [ "$TOKENS2" = 0 ] || row "+ stage 2, end to end${STAGE2:+, $STAGE2}" budget-eval router@end
+    [ "$DEFAULTS" = 0 ] || row "all defaults of the program" default-eval "$([ "$TOKENS2" = 0 ] && echo router@one || echo router@two)"
     if [ "$ORACLE_BYTES" != 0 ]; then
         row "oracle, fixed k" oracles oracle
         row "oracle, variable k" oracles oracle_variable
@@ -116,3 +125,4 @@ YAML
     row "ceiling: single neurons" paper-eval neurons
 } >"$OUT/report.yaml"
 "$program" run "$OUT/report.yaml"
+cat "$OUT/report/ladder.md"

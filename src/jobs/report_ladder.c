@@ -82,7 +82,8 @@ static status text_of(const char **digest, const struct report_run *run, struct 
 static struct ends *ends_of(struct gathering *g, const char *text, double dense, int column)
 {
     for (int i = 0; i < g->n_ends; i++)
-        if (g->ends[i].column == column && g->ends[i].dense == dense && !strcmp(g->ends[i].text, text)) return &g->ends[i];
+        if (g->ends[i].column == column && fabs(g->ends[i].dense / dense - 1) < 1e-3 && !strcmp(g->ends[i].text, text))
+            return &g->ends[i]; /* the dense model's figure has the rounding of the experts that make it up */
     return NULL;
 }
 
@@ -302,9 +303,21 @@ static void put_commands(struct str *out, const struct report *r)
 
 /* ---- the section ---- */
 
-static void show(struct report *r, struct ladder *l)
+static status write_text(const struct report *r, const struct ladder *l, struct err *e)
 {
-    if (l->rows < (r->rows > 0 ? 1 : 2)) return;
+    char *path = str_join(r->job->spec->output, "ladder.md");
+    struct str text = {0};
+
+    ladder_put_markdown(&text, l);
+    status s = file_write(path, text.text, text.length, e);
+    str_free(&text);
+    free(path);
+    return s;
+}
+
+static status show(struct report *r, struct ladder *l, struct err *e)
+{
+    if (l->rows < (r->rows > 0 ? 1 : 2)) return OK;
     if (r->job->spec->report.shares.n > 0)
         for (int c = 0; c < l->columns; c++) say_column(&r->lead, l, c);
     report_section(r, "ladder", "The ladder",
@@ -315,6 +328,7 @@ static void show(struct report *r, struct ladder *l)
     ladder_put_drawing(&r->body, l);
     if (r->rows > 0) put_commands(&r->body, r);
     report_section_end(r);
+    return write_text(r, l, e);
 }
 
 status report_ladder(struct report *r, struct err *e)
@@ -329,7 +343,7 @@ status report_ladder(struct report *r, struct err *e)
     status s = gather(&g, e);
     for (int i = 0; i < most; i++)
         if (l.line[i].variant) l.line[l.rows++] = l.line[i];
-    if (!s) show(r, &l);
+    if (!s) s = show(r, &l, e);
     free(l.line);
     free(g.ends);
     return s;

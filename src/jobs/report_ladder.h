@@ -52,5 +52,7 @@ double ladder_gain(const struct ladder *l, int row, int column);
 
 void ladder_put_tables(struct str *out, const struct ladder *l);
 void ladder_put_drawing(struct str *out, const struct ladder *l);
+/* The main figures as a table of Markdown: perplexity and kept with their spread, KL, gap closed, f and cost. */
+void ladder_put_markdown(struct str *out, const struct ladder *l);
 
 #endif

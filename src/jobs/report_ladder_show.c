@@ -225,3 +225,52 @@ void ladder_put_drawing(struct str *out, const struct ladder *l)
     svg_plot_close(&p);
     str_addz(out, "</div></div></figure>\n");
 }
+
+/* ---- as text ---- */
+
+static void add_plain(struct str *out, const struct spread *x, int decimals, bool spread)
+{
+    if (!x->n) {
+        str_addz(out, " - |");
+        return;
+    }
+    double mean = spread_mean(x);
+
+    str_addf(out, " %.*f", decimals, fabs(mean) < 0.5 * pow(10, -decimals) ? 0 : mean); /* no -0.0 */
+    if (spread && x->n > 1) str_addf(out, " \xc2\xb1 %.*f", decimals, spread_deviation(x));
+    str_addz(out, " |");
+}
+
+void ladder_put_markdown(struct str *out, const struct ladder *l)
+{
+    static const struct {
+        enum ladder_figure f;
+        const char *head;
+        int decimals;
+        bool spread;
+    } all[] = {{LADDER_TIMES, "\xc3\x97 dense", 3, true}, {LADDER_KEPT, "kept %", 1, true},
+               {LADDER_CLOSED, "gap %", 1, false},        {LADDER_KL, "KL", 3, false},
+               {LADDER_SHARE, "f %", 1, false},           {LADDER_COST, "cost %", 1, false}};
+    enum { ALL = sizeof(all) / sizeof(all[0]) };
+
+    str_addz(out, "| row |");
+    for (int c = 0; c < l->columns; c++)
+        for (int f = 0; f < ALL; f++) {
+            str_addf(out, " %s", all[f].head);
+            if (f == 0 && l->columns > 1) str_addf(out, ", f %g %%", 100 * l->share[c]);
+            str_addz(out, " |");
+        }
+    str_addz(out, "\n|---|");
+    for (int i = 0; i < ALL * l->columns; i++) str_addz(out, "--:|");
+    for (int i = 0; i < l->rows; i++) {
+        str_addf(out, "\n| ");
+        for (const char *at = l->line[i].label; *at; at++) {
+            if (*at == '|') str_addz(out, "\\");
+            str_add(out, at, 1);
+        }
+        str_addz(out, " |");
+        for (int c = 0; c < l->columns; c++)
+            for (int f = 0; f < ALL; f++) add_plain(out, &l->line[i].cell[c].x[all[f].f], all[f].decimals, all[f].spread);
+    }
+    str_addz(out, "\n");
+}

@@ -160,6 +160,9 @@ YAML
     page | grep -qF "factorllm run $dir/a/spec.yaml" # that of the pipeline, which makes the model too
     page | grep -qF "factorllm run $dir/c/spec.yaml"
     page | grep -qF "<summary>The first of them, $dir/a.yaml</summary>"
+    # the same as text
+    grep -qF "$(printf '| by lot | %.3f |' "$(jq '.eval.perplexity.random / .eval.perplexity.dense' "$dir/a/eval/result.json")")" "$dir/report/ladder.md"
+    [ "$(awk -F'|' '{print NF}' "$dir/report/ladder.md" | sort -u)" = 15 ]
     # read again from its resolved spec, and by other ranks: the same page
     cp "$dir/report/report.html" "$dir/first.html"
     cp "$dir/report/spec.yaml" "$dir/again.yaml"
