@@ -159,7 +159,7 @@ static const struct key table[] = {
     {"domains", E, KEY_LIST, AT(eval.domains), NULL, NULL, 0, 0, NULL, KEY_MAP, "texts by name: which experts answer which, the knowledge map"},
     {"domain_tokens", E, KEY_INT, AT(eval.domain_tokens), "8192", NULL, 16, 1 << 24, NULL, 0, "first tokens of each of domains"},
     {"items", E, KEY_INT, AT(eval.items), "0", NULL, 0, LARGE, NULL, 0, "first items of each set in these files, 0: all"},
-    {"compare_model", E, KEY_TEXT, AT(eval.compare_model), NULL, NULL, 0, 0, NULL, 0, "another model directory, side by side"},
+    {"compare_model", E, KEY_TEXT, AT(eval.compare_model), NULL, NULL, 0, 0, NULL, 0, "another model directory, or the earlier step of the pipeline that makes it, side by side"},
     {"compare_router", E, KEY_TEXT, AT(eval.compare_router), NULL, NULL, 0, 0, NULL, 0, "another router version of the model, side by side"},
     {"bootstrap", E, KEY_INT, AT(eval.bootstrap), "1000", NULL, 0, 1000000, NULL, 0, "resamples for confidence intervals, 0: none"},
     {"decode_batch", E, KEY_INT, AT(eval.decode_batch), "0", NULL, 0, 4096, NULL, 0, "score so many sequences in lockstep, as they would decode together; 0: whole prompts (the same figures, sooner, unless batch_experts is below 1)"},
