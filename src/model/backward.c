@@ -12,11 +12,13 @@ enum { ROWS_OF_TASK = 8 };
 struct backward {
     struct model *m;
     struct arena *arena;
-    float *normed, *dnormed; /* [rows][D] */
-    float *qkv, *dqkv;       /* [rows][queries, keys, values] */
-    float *dmixed;           /* [rows][queries] */
-    struct tile *windows;    /* [rows] */
-    char *room;              /* [threads][room_bytes] for the attention of a window */
+    float *dnormed;       /* [rows][D] */
+    float *kept;          /* [layers][rows][queries, keys, values], turned to their positions */
+    int *kept_rows;       /* [layers] */
+    float *dqkv;          /* [rows][queries, keys, values] */
+    float *dmixed;        /* [rows][queries] */
+    struct tile *windows; /* [rows] */
+    char *room;           /* [threads][room_bytes] for the attention of a window */
     size_t room_bytes;
 };
 
@@ -41,9 +43,9 @@ static void take(struct backward *b, struct arena_taker *t, const struct shape *
     int window = limits.rows < limits.positions ? limits.rows : limits.positions;
 
     b->room_bytes = (attend_backward_bytes(window, s->head_dim) + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
-    b->normed = arena_take(t, rows * width, sizeof(float));
     b->dnormed = arena_take(t, rows * width, sizeof(float));
-    b->qkv = arena_take(t, rows * qkv_width(s), sizeof(float));
+    b->kept = arena_take(t, (size_t)s->layers * rows * qkv_width(s), sizeof(float));
+    b->kept_rows = arena_take(t, (size_t)s->layers, sizeof(*b->kept_rows));
     b->dqkv = arena_take(t, rows * qkv_width(s), sizeof(float));
     b->dmixed = arena_take(t, rows * query_width(s), sizeof(float));
     b->windows = arena_take(t, rows, sizeof(*b->windows));
@@ -153,23 +155,41 @@ void backward_logits(struct backward *b, const float *dlogits, int n, float *dhi
 
 struct attention {
     struct backward *b;
-    const struct batch *batch;
-    int windows;
+    int layer, windows;
 };
 
-/* Queries, keys and values of the states x, side by side, not yet turned. */
-static void project(struct backward *b, int layer, const float *x, int rows)
+static float *kept_of(const struct backward *b, int layer)
 {
-    struct model *m = b->m;
-    const struct shape *s = &m->shape;
-    const struct block *y = &m->blocks[layer];
-    size_t q = query_width(s), kv = kv_width(s), ld = qkv_width(s);
-    struct rows in = {.x = b->normed, .ld = (size_t)s->width, .n = rows, .cols = s->width};
+    return b->kept + (size_t)layer * (size_t)b->m->limits.rows * qkv_width(&b->m->shape);
+}
 
-    norm(b, b->normed, x, NULL, y->attention_norm, rows);
-    if (gemm_rows(m->gemm, &in, y->q.format, m->quantized)) gemm_quantize(m->gemm, &in);
-    gemm_products(m->gemm, 3, (float *[]){b->qkv, b->qkv + q, b->qkv + q + kv}, (size_t[]){ld, ld, ld}, &in,
-                  (const struct packed *[]){&y->q, &y->k, &y->v}, (const float *[]){y->q_bias, y->k_bias, y->v_bias});
+struct keeping {
+    struct backward *b;
+    int layer, rows;
+};
+
+static void keep_task(void *ctx, int item, int worker)
+{
+    const struct keeping *k = ctx;
+    const struct model *m = k->b->m;
+    size_t q = query_width(&m->shape), kv = kv_width(&m->shape);
+    int end = (item + 1) * ROWS_OF_TASK < k->rows ? (item + 1) * ROWS_OF_TASK : k->rows;
+
+    (void)worker;
+    for (int t = item * ROWS_OF_TASK; t < end; t++) {
+        float *to = kept_of(k->b, k->layer) + (size_t)t * (q + 2 * kv);
+
+        memcpy(to, m->q + (size_t)t * q, q * sizeof(*to));
+        memcpy(to + q, m->k + (size_t)t * kv, kv * sizeof(*to));
+        memcpy(to + q + kv, m->v + (size_t)t * kv, kv * sizeof(*to));
+    }
+}
+
+void backward_keep(struct backward *b, int layer, int rows)
+{
+    BUG_ON(rows > b->m->limits.rows);
+    b->kept_rows[layer] = rows;
+    gemm_parallel(b->m->gemm, (rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK, keep_task, &(struct keeping){b, layer, rows});
 }
 
 /* A window and a KV head. */
@@ -183,13 +203,15 @@ static void window_task(void *ctx, int item, int worker)
     size_t q = query_width(s), kv = kv_width(s), ld = qkv_width(s), d = (size_t)s->head_dim, row = (size_t)window.first;
     size_t of_q = (size_t)(head * group) * d, at = row * ld + of_q, at_k = row * ld + q + (size_t)head * d;
 
+    const float *qkv = kept_of(b, a->layer);
+
     attend_backward(&(struct attend_backward){.kernel = gemm_kernel(b->m->gemm),
                                               .rows = window.rows,
                                               .heads = group,
                                               .head_dim = s->head_dim,
-                                              .q = b->qkv + at,
-                                              .k = b->qkv + at_k,
-                                              .v = b->qkv + at_k + kv,
+                                              .q = qkv + at,
+                                              .k = qkv + at_k,
+                                              .v = qkv + at_k + kv,
                                               .dout = b->dmixed + row * q + of_q,
                                               .ldq = ld,
                                               .ldk = ld,
@@ -202,15 +224,22 @@ static void window_task(void *ctx, int item, int worker)
                     gemm_scratch(b->m->gemm, worker), b->room + (size_t)worker * b->room_bytes);
 }
 
-/* Queries and keys of a row stand together, so they turn together. */
-static void turn(struct backward *b, float *rows, const struct batch *batch, bool back)
-{
-    const struct shape *s = &b->m->shape;
+struct turning {
+    struct backward *b;
+    const struct batch *batch;
+};
 
-    for (int t = 0; t < batch->rows; t++, rows += qkv_width(s)) {
-        if (back) rope_backward(rows, batch->position + t, 1, s->heads + s->kv_heads, s->head_dim, b->m->rope);
-        else rope_apply(rows, batch->position + t, 1, s->heads + s->kv_heads, s->head_dim, b->m->rope);
-    }
+/* Queries and keys of a row stand together, so they turn back together. */
+static void turn_task(void *ctx, int item, int worker)
+{
+    const struct turning *r = ctx;
+    const struct shape *s = &r->b->m->shape;
+    int rows = r->batch->rows, end = (item + 1) * ROWS_OF_TASK < rows ? (item + 1) * ROWS_OF_TASK : rows;
+
+    (void)worker;
+    for (int t = item * ROWS_OF_TASK; t < end; t++)
+        rope_backward(r->b->dqkv + (size_t)t * qkv_width(s), r->batch->position + t, 1, s->heads + s->kv_heads, s->head_dim,
+                      r->b->m->rope);
 }
 
 static int cut_windows(struct backward *b, const struct batch *batch)
@@ -229,16 +258,14 @@ void backward_attention(struct backward *b, int layer, const struct batch *batch
 {
     struct model *m = b->m;
     const struct block *y = &m->blocks[layer];
-    struct attention a = {.b = b, .batch = batch, .windows = cut_windows(b, batch)};
+    struct attention a = {.b = b, .layer = layer, .windows = cut_windows(b, batch)};
 
-    BUG_ON(batch->rows > m->limits.rows);
-    project(b, layer, x, batch->rows);
-    turn(b, b->qkv, batch, false);
+    BUG_ON(batch->rows > m->limits.rows || b->kept_rows[layer] != batch->rows);
     product(b, b->dmixed, dx, batch->rows, &y->o_t);
     moe_progress(m->moe);
     gemm_parallel(m->gemm, a.windows * m->shape.kv_heads, window_task, &a);
     moe_progress(m->moe);
-    turn(b, b->dqkv, batch, true);
+    gemm_parallel(m->gemm, (batch->rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK, turn_task, &(struct turning){b, batch});
     product(b, b->dnormed, b->dqkv, batch->rows, &y->qkv_t);
     norm(b, dx, x, b->dnormed, y->attention_norm, batch->rows);
 }

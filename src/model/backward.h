@@ -2,7 +2,7 @@
  *
  * Weights are frozen: gradients pass through them (model_limits.train) and none are made of them.  A trainer keeps the states in front of attention and behind it of every
  * layer, and takes the loop over layers into its own hands, from the last to the first, because the FFN between these pieces is its own (moe_backward(), gates, routers).
- * What a piece needs beside those states it computes once more: a norm, queries, keys and values.
+ * What a piece needs beside those states it computes once more, a norm; or it is kept: queries, keys and values, with backward_keep().
  * Windows: sessions of a batch are whole windows, positions 0, 1, 2, ...
  * Shapes: T rows, D width, V vocabulary.  Everything is computed in f32 on the coordinator, in an order that depends on the batch alone.
  */
@@ -26,6 +26,8 @@ void backward_norm(struct backward *b, const float *dhidden, const float *x, int
 void backward_ffn_input(struct backward *b, int layer, const float *middle, int rows, float *h);
 /* dx += dh back through the norm in front of the FFN. */
 void backward_ffn_norm(struct backward *b, int layer, const float *dh, const float *middle, int rows, float *dx);
+/* Straight after forward_attention() of all rows of a batch, whose queries, keys and values of the layer it keeps: backward_attention() of the layer wants them. */
+void backward_keep(struct backward *b, int layer, int rows);
 /* dx, of the states behind attention, becomes that of the states x in front of it. */
 void backward_attention(struct backward *b, int layer, const struct batch *batch, const float *x, float *dx);
 

@@ -36,7 +36,7 @@ static void take_expert(struct model *m, struct arena_taker *t, struct expert *x
     int width = m->shape.width;
 
     take(m, t, &of->in_t, width, 2 * neurons, (const struct packed *[]){&of->gate, &of->up}, 2);
-    take(m, t, &of->down_t, neurons, width, (const struct packed *[]){&of->down}, 1);
+    if (m->limits.adapt) take(m, t, &of->down_t, neurons, width, (const struct packed *[]){&of->down}, 1);
 }
 
 static void take_attention(struct model *m, struct arena_taker *t, struct block *y)

@@ -13,8 +13,9 @@ struct adapted;
 struct expert {
     struct packed gate, up; /* [neurons, D]; lines NULL: not held by this rank */
     struct packed down;     /* [D, neurons] */
-    /* For a training end to end, or lines NULL: what gradients go back through.  in_t: W_gate' and W_up' side by side, [D, 2 neurons]; down_t: [neurons, D]. */
-    struct packed in_t, down_t;
+    /* For a training end to end, or lines NULL: what gradients go back to h through, W_gate' and W_up' side by side, [D, 2 neurons]. */
+    struct packed in_t;
+    struct packed down_t; /* with limits.adapt: [neurons, D] */
     /* For the static control, or NULL: which neurons stay, and what replaces the others. [neurons] */
     const uint8_t *keep;
     const float *fill;

@@ -155,6 +155,7 @@ static void open_layer(struct moe *m, int l)
     }
     if (m->coordinator && y->shared.down.lines) open_expert(m, l, &y->shared);
     for (int r = 0; r < m->ranks; r++) BUG_ON(!m->exchange && r != m->rank && moe_holds(m, l, r));
+    if (m->limits.train) moe_join(m, l);
 }
 
 /* Terms of a sum: experts, the shared one, the means of active experts, and their total. */

@@ -79,7 +79,7 @@ struct moe_wire {
 struct moe_limits {
     int rows;    /* most rows of one slot */
     bool oracle; /* room for scores and expert rows too (finetune, eval) */
-    bool train;  /* room for moe_backward(); experts have in_t and down_t */
+    bool train;  /* room for moe_backward(); experts have in_t */
     bool adapt;  /* experts whose weights are trained: moe_adapt_*(), */
     int lora;    /* by updates of this rank, 0: whole */
     bool notes;  /* room for what moe_note() keeps, */

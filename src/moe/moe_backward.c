@@ -4,7 +4,7 @@
  * back to h is W_gate' (u b silu'(a)) + W_up' (u silu(a)): one product with both matrices side by side.
  * So a rank needs the rows of h and dy and the sets, and keeps nothing between the forward pass and this: out go rows, back come one row for all its experts and one number
  * for each.  Two loops over all threads as in moe_work.c: the first computes the neurons' gradients, of all rows, because an expert that was not chosen has a gradient of its
- * gate, too; the second adds up, exactly, what the active ones pass back.
+ * gate, too, so neurons are joined (moe_joined.c); the second adds up, exactly, what the active ones pass back.
  */
 #include <string.h>
 
@@ -12,101 +12,80 @@
 #include "moe/moe_internal.h"
 #include "num/backward.h"
 
-enum { TILE_ROWS = 96, TILE_PANELS = 8, TILE_CELLS = TILE_ROWS * TILE_PANELS * PANEL_LANES };
-_Static_assert((3 * TILE_CELLS + TILE_ROWS) * sizeof(float) <= GEMM_ROOM_BYTES, "gate, up and their gradient of a task");
+enum { TILE_ROWS = 96, TILE_PANELS = 8, TILE_CELLS = TILE_ROWS * TILE_PANELS * PANEL_LANES, FEW_ROWS = 24, FINISH_ROWS = 8 };
+_Static_assert(3 * TILE_CELLS * sizeof(float) <= GEMM_ROOM_BYTES, "gate, up and their gradient of a task");
 
 struct back {
     struct moe_work w;
     struct rows dy;
     float *gate; /* [rows][stride] */
-    int stride, tiles;
+    int stride, tiles, parts;
 };
 
-/* ---- the neurons of an expert over some rows ---- */
+/* ---- the neurons over some rows ---- */
 
-struct tile {
-    const struct expert *x;
-    const struct moe_share *share; /* NULL: no row of the block has it */
-    int row, rows;                 /* of the job */
-    int place;                     /* among the gates of a row, -1: the shared expert has none */
+struct tile { /* columns first .. first + columns - 1 of all held neurons */
+    float *gate, *up, *dz;
+    size_t ld;
+    int row, rows, first, columns;
 };
 
-static const struct moe_share *share_of(const struct moe_work *w, const struct expert *x)
+/* Gradients of part p's columns from .. to - 1: the gates' are added up, neuron by neuron, so that no cut into columns shows; those of active rows go into their place between
+ * the loops, where gates come first, then ups. */
+static void keep(const struct back *b, const struct tile *t, const struct moe_part *p, int from, int to)
 {
-    for (int s = 0; s < w->shares; s++)
-        if (w->share[s].x == x) return &w->share[s];
-    return NULL;
-}
+    const struct moe_share *s = p->share;
+    size_t column = (size_t)(from - t->first), bytes = (size_t)(to - from) * sizeof(float);
 
-/* Task `item` is one tile of rows of one held expert; the last ones are the shared expert's. */
-static struct tile tile_of(const struct back *b, int item)
-{
-    const struct moe_work *w = &b->w;
-    const struct moe *m = w->m;
-    const struct moe_layer *y = &m->layers[w->job->layer];
-    const uint64_t *held = moe_held(m, w->job->layer, m->rank);
-    int number = item / b->tiles, at = item % b->tiles, i = y->experts ? bits_next(held, y->experts, 0) : 0;
-    struct tile t = {.row = w->first + (int)((long)w->rows * at / b->tiles)};
+    for (int r = 0; p->place >= 0 && r < t->rows; r++) {
+        const float *dz = t->dz + (size_t)r * t->ld + column;
+        float *at = b->gate + (size_t)(t->row + r) * (size_t)b->stride + (size_t)p->place, sum = from > p->column ? *at : 0.0f;
 
-    t.rows = w->first + (int)((long)w->rows * (at + 1) / b->tiles) - t.row;
-    for (int n = 0; n < number && i < y->experts; n++) i = bits_next(held, y->experts, i + 1);
-    t.x = i < y->experts ? &y->expert[i] : &y->shared;
-    t.place = i < y->experts ? (w->packed ? number : i) : -1;
-    t.share = share_of(w, t.x);
-    return t;
-}
-
-/* The gradients of columns first .. of an active row into its place between the loops: those of the gates, then those of the ups. */
-static void keep(const struct moe_share *s, int at, const float *gate, const float *up, int first, int columns)
-{
-    float *z = (float *)s->z.x + (size_t)at * s->z.ld + first;
-
-    memcpy(z, gate, (size_t)columns * sizeof(*z));
-    memcpy(z + s->x->gate.rows, up, (size_t)columns * sizeof(*z));
-}
-
-static int first_at_least(const struct moe_share *s, int row)
-{
-    int low = 0, high = s ? s->z.n : 0;
-
-    while (low < high) {
-        int middle = (low + high) / 2;
-
-        if (s->row[middle] < row) low = middle + 1;
-        else high = middle;
+        for (int j = 0; j < to - from; j++) sum += dz[j];
+        *at = sum;
     }
-    return low;
+    for (int at = s ? moe_share_row(s, t->row) : 0; s && at < s->z.n && s->row[at] < t->row + t->rows; at++) {
+        float *z = (float *)s->z.x + (size_t)at * s->z.ld + (size_t)(from - p->column);
+        size_t cell = (size_t)(s->row[at] - t->row) * t->ld + column;
+
+        memcpy(z, t->gate + cell, bytes);
+        memcpy(z + p->neurons, t->up + cell, bytes);
+    }
 }
 
+/* A tile of rows, and all columns: an expert may lie across two pieces of them. */
 static void neurons_task(void *ctx, int item, int worker)
 {
     const struct back *b = ctx;
     const struct moe_work *w = &b->w;
-    struct tile t = tile_of(b, item);
-    int neurons = t.x->gate.rows, begin = first_at_least(t.share, t.row);
-    const int *index = w->m->all + t.row;
-    float *gate = gemm_room(w->m->gemm, worker), *up = gate + TILE_CELLS, *dz = up + TILE_CELLS, *along = dz + TILE_CELLS;
+    const struct moe_joined *j = &w->m->joined[w->job->layer];
+    const struct moe_part *part = w->m->part;
+    float *room = gemm_room(w->m->gemm, worker);
+    struct tile t = {.gate = room, .up = room + TILE_CELLS, .dz = room + 2 * TILE_CELLS};
     void *scratch = gemm_scratch(w->m->gemm, worker);
 
-    memset(along, 0, TILE_ROWS * sizeof(*along));
-    for (int first = 0; first < packed_panels(neurons); first += TILE_PANELS) {
-        int panels = packed_panels(neurons) - first < TILE_PANELS ? packed_panels(neurons) - first : TILE_PANELS;
-        int lanes = panels * PANEL_LANES, from = first * PANEL_LANES, at = begin;
-        int columns = neurons - from < lanes ? neurons - from : lanes;
-        size_t ld = (size_t)lanes;
+    t.row = w->first + (int)((long)w->rows * item / b->tiles);
+    t.rows = w->first + (int)((long)w->rows * (item + 1) / b->tiles) - t.row;
+    for (int first = 0, i = 0; first < packed_panels(j->gate.rows); first += TILE_PANELS) {
+        int panels = packed_panels(j->gate.rows) - first < TILE_PANELS ? packed_panels(j->gate.rows) - first : TILE_PANELS;
+        const int *index = w->m->all + t.row;
 
-        w->kernel->product(gate, ld, w->job->h, index, t.rows, &t.x->gate, first, panels, scratch);
-        w->kernel->product(up, ld, w->job->h, index, t.rows, &t.x->up, first, panels, scratch);
-        w->kernel->product(dz, ld, &b->dy, index, t.rows, &t.x->down_t, first, panels, scratch);
-        for (int r = 0; r < t.rows; r++) {
-            float *g = gate + (size_t)r * ld, *u = up + (size_t)r * ld;
+        t.ld = (size_t)panels * PANEL_LANES, t.first = first * PANEL_LANES;
+        t.columns = j->gate.rows - t.first < (int)t.ld ? j->gate.rows - t.first : (int)t.ld;
+        w->kernel->product(t.gate, t.ld, w->job->h, index, t.rows, &j->gate, first, panels, scratch);
+        w->kernel->product(t.up, t.ld, w->job->h, index, t.rows, &j->up, first, panels, scratch);
+        w->kernel->product(t.dz, t.ld, &b->dy, index, t.rows, &j->down_t, first, panels, scratch);
+        silu_mul_backward(t.gate, t.up, t.dz, t.rows * (int)t.ld);
+        for (int end = t.first + t.columns; i < b->parts && part[i].column < end; i++) {
+            int from = part[i].column > t.first ? part[i].column : t.first, to = part[i].column + part[i].neurons;
 
-            along[r] += silu_mul_backward(g, u, dz + (size_t)r * ld, lanes);
-            if (t.share && at < t.share->z.n && t.share->row[at] == t.row + r) keep(t.share, at++, g, u, from, columns);
+            keep(b, &t, &part[i], from, to < end ? to : end);
+            if (to > end) break; /* it goes on in the next piece */
         }
     }
-    for (int r = 0; t.place >= 0 && r < t.rows; r++)
-        b->gate[(size_t)(t.row + r) * (size_t)b->stride + (size_t)t.place] = w->job->scale * along[r];
+    for (int i = 0; i < b->parts; i++)
+        for (int r = t.row; part[i].place >= 0 && r < t.row + t.rows; r++)
+            b->gate[(size_t)r * (size_t)b->stride + (size_t)part[i].place] *= w->job->scale;
     if (worker == 0) moe_progress(w->m);
 }
 
@@ -116,10 +95,9 @@ void moe_work_backward(struct moe *m, const struct moe_job *job, const float *dy
                        bool packed)
 {
     enum timing_section was = timing_enter(m->timing, TIME_EXPERT);
-    const struct moe_layer *y = &m->layers[job->layer];
-    int rows = job->h->n, each = moe_work_rows_at_once(m, job->layer, true), n = y->experts;
-    int experts = (n ? bits_count(moe_held(m, job->layer, m->rank), n) : 0) + (job->shared && y->shared.down.lines);
+    int rows = job->h->n, each = moe_work_rows_at_once(m, job->layer, true), threads = threads_count(gemm_threads(m->gemm));
 
+    if (m->limits.adapt) moe_join(m, job->layer); /* weights may have changed */
     for (int first = 0; first < rows; first += each) {
         struct back b = {.w = {.backward = true, .as = MOE_ANSWERS_EXACT, .out = sum, .packed = packed},
                          .dy = {.x = dy, .ld = (size_t)m->width, .n = rows, .cols = m->width},
@@ -128,8 +106,10 @@ void moe_work_backward(struct moe *m, const struct moe_job *job, const float *dy
         int some = rows - first < each ? rows - first : each;
 
         moe_work_begin(&b.w, m, job, first, some);
+        b.parts = moe_parts(&b.w);
         b.tiles = (some + TILE_ROWS - 1) / TILE_ROWS;
-        moe_work_loop(&b.w, experts * b.tiles, neurons_task, &b);
+        b.tiles = some < threads * FEW_ROWS ? b.tiles : (b.tiles + threads - 1) / threads * threads;
+        moe_work_loop(&b.w, b.tiles, neurons_task, &b);
         if (sum) moe_work_out(&b.w);
     }
     timing_enter(m->timing, was);
@@ -205,6 +185,22 @@ static bool join(struct moe *m, int rank, int layer, int rows, bool sums, float 
     return ok;
 }
 
+struct finish {
+    struct moe *m;
+    float *dh;
+    int rows;
+};
+
+static void finish_task(void *ctx, int item, int worker)
+{
+    const struct finish *f = ctx;
+    size_t width = (size_t)f->m->width, at = (size_t)item * FINISH_ROWS * width;
+    int rows = f->rows - item * FINISH_ROWS < FINISH_ROWS ? f->rows - item * FINISH_ROWS : FINISH_ROWS;
+
+    (void)worker;
+    exact_finish(f->dh + at, f->m->sum + at, rows * f->m->width);
+}
+
 static status backward(struct moe *m, int layer, const float *h, const uint64_t *set, const float *dy, int rows, float scale,
                        bool learn, float *dh, float *dgate, struct err *e)
 {
@@ -233,8 +229,7 @@ static status backward(struct moe *m, int layer, const float *h, const uint64_t 
         if (rank != m->rank && moe_holds(m, layer, rank) && !join(m, rank, layer, rows, dh != NULL, dgate, &found))
             moe_note_excess(m, found);
     if (check_gradients(m, layer, e)) return e->code;
-    for (int t = 0; dh && t < rows; t++)
-        exact_finish(dh + (size_t)t * (size_t)m->width, m->sum + (size_t)t * (size_t)m->width, m->width);
+    if (dh) gemm_parallel(m->gemm, (rows + FINISH_ROWS - 1) / FINISH_ROWS, finish_task, &(struct finish){m, dh, rows});
     return OK;
 }
 

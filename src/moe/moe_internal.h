@@ -71,6 +71,18 @@ struct moe_share {
     int place; /* in an answer of scores or rows */
 };
 
+/* All held neurons of a layer as one matrix each (moe_joined.c): [neurons, D]; down_t: of W_down'. */
+struct moe_joined {
+    struct packed gate, up, down_t;
+};
+
+/* An expert among them. */
+struct moe_part {
+    int column, neurons;           /* its first, and how many */
+    int place;                     /* as in moe_share; the shared expert: -1 */
+    const struct moe_share *share; /* of the block of rows at work, or NULL: none has it */
+};
+
 struct moe {
     struct moe_layer *layers;
     int n_layers, width, neurons, experts, words, rank, ranks;
@@ -91,9 +103,11 @@ struct moe {
     char *z;
     struct moe_share *share; /* [most_held] */
     struct active active;
-    int *all;      /* [rows] 0, 1, 2, ... */
-    int *cut;      /* [most_held][blocks of rows + 1] */
-    double excess; /* a sum that left the exact range, 0 none; set by any thread */
+    struct moe_joined *joined; /* [layers], with limits.train */
+    struct moe_part *part;     /* [most_held] */
+    int *all;                  /* [rows] 0, 1, 2, ... */
+    int *cut;                  /* [most_held][blocks of rows + 1] */
+    double excess;             /* a sum that left the exact range, 0 none; set by any thread */
 
     /* Means of a router version, from the first MEANS on; malloc'ed. */
     float **means; /* [layers]: [held][D] */
@@ -250,6 +264,13 @@ void moe_work_count(const struct moe_work *w);
 void moe_work_outputs(struct moe *m, const struct moe_job *job, struct moe_work like);
 /* In place of both loops, if few rows go through many small experts (moe_few.c); false: nothing was done. */
 bool moe_few(struct moe_work *w);
+/* Joined neurons (moe_joined.c).  In place of the first loop, if that is less work; false: nothing was done. */
+bool moe_joined_in(struct moe_work *w);
+/* The experts of the layer at work, into m->part; returns how many. */
+int moe_parts(const struct moe_work *w);
+int moe_share_row(const struct moe_share *s, int row); /* the first of its rows that is not before `row` */
+void moe_take_joined(struct moe *m, struct arena_taker *t, int neurons);
+void moe_join(struct moe *m, int layer);
 /* z of rows row .. row + rows - 1 and neurons first .. first + columns - 1 of a share, as the products gave it, into its place. */
 void moe_work_keep(const struct moe_share *s, const struct moe_job *job, const float *tile, size_t ld, int row, int rows,
                    int first, int columns);

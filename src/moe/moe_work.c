@@ -74,6 +74,7 @@ void moe_take_work(struct moe *m, struct arena_taker *t)
     m->active.row = arena_take(t, rows * held, sizeof(*m->active.row));
     m->all = arena_take(t, (size_t)m->limits.rows, sizeof(*m->all));
     m->cut = arena_take(t, (size_t)m->most_held * (rows / OUT_ROWS + 2), sizeof(*m->cut));
+    if (m->limits.train) moe_take_joined(m, t, (int)neurons);
 }
 
 /* How many of the layer's rows there is room for at a time. */
@@ -392,7 +393,7 @@ void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as,
 
         moe_work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
         if (!moe_few(&w)) {
-            moe_work_in(&w);
+            if (!moe_joined_in(&w)) moe_work_in(&w);
             moe_work_out(&w);
         }
         if (job->note) moe_keep_notes(m, job->layer, w.share, w.shares, job->note + first);

@@ -84,32 +84,20 @@ BODY float added_up(const lanes8 *at)
 }
 
 /* With s = 1 / (1 + e^-g): silu = g s, silu' = s (1 + g (1 - s)). */
-BODY void silu_mul_backward_of_body(float *gate, float *up, const float *dz, int n, float *along)
+BODY void silu_mul_backward_body(float *gate, float *up, float *dz, int n)
 {
-    lanes8 sum = {0};
-
     for (int i = 0; i < n; i += LANES) {
         lanes8 g = *(const lanes8 *)(gate + i), u = *(const lanes8 *)(up + i), d = *(const lanes8 *)(dz + i), s = -g, silu;
 
         exp_lanes(&s);
         s = 1.0f / (1.0f + s);
         silu = g * s;
-        sum += silu * u * d;
+        *(lanes8 *)(dz + i) = silu * u * d;
         *(lanes8 *)(up + i) = silu * d;
         *(lanes8 *)(gate + i) = u * d * (s + silu * (1.0f - s));
     }
-    *along = added_up(&sum);
 }
-TWICE(static, silu_mul_backward_of, (float *gate, float *up, const float *dz, int n, float *along), (gate, up, dz, n, along))
-
-float silu_mul_backward(float *gate, float *up, const float *dz, int n)
-{
-    float along;
-
-    BUG_ON(n % LANES);
-    silu_mul_backward_of(gate, up, dz, n, &along);
-    return along;
-}
+TWICE(, silu_mul_backward, (float *gate, float *up, float *dz, int n), (gate, up, dz, n))
 
 /* ---- losses ---- */
 

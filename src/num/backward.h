@@ -21,8 +21,8 @@ void rms_norm_weight_backward(float *dw, const float *dy, const float *x, int ro
 /* Of y = rope_apply(x): dy in place. */
 void rope_backward(float *dy, const int32_t *pos, int rows, int heads, int head_dim, const float *table);
 
-/* z[j] = silu(gate[j]) * up[j]; n is a multiple of 8.  gate and up become dL/dgate and dL/dup for dL/dz = dz; returns sum of z[j] * dz[j]. */
-float silu_mul_backward(float *gate, float *up, const float *dz, int n);
+/* z[j] = silu(gate[j]) * up[j]; n is a multiple of 8.  gate and up become dL/dgate and dL/dup for dL/dz = dz, and dz becomes z[j] * dz[j]. */
+void silu_mul_backward(float *gate, float *up, float *dz, int n);
 
 /* Two losses of a student's logits s against a teacher's t and the next token, and their gradient:
  *   kl = sum_v p_v (log p_v - log q_v), p = softmax(t), q = softmax(s);  nll = -log q[target]

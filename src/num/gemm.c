@@ -11,7 +11,13 @@
 /* Below this many multiplications waking the workers takes longer than the product. */
 enum { SERIAL_BELOW = 1 << 17, ROWS_AT_ONCE = 192, MOST_PRODUCTS = 4 };
 /* Of weights that are packed on the way: panels of a task, and rows and inputs at a time. */
-enum { LOOSE_PANELS = 4, LOOSE_ROWS = 96, LOOSE_COLS = CHAIN };
+enum {
+    LOOSE_PANELS = 4,
+    LOOSE_LANES = LOOSE_PANELS * PANEL_LANES,
+    LOOSE_ROWS = 96,
+    LOOSE_COLS = CHAIN,
+    LOOSE_TASK_ROWS = 2 * LOOSE_ROWS
+};
 
 struct gemm {
     struct threads *threads;
@@ -25,7 +31,7 @@ struct gemm {
 
 struct loose_scratch {
     float lines[LOOSE_PANELS * LOOSE_COLS * PANEL_LANES] __attribute__((aligned(64)));
-    float y[LOOSE_ROWS * LOOSE_PANELS * PANEL_LANES] __attribute__((aligned(64)));
+    float y[LOOSE_ROWS * LOOSE_LANES] __attribute__((aligned(64)));
     float x[LOOSE_ROWS * LOOSE_COLS] __attribute__((aligned(64)));
 };
 _Static_assert(sizeof(struct loose_scratch) <= GEMM_ROOM_BYTES, "it lies in the room");
@@ -284,8 +290,9 @@ static void loose_task(void *ctx, int item, int worker)
     const struct loose *p = ctx;
     struct loose_scratch *s = loose_scratch(p->g, worker);
     const struct mat *w = p->w;
-    int first = item * LOOSE_PANELS * PANEL_LANES,
-        columns = w->rows - first < LOOSE_PANELS * PANEL_LANES ? w->rows - first : LOOSE_PANELS * PANEL_LANES;
+    int pieces = (w->rows + LOOSE_LANES - 1) / LOOSE_LANES, first = item % pieces * LOOSE_LANES;
+    int columns = w->rows - first < LOOSE_LANES ? w->rows - first : LOOSE_LANES;
+    int begin = item / pieces * LOOSE_TASK_ROWS, end = begin + LOOSE_TASK_ROWS < p->rows ? begin + LOOSE_TASK_ROWS : p->rows;
     struct mat part = *w;
     struct packed packed = {.lines = s->lines, .format = FORMAT_F32, .rows = columns};
 
@@ -294,23 +301,22 @@ static void loose_task(void *ctx, int item, int worker)
         part.data = (const char *)w->data + ((size_t)first * w->stride + (size_t)k) * dtype_bytes(w->dtype);
         part.cols = packed.cols = w->cols - k < LOOSE_COLS ? w->cols - k : LOOSE_COLS;
         pack_panels(s->lines, NULL, FORMAT_F32, &part, 0, packed_panels(columns));
-        for (int t = 0; t < p->rows; t += LOOSE_ROWS) {
-            int n = p->rows - t < LOOSE_ROWS ? p->rows - t : LOOSE_ROWS;
+        for (int t = begin; t < end; t += LOOSE_ROWS) {
+            int n = end - t < LOOSE_ROWS ? end - t : LOOSE_ROWS;
             struct rows x = {.x = p->x + (size_t)t * p->ldx + k, .ld = p->ldx, .n = n, .cols = part.cols};
 
-            p->g->kernel->product(s->y, LOOSE_PANELS * PANEL_LANES, &x, NULL, n, &packed, 0, packed_panels(columns),
-                                  gemm_scratch(p->g, worker));
-            put(p->y + (size_t)t * p->ldy + first, p->ldy, s->y, LOOSE_PANELS * PANEL_LANES, n, columns, k > 0);
+            p->g->kernel->product(s->y, LOOSE_LANES, &x, NULL, n, &packed, 0, packed_panels(columns), gemm_scratch(p->g, worker));
+            put(p->y + (size_t)t * p->ldy + first, p->ldy, s->y, LOOSE_LANES, n, columns, k > 0);
         }
     }
-    if (p->bias) add_bias(p->y + first, p->ldy, p->rows, p->bias + first, columns);
+    if (p->bias) add_bias(p->y + (size_t)begin * p->ldy + first, p->ldy, end - begin, p->bias + first, columns);
 }
 
 void gemm_xwt(struct gemm *g, float *y, size_t ldy, const float *x, size_t ldx, int rows, const struct mat *w, const float *bias)
 {
     BUG_ON(!w->data || ldx < (size_t)w->cols || ldy < (size_t)w->rows || w->stride < (size_t)w->cols);
     struct loose p = {.g = g, .y = y, .ldy = ldy, .x = x, .bias = bias, .ldx = ldx, .rows = rows, .w = w};
-    int tasks = (w->rows + LOOSE_PANELS * PANEL_LANES - 1) / (LOOSE_PANELS * PANEL_LANES);
+    int tasks = (w->rows + LOOSE_LANES - 1) / LOOSE_LANES * ((rows + LOOSE_TASK_ROWS - 1) / LOOSE_TASK_ROWS);
 
     if (rows <= 0 || w->rows <= 0) return;
     if (!w->cols) {
@@ -323,7 +329,63 @@ void gemm_xwt(struct gemm *g, float *y, size_t ldy, const float *x, size_t ldx, 
     else threads_run(g->threads, tasks, loose_task, &p);
 }
 
-/* ---- gradients ---- */
+/* ---- errors, and gradients: rows of a matrix are the lines of a panel ---- */
+
+/* Columns first .. first + columns - 1 of n dense rows of m as lines. */
+static int as_lines(float *lines, const float *m, size_t ld, int n, int first, int columns)
+{
+    int panels = packed_panels(columns);
+
+    memset(lines, 0, (size_t)panels * (size_t)n * LINE_BYTES);
+    for (int p = 0; p < panels; p++) {
+        int some = columns - p * PANEL_LANES < PANEL_LANES ? columns - p * PANEL_LANES : PANEL_LANES;
+
+        for (int k = 0; k < n; k++, lines += PANEL_LANES)
+            memcpy(lines, m + (size_t)k * ld + (size_t)(first + p * PANEL_LANES), (size_t)some * sizeof(*lines));
+    }
+    return panels;
+}
+
+struct errors {
+    struct gemm *g;
+    float *y;
+    const float *x, *m;
+    int n, rows, cols;
+};
+
+static void errors_task(void *ctx, int item, int worker)
+{
+    const struct errors *p = ctx;
+    struct loose_scratch *s = loose_scratch(p->g, worker);
+    int pieces = (p->cols + LOOSE_LANES - 1) / LOOSE_LANES, first = item % pieces * LOOSE_LANES;
+    int columns = p->cols - first < LOOSE_LANES ? p->cols - first : LOOSE_LANES;
+    int begin = item / pieces * LOOSE_TASK_ROWS, end = begin + LOOSE_TASK_ROWS < p->rows ? begin + LOOSE_TASK_ROWS : p->rows;
+
+    for (int k = 0; k < p->n; k += LOOSE_COLS) {
+        int chain = p->n - k < LOOSE_COLS ? p->n - k : LOOSE_COLS;
+        struct packed w = {.lines = s->lines, .format = FORMAT_F32, .rows = columns, .cols = chain};
+        int panels = as_lines(s->lines, p->m + (size_t)k * (size_t)p->cols, (size_t)p->cols, chain, first, columns);
+
+        for (int t = begin; t < end; t += LOOSE_ROWS) {
+            int some = end - t < LOOSE_ROWS ? end - t : LOOSE_ROWS;
+            struct rows x = {.x = p->x + (size_t)t * (size_t)p->n + k, .ld = (size_t)p->n, .n = some, .cols = chain};
+
+            p->g->kernel->product(s->y, LOOSE_LANES, &x, NULL, some, &w, 0, panels, gemm_scratch(p->g, worker));
+            put(p->y + (size_t)t * (size_t)p->cols + first, (size_t)p->cols, s->y, LOOSE_LANES, some, columns, true);
+        }
+    }
+}
+
+void gemm_xw(struct gemm *g, float *y, const float *x, int n, int rows, const float *m, int cols)
+{
+    struct errors p = {.g = g, .y = y, .x = x, .m = m, .n = n, .rows = rows, .cols = cols};
+    int tasks = (cols + LOOSE_LANES - 1) / LOOSE_LANES * ((rows + LOOSE_TASK_ROWS - 1) / LOOSE_TASK_ROWS);
+
+    if (n <= 0 || rows <= 0) return;
+    if ((double)rows * n * cols < SERIAL_BELOW)
+        for (int i = 0; i < tasks; i++) errors_task(&p, i, 0);
+    else threads_run(g->threads, tasks, errors_task, &p);
+}
 
 struct gradient {
     struct gemm *g;
@@ -337,27 +399,22 @@ static void gradient_task(void *ctx, int item, int worker)
 {
     const struct gradient *p = ctx;
     struct loose_scratch *s = loose_scratch(p->g, worker);
-    int first = item * LOOSE_PANELS * PANEL_LANES,
-        columns = p->d - first < LOOSE_PANELS * PANEL_LANES ? p->d - first : LOOSE_PANELS * PANEL_LANES;
-    int panels = packed_panels(columns);
+    int first = item * LOOSE_LANES, columns = p->d - first < LOOSE_LANES ? p->d - first : LOOSE_LANES;
 
     for (int t = 0; t < p->rows; t += LOOSE_COLS) {
         int chain = p->rows - t < LOOSE_COLS ? p->rows - t : LOOSE_COLS;
         struct packed w = {.lines = s->lines, .format = FORMAT_F32, .rows = columns, .cols = chain};
 
-        memset(s->lines, 0, (size_t)panels * (size_t)chain * LINE_BYTES);
-        for (int k = 0; k < chain; k++)
-            for (int c = 0; c < columns; c++)
-                s->lines[((size_t)(c / PANEL_LANES) * (size_t)chain + (size_t)k) * PANEL_LANES + (size_t)(c % PANEL_LANES)] =
-                    p->b[(size_t)(t + k) * (size_t)p->d + (size_t)(first + c)];
+        int panels = as_lines(s->lines, p->b + (size_t)t * (size_t)p->d, (size_t)p->d, chain, first, columns);
+
         for (int i = 0; i < p->n; i += LOOSE_ROWS) {
             int some = p->n - i < LOOSE_ROWS ? p->n - i : LOOSE_ROWS;
             struct rows x = {.x = s->x, .ld = LOOSE_COLS, .n = some, .cols = chain};
 
             for (int k = 0; k < chain; k++)
                 for (int j = 0; j < some; j++) s->x[j * LOOSE_COLS + k] = p->a[(size_t)(t + k) * (size_t)p->n + (size_t)(i + j)];
-            p->g->kernel->product(s->y, LOOSE_PANELS * PANEL_LANES, &x, NULL, some, &w, 0, panels, gemm_scratch(p->g, worker));
-            put(p->c + (size_t)i * (size_t)p->d + first, (size_t)p->d, s->y, LOOSE_PANELS * PANEL_LANES, some, columns, true);
+            p->g->kernel->product(s->y, LOOSE_LANES, &x, NULL, some, &w, 0, panels, gemm_scratch(p->g, worker));
+            put(p->c + (size_t)i * (size_t)p->d + first, (size_t)p->d, s->y, LOOSE_LANES, some, columns, true);
         }
     }
 }
@@ -366,6 +423,5 @@ void gemm_atb(struct gemm *g, float *c, const float *a, int n, const float *b, i
 {
     struct gradient p = {.g = g, .c = c, .a = a, .b = b, .n = n, .d = d, .rows = rows};
 
-    if (n > 0 && d > 0 && rows > 0)
-        threads_run(g->threads, (d + LOOSE_PANELS * PANEL_LANES - 1) / (LOOSE_PANELS * PANEL_LANES), gradient_task, &p);
+    if (n > 0 && d > 0 && rows > 0) threads_run(g->threads, (d + LOOSE_LANES - 1) / (LOOSE_LANES), gradient_task, &p);
 }

@@ -46,6 +46,10 @@ void gemm_quantize(struct gemm *g, struct rows *x);
 /* The same product with weights that are not packed (a router in training): packed panel by panel on the way, as f32. */
 void gemm_xwt(struct gemm *g, float *y, size_t ldy, const float *x, size_t ldx, int rows, const struct mat *w, const float *bias);
 
+/* y[t][c] += sum_k x[t][k] * m[k][c], k < n: errors through weights that are not packed.  x: [rows, n], m: [n, cols], y: [rows, cols], all dense.  Chains over k as in
+ * kernel.h, then added to y. */
+void gemm_xw(struct gemm *g, float *y, const float *x, int n, int rows, const float *m, int cols);
+
 /* c[n][d] += sum_t a[t][n] * b[t][d]: gradients of weights.  a: [rows, n], b: [rows, d], c: [n, d], all dense.  Chains over t as in kernel.h,
  * then added to c: fixed order for equal arguments. */
 void gemm_atb(struct gemm *g, float *c, const float *a, int n, const float *b, int d, int rows);

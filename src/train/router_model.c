@@ -15,7 +15,6 @@ struct router_model {
 
     /* one call, of kinds with a factor */
     float *v, *a, *da; /* [rows][factors]; [rows][rank] twice */
-    float *across;     /* dz or the error of v, transposed */
 };
 
 static void list_params(struct router_model *m)
@@ -34,8 +33,7 @@ static void list_params(struct router_model *m)
 static void take(struct router_model *m, struct arena_taker *t)
 {
     const struct router *r = m->router;
-    size_t rows = (size_t)m->rows, factors = (size_t)router_factors(r),
-           most = factors > (size_t)r->experts ? factors : (size_t)r->experts;
+    size_t rows = (size_t)m->rows, factors = (size_t)router_factors(r);
 
     for (int i = 0; i < m->n_params; i++) {
         struct router_param *p = &m->param[i];
@@ -48,7 +46,6 @@ static void take(struct router_model *m, struct arena_taker *t)
     m->v = arena_take(t, rows * factors, sizeof(float));
     m->a = arena_take(t, rows * (size_t)r->rank, sizeof(float));
     m->da = arena_take(t, rows * (size_t)r->rank, sizeof(float));
-    m->across = arena_take(t, rows * most, sizeof(float));
 }
 
 status router_model_open(struct router_model **out, struct router *r, struct gemm *g, int rows, struct err *e)
@@ -122,14 +119,6 @@ void router_model_scores(struct router_model *m, int layer, const float *h, int 
     gemm_xwt(m->gemm, z, n, h, (size_t)w.cols, rows, &w, r->bias + (size_t)layer * n);
 }
 
-/* out[rows][cols] += x[rows][n] M, M [n][cols] of the layer: x across, because that is the product there is. */
-static void back_through(struct router_model *m, float *out, const float *x, int rows, int n, const float *matrix, int cols)
-{
-    for (int t = 0; t < rows; t++)
-        for (int i = 0; i < n; i++) m->across[(size_t)i * (size_t)rows + (size_t)t] = x[(size_t)t * (size_t)n + (size_t)i];
-    gemm_atb(m->gemm, out, m->across, rows, matrix, cols, n);
-}
-
 /* m->v becomes the error with respect to itself; silu' = s + x s (1 - s), s = sigmoid(x). */
 static void unbend(struct router_model *m, int rows)
 {
@@ -171,16 +160,16 @@ void router_model_backward(struct router_model *m, int layer, const float *h, co
     for (int t = 0; t < rows; t++)
         for (int i = 0; i < n; i++) m->param[1].gradient[at + (size_t)i] += dz[(size_t)t * (size_t)n + (size_t)i];
     if (!factors) {
-        if (dh) back_through(m, dh, dz, rows, n, w, width);
+        if (dh) gemm_xw(m->gemm, dh, dz, n, rows, w, width);
         return;
     }
     size_t first = l * (size_t)factors * (size_t)r->width;
 
     memset(m->da, 0, (size_t)rows * (size_t)r->rank * sizeof(float));
-    back_through(m, m->da, dz, rows, n, w, width);
+    gemm_xw(m->gemm, m->da, dz, n, rows, w, width);
     unbend(m, rows);
     gemm_atb(m->gemm, m->param[2].gradient + first, m->v, factors, h, r->width, rows);
-    if (dh) back_through(m, dh, m->v, rows, factors, r->factor + first, r->width);
+    if (dh) gemm_xw(m->gemm, dh, m->v, factors, rows, r->factor + first, r->width);
 }
 
 /* ---- steps ---- */

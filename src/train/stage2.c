@@ -12,7 +12,7 @@ static void take(struct stage2 *s, struct arena_taker *t, const struct shape *y,
     size_t rows = (size_t)s->o.rows, d = (size_t)y->width, n = (size_t)y->experts, layers = (size_t)y->layers;
     size_t words = (size_t)bits_words(y->experts), head = rows < STAGE2_HEAD_ROWS ? rows : STAGE2_HEAD_ROWS,
            vocab = (size_t)y->vocab;
-    size_t low = (size_t)r->low_rank, widest = n > d ? n : d;
+    size_t low = (size_t)r->low_rank;
 
     if (s->o.train_means) {
         s->means = (struct router_param){.name = "mu", .value = r->mu, .n = layers * n * d};
@@ -40,8 +40,9 @@ static void take(struct stage2 *s, struct arena_taker *t, const struct shape *y,
     s->dh = arena_take(t, rows * d, sizeof(float));
     s->hidden = arena_take(t, rows * d, sizeof(float));
     s->taught = arena_take(t, rows * d, sizeof(float));
+    s->taught_h = arena_take(t, rows * d, sizeof(float));
     s->off = arena_take(t, rows * n, sizeof(float));
-    s->turned = arena_take(t, rows * widest, sizeof(float));
+    s->sums = arena_take(t, 2 * (rows / STAGE2_TASK_ROWS + 1), sizeof(double));
     s->dgate = arena_take(t, rows * n, sizeof(float));
     s->dz = arena_take(t, rows * n, sizeof(float));
     s->low = arena_take(t, rows * low, sizeof(float));
@@ -96,29 +97,72 @@ void stage2_close(struct stage2 *s)
     arena_close(s->arena);
     free(s);
 }
-/* ---- forward ---- */
+/* ---- forward: the student, and beside it the teacher, whose experts on other ranks are at work during the student's attention, and the other way round ---- */
 
-static status student(struct stage2 *s, enum stage2_mode mode, const struct batch *b, struct err *e)
+enum { STUDENT, TEACHER }; /* slots */
+
+/* Attention of a layer; in front of the first choice both have the same states. */
+static void taught_attention(struct stage2 *s, int layer, const struct batch *b)
 {
+    size_t bytes = (size_t)b->rows * (size_t)s->shape->width * sizeof(float);
+
+    if (layer > 0) {
+        forward_attention(s->model, layer, b, 0, b->rows, s->taught, s->taught_h);
+        return;
+    }
+    memcpy(s->taught, stage2_middle(s, 0), bytes);
+    memcpy(s->taught_h, s->h, bytes);
+}
+
+/* Whether the student's weights are not the teacher's: then they take turns, and share nothing. */
+static bool other_weights(const struct stage2 *s)
+{
+    return s->o.adapt && (adapt_options_of(s->o.adapt)->norms || adapt_options_of(s->o.adapt)->experts);
+}
+
+static status teacher_alone(struct stage2 *s, const struct batch *b, struct err *e)
+{
+    const struct routing all = {.route = ROUTE_ALL};
+
+    if (adapt_use(s->o.adapt, false, e) || forward(s->model, b, &all, 2, s->taught_h, e)) return e->code;
+    return adapt_use(s->o.adapt, true, e);
+}
+
+static status forwards(struct stage2 *s, enum stage2_mode mode, const struct batch *b, struct err *e)
+{
+    const struct routing all = {.route = ROUTE_ALL};
     size_t states = (size_t)b->rows * (size_t)s->shape->width * sizeof(float);
+    bool teaches = mode != STAGE2_SHARES && !other_weights(s);
     int layers = s->shape->layers;
 
+    if (mode != STAGE2_SHARES && !teaches && teacher_alone(s, b, e)) return e->code;
     forward_embed(s->model, b, stage2_entrance(s, 0));
     for (int l = 0; l < layers; l++) {
         struct routing how = {.route = ROUTE_SETS, .scale = stage2_scale(s, l), .sets = stage2_sets(s, l)};
         float *x = stage2_entrance(s, l + 1);
 
-        if (s->o.alive && s->o.alive(s->o.alive_ctx)) return err_set(e, STOPPED, "stopped in layer %d", l);
+        if (s->o.alive && s->o.alive(s->o.alive_ctx)) {
+            if (teaches && l > 0 && moe_end(s->moe, TEACHER, s->taught, NULL, e)) return e->code;
+            return err_set(e, STOPPED, "stopped in layer %d", l);
+        }
         memcpy(x, stage2_entrance(s, l), states);
         forward_attention(s->model, l, b, 0, b->rows, x, s->h);
+        if (mode == STAGE2_LEARN) backward_keep(s->backward, l, b->rows);
         memcpy(stage2_middle(s, l), x, states);
+        if (teaches && l > 0 && moe_end(s->moe, TEACHER, s->taught, NULL, e)) return e->code;
         stage2_choose(s, l, b->rows);
         if (mode == STAGE2_SHARES && l == layers - 1) break; /* nobody looks at the last output */
-        if (moe_begin(s->moe, 0, l, s->h, NULL, b->rows, &how, e) || moe_end(s->moe, 0, x, NULL, e)) return e->code;
+        if (moe_begin(s->moe, STUDENT, l, s->h, NULL, b->rows, &how, e)) return e->code;
+        if (teaches) taught_attention(s, l, b);
+        if (teaches && moe_begin(s->moe, TEACHER, l, s->taught_h, NULL, b->rows, &all, e)) return e->code;
+        if (moe_end(s->moe, STUDENT, x, NULL, e)) return e->code;
         stage2_compensate(s, l, b->rows, x);
     }
+    if (teaches && moe_end(s->moe, TEACHER, s->taught, NULL, e)) return e->code;
+    if (teaches) forward_norm(s->model, s->taught, b->rows, s->taught_h);
     return OK;
 }
+
 /* ---- backward ---- */
 
 static status layers_backward(struct stage2 *s, const struct batch *b, struct err *e)
@@ -149,7 +193,6 @@ static status layers_backward(struct stage2 *s, const struct batch *b, struct er
 static status pass(struct stage2 *s, enum stage2_mode mode, const struct window *w, int n, int rows, struct err *e)
 {
     struct batch b = {.rows = rows, .token = s->token, .position = s->position, .session = s->session};
-    const struct routing all = {.route = ROUTE_ALL};
     size_t at = 0;
 
     for (int i = 0; i < n; i++)
@@ -159,8 +202,7 @@ static status pass(struct stage2 *s, enum stage2_mode mode, const struct window 
             s->position[at] = p;
             s->session[at] = i;
         }
-    if (mode != STAGE2_SHARES && forward(s->model, &b, &all, 1, s->taught, e)) return e->code;
-    if (student(s, mode, &b, e)) return e->code;
+    if (forwards(s, mode, &b, e)) return e->code;
     s->tally.loss += stage2_whole_pass(s, rows);
     if (mode == STAGE2_SHARES) return OK;
     stage2_losses(s, rows, mode == STAGE2_LEARN);

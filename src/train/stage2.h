@@ -10,7 +10,7 @@
  * threshold passes anything on.  With y = e_s + sum g_i (scale e_i) + (1 - g_i) mu_i a gate has dL/dg_i = <dy, scale e_i - mu_i>.
  *
  * Gradients are sums over the rows of a batch; they are divided by their number in the step.  A batch is cut into passes of whole windows that fit the model's rows.
- * Of a pass the states in front of and behind every attention are kept; all else is computed once more on the way back (model/backward.h).
+ * Of a pass the states in front of and behind every attention are kept, and queries, keys and values; all else is computed once more on the way back (model/backward.h).
  *
  * Ranks   coordinator; the others answer moe's requests: rows of h and dy go out, one row and one number for each expert come back.
  * Order   what comes back from other ranks is exact or an expert's own, and all other sums have one order: a run has the same bits for every number of ranks.

@@ -35,7 +35,7 @@ void stage2_losses(struct stage2 *s, int rows, bool learn)
         float *hidden = s->hidden + (size_t)first * width;
 
         forward_logits(s->model, hidden, n, s->logits);
-        forward_logits(s->model, s->taught + (size_t)first * width, n, s->taught_logits);
+        forward_logits(s->model, s->taught_h + (size_t)first * width, n, s->taught_logits);
         gemm_parallel(s->gemm, (n + STAGE2_TASK_ROWS - 1) / STAGE2_TASK_ROWS, losses_task,
                       &(struct losses){s, s->target + first, n});
         for (int t = 0; t < n; t++) s->tally.kl += s->kl[t], s->tally.nll += s->nll[t];

@@ -33,8 +33,10 @@ struct stage2 {
     double *group;            /* [groups] */
     /* one layer, or the head */
     float *h, *dx, *dh;            /* [rows][D]; dx goes through all layers */
-    float *hidden, *taught;        /* [rows][D] behind the final norm, the student's and the teacher's */
-    float *off, *turned;           /* [rows][N] 1 of an expert that is left out; something of a layer, transposed */
+    float *hidden;                 /* [rows][D] behind the final norm */
+    float *taught, *taught_h;      /* [rows][D] the teacher's states and FFN input; at the end behind the final norm */
+    float *off;                    /* [rows][N] 1 of an expert that is left out */
+    double *sums;                  /* [tasks][2] of scores and their squares */
     float *dgate, *dz;             /* [rows][N] */
     float *low, *lifted;           /* [rows][low_rank], [rows][D] */
     float *logits, *taught_logits; /* [STAGE2_HEAD_ROWS][V] */

@@ -256,7 +256,6 @@ static struct packed transposed(int n, const struct packed *const *w)
 static void transpose(struct expert *x)
 {
     x->in_t = transposed(2, (const struct packed *[]){&x->gate, &x->up});
-    x->down_t = transposed(1, (const struct packed *[]){&x->down});
 }
 
 static void test_experts(void **state)
@@ -306,7 +305,7 @@ static void test_experts(void **state)
     for (int i = 0; i <= EXPERTS; i++) {
         struct expert *of = i < EXPERTS ? &y->expert[i] : &y->shared;
 
-        free((void *)of->in_t.lines), free((void *)of->down_t.lines);
+        free((void *)of->in_t.lines);
     }
     moe_close(m);
     gemm_close(gemm);

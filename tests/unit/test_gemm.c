@@ -183,6 +183,39 @@ static void gradients_match_and_do_not_depend_on_threads(void **state)
     gemm_close(three);
 }
 
+/* y += x m in plain loops in double; and the bits of the gradient of x across, on any number of threads. */
+static void errors_match_and_do_not_depend_on_threads(void **state)
+{
+    static const int shape[][3] = {{1, 1, 1}, {3, 50, 7}, {300, 70, 200}, {32, 128, 193}, {5, 130, 400}};
+    struct gemm *one = open_gemm(1), *three = open_gemm(3);
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(shape) / sizeof(*shape); i++) {
+        int n = shape[i][0], cols = shape[i][1], rows = shape[i][2];
+        size_t cells = (size_t)rows * cols;
+        float *x = normals((size_t)rows * n, 31), *m = normals((size_t)n * cols, 32), *across = normals((size_t)rows * n, 31);
+        float *y = normals(cells, 33), *y3 = normals(cells, 33), *was = normals(cells, 33), *other = normals(cells, 33);
+
+        for (int t = 0; t < rows; t++)
+            for (int k = 0; k < n; k++) across[k * rows + t] = x[t * n + k];
+        gemm_xw(one, y, x, n, rows, m, cols);
+        gemm_xw(three, y3, x, n, rows, m, cols);
+        gemm_atb(one, other, across, rows, m, cols, n);
+        assert_memory_equal(y, y3, cells * sizeof(float));
+        assert_memory_equal(y, other, cells * sizeof(float));
+        for (int t = 0; t < rows; t++)
+            for (int c = 0; c < cols; c++) {
+                double want = (double)was[t * cols + c];
+
+                for (int k = 0; k < n; k++) want += (double)x[t * n + k] * (double)m[k * cols + c];
+                assert_true(fabs((double)y[t * cols + c] - want) <= 2e-6 * (n + 10.0));
+            }
+        free(x), free(m), free(across), free(y), free(y3), free(was), free(other);
+    }
+    gemm_close(one);
+    gemm_close(three);
+}
+
 struct marks {
     int count[1000], worker[3], bad;
 };
@@ -352,6 +385,7 @@ int main(void)
         cmocka_unit_test(rows_are_invariant),
         cmocka_unit_test(bad_rows_stay_alone),
         cmocka_unit_test(gradients_match_and_do_not_depend_on_threads),
+        cmocka_unit_test(errors_match_and_do_not_depend_on_threads),
         cmocka_unit_test(every_task_runs_once),
         cmocka_unit_test(widening_has_the_bits_of_the_slow_way),
         cmocka_unit_test(rounding_has_the_bits_of_the_slow_way),

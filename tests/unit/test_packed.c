@@ -10,7 +10,7 @@
 
 #include "base/err.h"
 #include "base/rng.h"
-#include "num/packed.h"
+#include "num/packed_joined.h"
 
 static const int sizes[] = {1, 2, 7, 15, 16, 17, 31, 33, 64, 255, 256, 257, 300};
 enum { SIZES = sizeof(sizes) / sizeof(*sizes), EXTRA = 3 };
@@ -114,9 +114,67 @@ static void packing_is_its_definition(void **state)
                     if (sizes[i] < 64 || (i + j) % 3 == 0) check(sizes[i], sizes[j], t, f);
 }
 
+static struct packed packed_of(enum format f, int rows, int cols, uint64_t seed)
+{
+    struct packed p = {.format = f, .rows = rows, .cols = cols};
+    void *lines = aligned_alloc(64, packed_line_bytes(f, rows, cols)), *scale = malloc(packed_scale_bytes(f, rows, cols) + 1);
+    struct mat m = random_mat(rows, cols, DT_F32, seed);
+
+    assert_non_null(lines);
+    assert_non_null(scale);
+    pack_panels(lines, scale, f, &m, 0, packed_panels(rows));
+    p.lines = lines, p.scale = scale;
+    free((void *)m.data);
+    return p;
+}
+
+static void packed_free(struct packed *p)
+{
+    free((void *)p->lines), free((void *)p->scale);
+}
+
+/* Matrices of odd sizes joined, of every format and as f32 of it: element by element what they are one by one, and zeros behind the last. */
+static void joined_are_side_by_side(void **state)
+{
+    enum { PARTS = 4, COLS = 70 };
+    static const int rows[PARTS] = {11, 1, 37, 16};
+
+    (void)state;
+    for (int f = 0; f < 2 * FORMAT_COUNT; f++) {
+        enum format from = (enum format)(f / 2), to = f % 2 ? FORMAT_F32 : from;
+        struct packed out = packed_of(to, 65, COLS, 99), part[PARTS], across = packed_of(FORMAT_F32, 65, COLS, 98);
+        int at = 0;
+
+        if (!format_has_scales(to)) free((void *)out.scale), out.scale = NULL;
+        free((void *)across.scale), across.scale = NULL;
+        pack_nothing(&out);
+        pack_nothing(&across);
+        for (int i = 0; i < PARTS; at += rows[i++]) {
+            struct packed turned = packed_of(from, COLS, rows[i], (uint64_t)(50 + i));
+
+            part[i] = packed_of(from, rows[i], COLS, (uint64_t)i);
+            pack_outputs(&out, at, &part[i]);
+            pack_inputs(&across, at, &turned);
+            for (int r = 0; r < rows[i]; r++)
+                for (int c = 0; c < COLS; c++) assert_true(packed_at(&across, at + r, c) == packed_at(&turned, c, r));
+            packed_free(&turned);
+        }
+        assert_int_equal(at, 65);
+        at = 0;
+        for (int i = 0; i < PARTS; at += rows[i++]) {
+            for (int r = 0; r < rows[i]; r++)
+                for (int c = 0; c < COLS; c++) assert_true(packed_at(&out, at + r, c) == packed_at(&part[i], r, c));
+            packed_free(&part[i]);
+        }
+        for (int r = 65; r < 80; r++)
+            for (int c = 0; c < COLS; c++) assert_true(packed_at(&out, r, c) == 0.0f && packed_at(&across, r, c) == 0.0f);
+        packed_free(&out), packed_free(&across);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(packing_is_its_definition)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(packing_is_its_definition), cmocka_unit_test(joined_are_side_by_side)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
