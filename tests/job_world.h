@@ -15,6 +15,8 @@
 #include "jobs/job.h"
 
 #define TOY "tests/golden/toy-llama"
+/* Stage 1 with nothing fitted, neither before nor after. */
+#define LEARNED_ONLY "start: random\ncompensation: model\ncompensation_rank: 0\n"
 
 static struct {
     struct comm *comm;

@@ -317,11 +317,31 @@ static void put_default(struct spec *s, const struct key *k, const char *text)
     else BUG_ON(key_put_word(s, k, text, "default", "", &e));
 }
 
+/* Defaults that depend on keys that were given, so that one key says what is meant. */
+static void suit_defaults(struct draft *d)
+{
+    struct spec *s = d->s;
+
+    if (s->kind == JOB_FACTORIZE) {
+        if ((s->factorize.scale == SCALE_PAPER || s->factorize.active.n > 1) && !draft_given(d, "budget"))
+            s->factorize.budget = BUDGET_UNIFORM; /* one k, or the k of every layer, is what was asked for */
+        /* The best method knows its neurons: without a text of the user's, from text the model writes itself. */
+        if (!draft_given(d, "calibration.file") && !draft_given(d, "calibration.sample_tokens") && spec_needs_text(s))
+            s->factorize.calibration.sample_tokens = 16384;
+    }
+    if (s->kind == JOB_FINETUNE) {
+        if (s->finetune.labels < LABELS_ENERGY && s->finetune.loss >= LOSS_LISTWISE && !draft_given(d, "loss"))
+            s->finetune.loss = LOSS_BCE; /* sets, not values */
+        if ((s->finetune.loss == LOSS_PAPER || s->finetune.loss == LOSS_LISTWISE) && !draft_given(d, "select"))
+            s->finetune.select = SELECT_TOP_K; /* scores without a common zero */
+    }
+}
+
 status draft_finish(struct draft *d, const struct spec *parent, struct err *e)
 {
     struct spec *s = d->s;
 
-    /* the method decides over other defaults, and its own default is 0 */
+    /* the method and the stage decide over other defaults, and their own come to what 0 does */
     for (int i = 0; i < key_count(); i++) {
         const struct key *k = key_row(i);
 
@@ -331,16 +351,14 @@ status draft_finish(struct draft *d, const struct spec *parent, struct err *e)
             key_copy(s, parent, k);
             d->line[i] = FROM_PARENT;
         } else {
-            put_default(s, k, key_method_is_paper(s) && k->paper ? k->paper : k->plain);
+            bool stage2 = k->flags & KEY_STAGE1 && s->stage2.stage == 2;
+
+            put_default(s, k, k->paper && (stage2 || key_method_is_paper(s)) ? k->paper : k->plain);
         }
         if (k->flags & KEY_REQUIRED && !parent) return draft_fail(d, k->name, e, "expected %s, found no such key", k->help);
         if (k->flags & KEY_REQUIRED && !own) return draft_fail(d, k->name, e, "expected %s, found no such key", k->help);
     }
-    /* The best method knows its neurons: without a text of the user's, from text the model writes itself. */
-    struct spec_text *c = &s->factorize.calibration;
-    if (s->kind == JOB_FACTORIZE && !draft_given(d, "calibration.file") && !draft_given(d, "calibration.sample_tokens") &&
-        spec_needs_text(s))
-        c->sample_tokens = 16384;
+    suit_defaults(d);
     return OK;
 }
 

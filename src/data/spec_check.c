@@ -80,6 +80,18 @@ static void steps_before(struct spec *s, const struct draft *drafts, int n)
         if (drafts[i].s->kind != JOB_REPORT) list->items[list->n++] = str_dup(drafts[i].s->output);
 }
 
+/* compare_model may be the name of an earlier step: the model that it makes. */
+static void compared_step(struct spec *s, const struct draft *drafts, int n)
+{
+    for (int i = 0; i < n && s->eval.compare_model; i++) {
+        const struct spec *by = drafts[i].s;
+
+        if ((by->kind != JOB_FACTORIZE && by->kind != JOB_CONVERT) || strcmp(by->name, s->eval.compare_model) != 0) continue;
+        free(s->eval.compare_model);
+        s->eval.compare_model = str_join(by->output, "model");
+    }
+}
+
 status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct err *e)
 {
     const struct spec *made = NULL; /* the factorize or convert step whose model the next steps work on */
@@ -92,6 +104,7 @@ status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct er
         else if (!s->model && made && s->kind != JOB_FACTORIZE) s->model = str_join(made->output, "model");
         else if (!s->model) s->model = str_dup(parent->model);
         if (s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT) made = s;
+        if (s->kind == JOB_EVAL) compared_step(s, drafts, i);
         job_resolve(s);
         for (int j = 0; j < i; j++)
             if (!strcmp(drafts[j].s->output, s->output))

@@ -148,7 +148,7 @@ static void add_default(struct str *out, const struct key *k)
         else str_addz(out, "all");
     } else {
         str_addz(out, k->plain);
-        if (k->paper) str_addf(out, " (factorllm: %s)", k->paper);
+        if (k->paper) str_addf(out, " (factorllm%s: %s)", k->flags & KEY_STAGE1 ? ", stage 2" : "", k->paper);
     }
 }
 

@@ -22,6 +22,7 @@ enum {
     KEY_VERSIONS = 16, /* KEY_LIST with names: router@VERSION, too */
     KEY_MAP = 32,      /* KEY_LIST: a map NAME: TEXT in YAML, items "NAME=TEXT" everywhere else */
     KEY_LISTS = 64, /* KEY_MAP: NAME: [TEXT, ...] too, any name without =; items "NAME=TEXT" for each, those of a name together */
+    KEY_STAGE1 = 128,   /* of a router's beginning: with stage: 2 the default is the one below of `method: factorllm`, which changes nothing */
 };
 
 struct key {

@@ -30,6 +30,7 @@ struct plan_step {
     const char *directory; /* of the tokenizer: of the model, or of that which it will be made from */
     struct room room;      /* as the job will ask for */
     struct shape other;    /* of compare_model */
+    const struct plan_step *other_by; /* the step that will make it, or NULL: it is there */
     struct weights_plan other_weights;
     bool has_other;
     struct room other_room;

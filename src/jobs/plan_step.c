@@ -108,6 +108,36 @@ static status longest_item(int *longest, const struct plan_step *p, const struct
     return st;
 }
 
+/* What an earlier step will make of its weights, and how this one will open that. */
+static status plan_made(struct plan_step *p, const struct plan_step *by, struct err *e)
+{
+    const struct precision made = room_precision(by->spec);
+    const struct precision wanted = room_opening(p->spec);
+    bool factorizes = by->spec->kind == JOB_FACTORIZE, same = true;
+
+    p->made_by = by->spec->name;
+    p->directory = by->directory;
+    p->weights = by->weights;
+    if (factorizes && plan_factorized(&p->shape, &by->shape, by->spec, e)) return e->code;
+    if (!factorizes) p->shape = by->shape;
+    if (!factorizes) p->routed = by->routed;
+    if (!factorizes && writes_model(p->spec))
+        return err_set(e, ERR_SPEC,
+                       "%s: step %s: model: %s will have packed weights only, expected the one that it is converted from",
+                       p->spec->source, p->spec->name, p->spec->model);
+    for (int i = 0; i < WEIGHT_PARTS; i++) {
+        if (made.part[i]) p->weights.format[i] = (enum format)(made.part[i] - 1);
+        same &= !wanted.part[i] || wanted.part[i] == 1 + (int)p->weights.format[i];
+    }
+    p->weights.packed = same && (!factorizes || room_packs(by->spec));
+    if (!factorizes && !same)
+        return err_set(e, ERR_SPEC, "%s: step %s: precision: expected stored, or that of step %s", p->spec->source, p->spec->name,
+                       by->spec->name);
+    for (int i = 0; !p->weights.packed && i < WEIGHT_PARTS; i++)
+        p->weights.format[i] = wanted.part[i] ? (enum format)(wanted.part[i] - 1) : by->weights.format[i];
+    return OK;
+}
+
 static status room_of_eval(struct plan_step *p, const struct tokenizer *t, struct err *e)
 {
     const char *other = p->spec->eval.compare_model;
@@ -119,7 +149,11 @@ static status room_of_eval(struct plan_step *p, const struct tokenizer *t, struc
     if (longest_item(&longest, p, t, e) || room_eval(&p->room, p->spec, &p->shape, longest, e)) return e->code;
     if (!other) return OK;
     const struct precision wanted = room_precision(p->spec);
-    if (shape_read(&p->other, other, e) || weights_plan(&p->other_weights, other, &p->other, &wanted, e)) return e->code;
+    struct plan_step made = {.spec = p->spec};
+    if (p->other_by) {
+        if (plan_made(&made, p->other_by, e)) return e->code;
+        p->other = made.shape, p->other_weights = made.weights;
+    } else if (shape_read(&p->other, other, e) || weights_plan(&p->other_weights, other, &p->other, &wanted, e)) return e->code;
     p->has_other = true;
     if (p->room.limits.positions > p->other.positions)
         return err_set(
@@ -243,36 +277,6 @@ static status check_model(const struct plan_step *p, struct err *e)
     return OK;
 }
 
-/* What an earlier step will make of its weights, and how this one will open that. */
-static status plan_made(struct plan_step *p, const struct plan_step *by, struct err *e)
-{
-    const struct precision made = room_precision(by->spec);
-    const struct precision wanted = room_opening(p->spec);
-    bool factorizes = by->spec->kind == JOB_FACTORIZE, same = true;
-
-    p->made_by = by->spec->name;
-    p->directory = by->directory;
-    p->weights = by->weights;
-    if (factorizes && plan_factorized(&p->shape, &by->shape, by->spec, e)) return e->code;
-    if (!factorizes) p->shape = by->shape;
-    if (!factorizes) p->routed = by->routed;
-    if (!factorizes && writes_model(p->spec))
-        return err_set(e, ERR_SPEC,
-                       "%s: step %s: model: %s will have packed weights only, expected the one that it is converted from",
-                       p->spec->source, p->spec->name, p->spec->model);
-    for (int i = 0; i < WEIGHT_PARTS; i++) {
-        if (made.part[i]) p->weights.format[i] = (enum format)(made.part[i] - 1);
-        same &= !wanted.part[i] || wanted.part[i] == 1 + (int)p->weights.format[i];
-    }
-    p->weights.packed = same && (!factorizes || room_packs(by->spec));
-    if (!factorizes && !same)
-        return err_set(e, ERR_SPEC, "%s: step %s: precision: expected stored, or that of step %s", p->spec->source, p->spec->name,
-                       by->spec->name);
-    for (int i = 0; !p->weights.packed && i < WEIGHT_PARTS; i++)
-        p->weights.format[i] = wanted.part[i] ? (enum format)(wanted.part[i] - 1) : by->weights.format[i];
-    return OK;
-}
-
 static status read_model(struct plan_step *p, struct err *e)
 {
     char version[64];
@@ -313,6 +317,9 @@ status plan_step(struct plan_step *steps, const struct spec *s, int i, struct er
         char *made = str_join(list[j].output, "model");
 
         if (writes_model(&list[j]) && !strcmp(made, list[i].model)) st = plan_made(p, &steps[j], e);
+        if (writes_model(&list[j]) && list[i].kind == JOB_EVAL && list[i].eval.compare_model &&
+            !strcmp(made, list[i].eval.compare_model))
+            p->other_by = &steps[j];
         free(made);
     }
     if (st == OK && !p->made_by) st = read_model(p, e);

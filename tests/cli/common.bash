@@ -65,6 +65,7 @@ steps:
     batch_tokens: 128
   - kind: eval
     text: {sample_tokens: 300, sample_seed: 3}
+    variants: [dense, static, random, router, oracle, oracle_variable, neurons]
     window: 32
     bootstrap: 100
     domains: {story: tests/golden/toy-llama/config.json, script: tests/cli/common.bash}

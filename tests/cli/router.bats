@@ -31,7 +31,7 @@ says() {
     two_routers
     says 0 "* in use; before it: v1" list "$model"
     [ "$(grep -c '^\* *v2 ' <<<"$output")" = 1 ]
-    [ "$(grep -c '^  *v1 .*stage 1, linear, gram, bce, top_k *256 *50.0 %' <<<"$output")" = 1 ]
+    [ "$(grep -c '^  *v1 .*stage 1, linear, energy, regression, threshold *256 *50.0 %' <<<"$output")" = 1 ]
     grep -q '^\* *v2 .*paper, paper' <<<"$output"
     "$FACTORLLM" router list "$model" --json | jq -e 'length == 2 and .[1].current and (.[0].current | not) and .[0].tokens == 256 and (.[0].agreement > 0)'
     says 0 "router v1 is in use now" promote "$model" v1

@@ -113,12 +113,14 @@ static void test_make_model(void **state)
     (void)state;
     str_addf(&yaml,
              "kind: factorize\nmodel: " TOY
-             "\nexperts: 5\nactive: 2\ngrouping: contiguous\ncompensation: mean\nscale: one\ncalibration: {file: %s}",
+             "\nexperts: 5\nactive: 2\ngrouping: contiguous\nbudget: uniform\ncompensation: mean\nscale: one\n"
+             "calibration: {file: %s}",
              world.text);
     if (run_job(&result, "f", yaml.text, &e)) fail_msg("%s", e.text);
     json_free(result);
     str_clear(&yaml);
-    str_addf(&yaml, "kind: finetune\nmodel: %s/f/model\ntext: {file: %s}\ntokens: 600\nbatch_tokens: 200", world.directory,
+    str_addf(&yaml, "kind: finetune\nmodel: %s/f/model\ntext: {file: %s}\ntokens: 600\nbatch_tokens: 200\n"
+             "labels: gram\nselect: top_k\nstart: random\ncompensation: model\ncompensation_rank: 0\n", world.directory,
              world.text);
     if (run_job(&result, "t", yaml.text, &e)) fail_msg("%s", e.text);
     json_free(result);

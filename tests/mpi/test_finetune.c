@@ -9,16 +9,17 @@
 
 static int steps; /* of a whole run: 1200 tokens in batches of at most 200, whole windows */
 
-#define PAPER "labels: paper\nloss: paper\nselect: top_k\n"
-#define GRAM  "labels: gram\nloss: bce\nselect: threshold\n"
+#define PAPER LEARNED_ONLY "labels: paper\nloss: paper\nselect: top_k\n"
+#define GRAM  LEARNED_ONLY "labels: gram\nloss: bce\nselect: threshold\n"
 #define FITTED                                                                                                                   \
     "labels: energy\nloss: regression\nselect: threshold\nrouter: gate\nrouter_rank: 6\nstart: ridge\ncompensation: "            \
     "unselected\n"                                                                                                               \
     "compensation_rank: 3\nscale: fitted\nfit_tokens: 300\n"
 #define WIDE "labels: norm\nloss: listwise\nrouter: bottleneck\nrouter_rank: 5\ncompensation: unselected\nfit_tokens: 100\n"
+#define BLIND "start: random\ncompensation_rank: 0\n"
 
-#define LOW  "labels: energy\nrouter: low_rank\nrouter_rank: 3\nstart: ridge\ncompensation: constant\nfit_tokens: 300\n"
-#define BENT "labels: energy\nrouter: bottleneck\nrouter_rank: 4\nstart: ridge\nfit_tokens: 300\n"
+#define LOW  "loss: bce\nselect: top_k\nrouter: low_rank\nrouter_rank: 3\ncompensation: constant\ncompensation_rank: 0\nfit_tokens: 300\n"
+#define BENT "loss: bce\nselect: top_k\nrouter: bottleneck\nrouter_rank: 4\nfit_tokens: 300\n"
 
 static status finetune(struct json_t **result, const char *version, const char *output, const char *more, struct err *e)
 {
@@ -133,14 +134,14 @@ static void fitted(void **state)
     for (size_t l = 0; l < 3; l++) assert_true(json_number(json_item(missing, l)) > 0 && json_number(json_item(missing, l)) < 1);
     json_free(o);
     stopped_after_every_step("fitted-stopped", "fitted", FITTED);
-    if (finetune(NULL, "wide", "wide", WIDE, &e)) fail_msg("%s", e.text);
+    if (finetune(NULL, "wide", "wide", WIDE BLIND, &e)) fail_msg("%s", e.text);
     /* and on from there */
-    if (finetune(&o, "wider", "wider", WIDE "start: current\n", &e)) fail_msg("%s", e.text);
+    if (finetune(&o, "wider", "wider", WIDE "start: current\ncompensation_rank: 0\n", &e)) fail_msg("%s", e.text);
     assert_true(mean_of(json_at(json_at(o, "agreement"), "before")) > 0.55); /* chance is 0.5 */
     json_free(o);
-    assert_int_equal(finetune(NULL, "narrow", "narrow", GRAM "start: current\n", &e), ERR_SPEC);
+    assert_int_equal(finetune(NULL, "narrow", "narrow", "labels: gram\nstart: current\n", &e), ERR_SPEC);
     assert_non_null(strstr(e.text, "expected router: bottleneck and router_rank: 5"));
-    assert_int_equal(finetune(NULL, "narrow", "narrow", WIDE "compensation_rank: 5000\n", &e), ERR_SPEC);
+    assert_int_equal(finetune(NULL, "narrow", "narrow", WIDE "start: random\ncompensation_rank: 5000\n", &e), ERR_SPEC);
     assert_non_null(strstr(e.text, "compensation_rank: expected at most"));
 }
 
@@ -160,9 +161,9 @@ static double start_loses(const char *version, const char *more)
 /* With as many directions as experts low_rank begins as the linear router does, and a bottleneck, with its bend, near it. */
 static void starts_by_directions(void **state)
 {
-    double blind = start_loses("blind", "labels: energy\n"),
-           line = start_loses("line", "labels: energy\nstart: ridge\nfit_tokens: 300\n"),
-           all = start_loses("all", "labels: energy\nstart: ridge\nfit_tokens: 300\nrouter: low_rank\nrouter_rank: 4\n"),
+    double blind = start_loses("blind", "loss: bce\nstart: random\n"),
+           line = start_loses("line", "loss: bce\nfit_tokens: 300\n"),
+           all = start_loses("all", "loss: bce\nfit_tokens: 300\nrouter: low_rank\nrouter_rank: 4\n"),
            bent = start_loses("bent", BENT), few = start_loses("low", LOW);
     struct json_t *o;
     struct err e;
@@ -171,7 +172,7 @@ static void starts_by_directions(void **state)
     assert_true(line < 0.9 * blind && fabs(line - all) < 1e-4 * line);
     assert_true(bent < line + 0.5 * (blind - line) && few < line + 0.5 * (blind - line));
     stopped_after_every_step("low-stopped", "low", LOW);
-    if (finetune(&o, "low-none", "low-none", LOW "compensation_rank: 2\n", &e)) fail_msg("%s", e.text);
+    if (finetune(&o, "low-none", "low-none", "loss: bce\nrouter: low_rank\nrouter_rank: 3\nfit_tokens: 300\ncompensation_rank: 2\n", &e)) fail_msg("%s", e.text);
     assert_int_equal(json_int(json_at(json_at(o, "router"), "compensation_rank")), 2);
     json_free(o);
 }
@@ -187,7 +188,7 @@ static void constant(void **state)
         struct err e;
 
         if (finetune(&o, i ? "with-none" : "with-constant", "c",
-                     i ? "scale: fitted\nstart: ridge\n" : "scale: fitted\nstart: ridge\ncompensation: constant\n", &e))
+                     i ? "scale: fitted\ncompensation_rank: 0\ncompensation: model\n" : "scale: fitted\ncompensation_rank: 0\n", &e))
             fail_msg("%s", e.text);
         missing[i] = json_number(json_item(json_at(o, "missing"), 0));
         assert_true(json_bool(json_at(json_at(o, "router"), "constant")) == !i);
@@ -283,7 +284,7 @@ static void elsewhere(void **state)
     same_router("gram-elsewhere", "gram");
     if (finetune(NULL, "fitted-elsewhere", "e3", FITTED, &e)) fail_msg("%s", e.text);
     same_router("fitted-elsewhere", "fitted");
-    if (finetune(NULL, "wide-elsewhere", "e4", WIDE, &e)) fail_msg("%s", e.text);
+    if (finetune(NULL, "wide-elsewhere", "e4", WIDE BLIND, &e)) fail_msg("%s", e.text);
     same_router("wide-elsewhere", "wide");
     if (finetune(NULL, "low-elsewhere", "e5", LOW, &e)) fail_msg("%s", e.text);
     same_router("low-elsewhere", "low");

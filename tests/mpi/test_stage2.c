@@ -16,7 +16,7 @@ static void make_model(void **state)
 
     (void)state;
     str_addf(&more,
-             "grouping: coactivation\ncompensation: mean\nexperts: 6\nactive: 3\nshared: 0.2\ncalibration: {file: %s/text}\n",
+             "grouping: coactivation\nbudget: uniform\ncompensation: mean\nexperts: 6\nactive: 3\nshared: 0.2\ncalibration: {file: %s/text}\n",
              world.directory);
     world_model(more.text);
     str_free(&more);
@@ -235,7 +235,8 @@ static void pytorch(void **state)
         skip();
     }
     str_addf(&yaml,
-             "kind: factorize\ngrouping: contiguous\ncompensation: none\nmodel: %s\noutput: %s/tiny1m\nexperts: 32\nactive: 16\n",
+             "kind: factorize\ngrouping: contiguous\nbudget: uniform\ncompensation: none\nexperts: 32\nactive: 16\n"
+             "model: %s\noutput: %s/tiny1m\n",
              tiny, world.directory);
     if (world_run(NULL, yaml.text, &e)) fail_msg("%s", e.text);
     if (json_read(&file, golden, 1 << 20, &e)) fail_msg("%s", e.text);
@@ -292,7 +293,7 @@ static void learns(void **state)
     struct err e;
 
     (void)state;
-    if (finetune(NULL, "first", "tokens: 400\nbatch_tokens: 200\n", &e)) fail_msg("%s", e.text);
+    if (finetune(NULL, "first", LEARNED_ONLY "labels: gram\nselect: top_k\ntokens: 400\nbatch_tokens: 200\n", &e)) fail_msg("%s", e.text);
     if (end_to_end(&o, "whole", OPTIONS, &e)) fail_msg("%s", e.text);
     const struct json_t *kl = json_at(o, "kl"), *share = json_at(o, "active_share");
     assert_true(json_number(json_at(kl, "after")) < 0.95 * json_number(json_at(kl, "before")));
@@ -301,7 +302,7 @@ static void learns(void **state)
                 0.03); /* 0.2 + 0.8 * 3 / 6, on other text than was looked at */
     assert_string_equal(json_text(json_at(o, "from")), "first");
     json_free(o);
-    if (end_to_end(&o, "top", "train: [router]\n", &e)) fail_msg("%s", e.text);
+    if (end_to_end(&o, "top", "select: top_k\ntrain: [router]\n", &e)) fail_msg("%s", e.text);
     assert_true(fabs(json_number(json_at(json_at(o, "active_share"), "after")) - 0.6) < 0.02); /* k is k */
     json_free(o);
 }

@@ -46,7 +46,8 @@ static void test_defaults(void **state)
     assert_int_equal(s->cluster.threads, 1);
     assert_true(s->cluster.deadline_seconds > 0);
     assert_int_equal(s->factorize.method, METHOD_DEFAULT);
-    assert_int_equal(s->factorize.grouping, GROUP_COACTIVATION);
+    assert_int_equal(s->factorize.grouping, GROUP_PREDICTED);
+    assert_int_equal(s->factorize.budget, BUDGET_KL);
     assert_int_equal(s->factorize.compensation, COMPENSATE_NONE);
     assert_true(spec_largest(&s->factorize.active) <= (double)s->factorize.experts);
     assert_true(s->factorize.calibration.sample_tokens > 0); /* the method needs it, and no text was given */
@@ -252,7 +253,7 @@ static void test_errors(void **state)
         {TUNE "stage: 2\ntrain: []\n", "train: expected router, compensation or both, found none"},
         {TUNE "loss: paper\nselect: threshold\n", "select: expected loss: bce with select: threshold"},
         {TUNE "labels: energy\nloss: listwise\nselect: threshold\n", "select: expected loss: bce or regression"},
-        {TUNE "loss: regression\n", "loss: expected labels: energy or norm"},
+        {TUNE "labels: gram\nloss: regression\n", "loss: expected labels: energy or norm"},
         {TUNE "stage: 2\nstart: ridge\n", "start: expected only with stage: 1"},
         {TUNE "router: wide\n", "router: expected"},
         {TUNE "router_rank: 0\n", "router_rank: expected"},
