@@ -66,23 +66,34 @@ static const char *what_it_is(const char *variant)
     return "another version of the router";
 }
 
-static void print_variants(struct log *l, const struct json_t *eval)
+/* A line for every variant; `of`: NULL, or the name of compare_model, of which routers are shown. */
+static void print_lines(struct log *l, const struct json_t *eval, double dense_ppl, double dense_acc, const char *of)
 {
     const struct json_t *perplexity = json_at(eval, "perplexity"), *accuracy = json_at(eval, "accuracy");
     const struct json_t *share = json_at(eval, "active_share"), *speed = json_at(eval, "tokens_per_second");
+
+    for (void *i = json_first(perplexity); i; i = json_next(perplexity, i)) {
+        const char *name = json_key(i);
+        double ppl = number(perplexity, name), acc = number(accuracy, name);
+
+        if (isnan(ppl) || (of && strncmp(name, "router", 6) != 0)) continue;
+        log_line(l, "  %-15s %8.1f %% %11.2f %8.2f %9.4f %5.1f %% %9.0f   %s%s", of ? "other router" : name,
+                 100 * number(share, name), ppl, ppl / dense_ppl, acc, 100 * acc / dense_acc, number(speed, name),
+                 of ? "of " : what_it_is(name), of ? of : "");
+    }
+}
+
+static void print_variants(struct log *l, const struct json_t *eval)
+{
+    const struct json_t *perplexity = json_at(eval, "perplexity"), *accuracy = json_at(eval, "accuracy");
+    const struct json_t *compare = json_at(eval, "compare"), *other = compare ? json_at(compare, "other") : NULL;
     double dense_ppl = number(perplexity, "dense"), dense_acc = number(accuracy, "dense");
 
     if (!perplexity) return;
     log_line(l, "\n  %-15s %10s %11s %8s %9s %7s %9s   %s", "variant", "FFN active", "perplexity", "x dense", "accuracy", "kept",
              "tokens/s", "what it is");
-    for (void *i = json_first(perplexity); i; i = json_next(perplexity, i)) {
-        const char *name = json_key(i);
-        double ppl = number(perplexity, name), acc = number(accuracy, name);
-
-        if (isnan(ppl)) continue;
-        log_line(l, "  %-15s %8.1f %% %11.2f %8.2f %9.4f %5.1f %% %9.0f   %s", name, 100 * number(share, name), ppl,
-                 ppl / dense_ppl, acc, 100 * acc / dense_acc, number(speed, name), what_it_is(name));
-    }
+    print_lines(l, eval, dense_ppl, dense_acc, NULL);
+    if (other && json_at(other, "perplexity")) print_lines(l, other, dense_ppl, dense_acc, json_text(json_at(other, "name")));
 }
 
 /* Experts that hardly any token comes to: less than 1 in the table of print_load(). */
