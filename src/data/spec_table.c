@@ -141,7 +141,7 @@ static const struct key table[] = {
     {"budget", T, KEY_REAL, AT(stage2.budget), "1", NULL, 0, 1e6, NULL, 0, "stage 2 with select: threshold: weight of 100 (f - f by design)^2"},
     {"load_balance", T, KEY_REAL, AT(stage2.load_balance), "0", NULL, 0, 1e6, NULL, 0, "stage 2: weight of the mean of (load / mean load - 1)^2"},
     {"balance_over", T, KEY_ENUM, AT(stage2.balance_over), "expert", NULL, 0, 0, balance_names, 0, "what load_balance looks at: each expert, or what each rank holds"},
-    {"gate_temperature", T, KEY_REAL, AT(stage2.gate_temperature), "0.5", NULL, 0.001, 1e3, NULL, 0, "stage 2: a gate has the gradient of sigmoid((z - threshold) / (this * std z))"},
+    {"gate_temperature", T, KEY_REAL, AT(stage2.gate_temperature), "0.25", NULL, 0.001, 1e3, NULL, 0, "stage 2: a gate has the gradient of sigmoid((z - threshold) / (this * std z))"},
     {"compensation_rate", T, KEY_REAL, AT(stage2.compensation_rate), "0.5", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of the means and of d over learning_rate"},
 
     {"shard_mib", C, KEY_INT, AT(convert.shard_mib), "0", NULL, 0, 1 << 30, NULL, 0, "size of the weight files in MiB, 0: one file"},

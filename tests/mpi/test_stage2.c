@@ -344,7 +344,7 @@ static void refusals(void **state)
     assert_int_equal(end_to_end(NULL, "refused", OPTIONS "budget: 2\n", &e), ERR_SPEC);
     if (!strstr(e.text, "budget was 1.0 and is 2.0")) fail_msg("%s", e.text);
     assert_int_equal(end_to_end(NULL, "refused", OPTIONS "gate_temperature: 0.75\n", &e), ERR_SPEC);
-    if (!strstr(e.text, "gate_temperature was 0.5 and is 0.75")) fail_msg("%s", e.text);
+    if (!strstr(e.text, "gate_temperature was 0.25 and is 0.75")) fail_msg("%s", e.text);
 }
 
 static void elsewhere(const char *name)
