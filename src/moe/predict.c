@@ -1,8 +1,9 @@
 #include "moe/predict.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "num/cholesky.h"
 
 /* Set PREDICT_FOLDS is all rows. */
 enum { SETS = PREDICT_FOLDS + 1 };
@@ -51,71 +52,6 @@ static void centre(struct predictor *p, const float *h)
 
 /* ---- the inverse ---- */
 
-struct inverting {
-    double *lower; /* [n][n] L of A = L L', rows; then in columns of the result nothing more */
-    float *out;    /* [n][n] */
-    int n;
-};
-
-/* In place, the lower half; false: not positive definite. */
-static bool cholesky(double *a, int n, const struct alive *alive)
-{
-    size_t w = (size_t)n;
-
-    for (int i = 0; i < n; i++) {
-        double *row = a + (size_t)i * w;
-
-        if (i % 64 == 0) alive_tick(alive);
-        for (int j = 0; j <= i; j++) {
-            const double *other = a + (size_t)j * w;
-            double part[4] = {0}, sum;
-            int k = 0;
-
-            for (; k + 4 <= j; k += 4)
-                for (int q = 0; q < 4; q++) part[q] += row[k + q] * other[k + q];
-            for (; k < j; k++) part[0] += row[k] * other[k];
-            sum = row[j] - ((part[0] + part[1]) + (part[2] + part[3]));
-            if (i == j && !(sum > 0)) return false;
-            row[j] = i == j ? sqrt(sum) : sum / other[j];
-        }
-    }
-    return true;
-}
-
-enum { COLUMNS = 8 }; /* of the inverse, by a task */
-
-/* Columns of A^-1: L y = e, then L' x = y, for COLUMNS of them at once. */
-static void invert_task(void *ctx, int item, int worker)
-{
-    const struct inverting *v = ctx;
-    int n = v->n, first = item * COLUMNS, columns = n - first < COLUMNS ? n - first : COLUMNS;
-    size_t w = (size_t)n;
-    double *x = calloc(w * COLUMNS, sizeof(*x));
-
-    (void)worker;
-    BUG_ON(!x);
-    for (int c = 0; c < columns; c++) x[(size_t)(first + c) * COLUMNS + (size_t)c] = 1;
-    for (int i = first; i < n; i++) {
-        const double *l = v->lower + (size_t)i * w;
-        double *xi = x + (size_t)i * COLUMNS;
-
-        for (int k = first; k < i; k++)
-            for (int c = 0; c < COLUMNS; c++) xi[c] -= l[k] * x[(size_t)k * COLUMNS + (size_t)c];
-        for (int c = 0; c < COLUMNS; c++) xi[c] /= l[i];
-    }
-    for (int i = n; i-- > 0;) {
-        const double *l = v->lower + (size_t)i * w;
-        double *xi = x + (size_t)i * COLUMNS;
-
-        for (int c = 0; c < COLUMNS; c++) xi[c] /= l[i];
-        for (int k = 0; k < i; k++)
-            for (int c = 0; c < COLUMNS; c++) x[(size_t)k * COLUMNS + (size_t)c] -= l[k] * xi[c];
-    }
-    for (int i = 0; i < n; i++)
-        for (int c = 0; c < columns; c++) v->out[(size_t)i * w + (size_t)(first + c)] = (float)x[(size_t)i * COLUMNS + (size_t)c];
-    free(x);
-}
-
 /* gram: H'H of the set's rows, centred at zero; they have a mean of their own, which is taken out. */
 static status invert_set(struct predictor *p, int set, const float *gram, double *a, struct err *e)
 {
@@ -130,12 +66,9 @@ static status invert_set(struct predictor *p, int set, const float *gram, double
     double lambda = PREDICT_RIDGE * trace / (double)n;
     if (!(lambda > 0)) lambda = 1; /* all rows are equal */
     for (size_t i = 0; i < n; i++) a[i * n + i] += lambda;
-    if (!cholesky(a, p->width, p->alive))
+    if (!cholesky_factor(a, p->width, p->gemm, p->alive))
         return err_set(e, ERR_FORMAT, "hidden states of the calibration text are no numbers, or too large");
-    struct inverting v = {a, p->inverse[set], p->width};
-
-    gemm_parallel(p->gemm, (p->width + COLUMNS - 1) / COLUMNS, invert_task, &v);
-    return OK;
+    return cholesky_invert(a, p->inverse[set], p->width, p->gemm, p->alive, e);
 }
 
 static status invert_all(struct predictor *p, struct err *e)

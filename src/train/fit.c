@@ -71,7 +71,7 @@ static status start_rows(struct start *f, int layer, int pass, struct err *e)
         stage1_teach(f->s, layer, h, f->y, rows, &label, &value, e))
         return e->code;
     targets(target, f->loss, label, value, rows, r->experts);
-    if (r->kind != ROUTER_GATE) moments_add(&f->of_h, f->g, h, target, rows);
+    if (r->kind != ROUTER_GATE) moments_add(&f->of_h, h, target, rows);
     add_to(f->walk.x + (size_t)f->walk.first[pass] * (size_t)r->width, f->y, (size_t)rows * (size_t)r->width);
     return OK;
 }
@@ -107,7 +107,7 @@ static status solve_behind(struct start *f, int layer, double ridge, struct err 
     moments_clear(&f->of_inner);
     for (int p = 0; p < f->walk.passes; p++) {
         router_inputs(r, f->g, layer, pass_states(f, p), pass_rows(f, p), f->inner);
-        moments_add(&f->of_inner, f->g, f->inner, pass_targets(f, p), pass_rows(f, p));
+        moments_add(&f->of_inner, f->inner, pass_targets(f, p), pass_rows(f, p));
     }
     return moments_solve(&f->of_inner, ridge, r->weight + l * n * (size_t)r->rank, r->bias + l * n, e);
 }
@@ -149,8 +149,9 @@ status fit_start(struct router *r, struct stage1 *s, enum spec_loss loss, struct
     size_t rows = (size_t)o->rows;
     status st = walk_open(&f.walk, m, w, n, o->rows, o->sessions, e);
 
-    if (!st && r->kind != ROUTER_GATE) st = moments_open(&f.of_h, r->width, r->experts, e);
-    if (!st && (r->kind == ROUTER_GATE || r->kind == ROUTER_BOTTLENECK)) st = moments_open(&f.of_inner, r->rank, r->experts, e);
+    if (!st && r->kind != ROUTER_GATE) st = moments_open(&f.of_h, r->width, r->experts, g, e);
+    if (!st && (r->kind == ROUTER_GATE || r->kind == ROUTER_BOTTLENECK))
+        st = moments_open(&f.of_inner, r->rank, r->experts, g, e);
     f.y = malloc(rows * (size_t)r->width * sizeof(float));
     f.inner = malloc(router_room(r, o->rows) + 1);
     f.target = malloc((size_t)f.walk.rows * (size_t)r->experts * sizeof(float) + 1);
@@ -275,7 +276,7 @@ static status fit_low_rank(struct compensation *c, int layer, struct err *e)
         if (student(c, layer, p, scale_of(c, layer), false, c->out, e) || moe_dense(c->moe, layer, h, rows, c->y, e))
             return e->code;
         for (size_t i = 0; i < (size_t)rows * width; i++) c->y[i] -= c->out[i];
-        moments_add(&c->sums, c->g, h, c->y, rows);
+        moments_add(&c->sums, h, c->y, rows);
     }
     return moments_reduced(&c->sums, c->o->ridge, r->low_rank, r->inward + l * term, r->outward + l * term, r->offset + l * width,
                            e);
@@ -338,7 +339,7 @@ static status take(struct compensation *c, struct err *e)
     c->set = malloc((size_t)c->o->rows * (size_t)bits_words(r->experts) * sizeof(uint64_t));
     if (!c->y || !c->out || !c->base || !c->z || !c->set)
         return err_set(e, ERR_LIMIT, "no memory to fit the compensation of %lld tokens", (long long)c->walk.rows);
-    return r->low_rank ? moments_open(&c->sums, r->width, r->width, e) : OK;
+    return r->low_rank ? moments_open(&c->sums, r->width, r->width, c->g, e) : OK;
 }
 
 static status fit_layers(struct compensation *c, double *error, struct err *e)
