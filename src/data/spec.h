@@ -34,7 +34,7 @@ enum spec_grouping {
     GROUP_PREDICTED,
     GROUPINGS
 };
-enum spec_budget { BUDGET_UNIFORM, BUDGET_KL };
+enum spec_budget { BUDGET_UNIFORM, BUDGET_KL, BUDGET_KL_SHARED };
 enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
 enum spec_compensation { COMPENSATE_NONE, COMPENSATE_MEAN };
 enum spec_labels { LABELS_PAPER, LABELS_GRAM, LABELS_ENERGY, LABELS_NORM };

@@ -174,9 +174,10 @@ static status check_factorize(const struct draft *d, struct err *e)
         return draft_fail(d, draft_given(d, "active") ? "active" : "experts", e,
                           "expected active <= experts, found %g active of %lld experts", spec_largest(&s->factorize.active),
                           (long long)s->factorize.experts);
-    if (s->factorize.budget == BUDGET_KL && s->factorize.scale == SCALE_PAPER)
+    if (s->factorize.budget != BUDGET_UNIFORM && s->factorize.scale == SCALE_PAPER)
         return draft_fail(d, draft_given(d, "budget") ? "budget" : "scale", e,
-                          "expected uniform with scale: paper, which is N/k of all layers, found kl");
+                          "expected uniform with scale: paper, which is N/k of all layers, found %s",
+                          s->factorize.budget == BUDGET_KL ? "kl" : "kl_shared");
     if (s->factorize.active.n > 1 && s->factorize.scale == SCALE_PAPER)
         return draft_fail(d, draft_given(d, "active") ? "active" : "scale", e,
                           "expected one number with scale: paper, which is N/k of all layers, found %d", s->factorize.active.n);

@@ -19,7 +19,7 @@ static const char *const activation_names[] = {"f32", "bf16", NULL};
 static const char *const kernel_names[] = {"auto", "plain", "avx2", "avx512", "vnni", "bf16", "amx", NULL};
 static const char *const method_names[] = {"default", "factorllm", NULL};
 static const char *const grouping_names[] = {"contiguous", "random", "coactivation", "kmeans", "importance", "predicted", NULL};
-static const char *const budget_names[] = {"uniform", "kl", NULL};
+static const char *const budget_names[] = {"uniform", "kl", "kl_shared", NULL};
 static const char *const scale_names[] = {"one", "paper", NULL};
 static const char *const compensation_names[] = {"none", "mean", NULL};
 static const char *const labels_names[] = {"paper", "gram", "energy", "norm", NULL};
@@ -93,7 +93,7 @@ static const struct key table[] = {
     {"active", F, KEY_NUMBERS, AT(factorize.active), "16", "2", 1, 4096, NULL, KEY_WHOLE, "active experts of a token, k"},
     {"shared", F, KEY_NUMBERS, AT(factorize.shared), "0", NULL, 0, 0.95, NULL, 0, "share of all neurons that is always active"},
     {"grouping", F, KEY_ENUM, AT(factorize.grouping), "predicted", "contiguous", 0, 0, grouping_names, 0, "how neurons come together in experts"},
-    {"budget", F, KEY_ENUM, AT(factorize.budget), "kl", "uniform", 0, 0, budget_names, 0, "active experts of a layer: as `active` says, or from the KL of the output, with the same total"},
+    {"budget", F, KEY_ENUM, AT(factorize.budget), "kl", "uniform", 0, 0, budget_names, 0, "active experts of a layer: as `active` says, or from the KL of the output, with the same total; kl_shared: shared neurons, too"},
     {"budget_tokens", F, KEY_INT, AT(factorize.budget_tokens), "2048", NULL, 16, 1 << 24, NULL, 0, "of the calibration text, on which that KL is measured"},
     {"scale", F, KEY_ENUM, AT(factorize.scale), "one", "paper", 0, 0, scale_names, 0, "of active experts; paper: N/k"},
     {"compensation", F, KEY_ENUM, AT(factorize.compensation), "none", "none", 0, 0, compensation_names, 0, "mean: inactive experts give their mean output"},
@@ -228,7 +228,7 @@ const char *spec_needs_text(const struct spec *s)
     case GROUP_PREDICTED:
         return "grouping";
     default:
-        return s->factorize.budget == BUDGET_KL               ? "budget"
+        return s->factorize.budget != BUDGET_UNIFORM          ? "budget"
                : s->factorize.compensation == COMPENSATE_MEAN ? "compensation"
                : spec_largest(&s->factorize.shared) > 0       ? "shared"
                                                               : NULL;

@@ -6,22 +6,22 @@
 
 #include "base/stop.h"
 #include "model/forward.h"
-#include "moe/budget.h"
 #include "num/ops.h"
 
 struct measuring {
     struct job *job;
-    struct cut *cut;
+    const struct cut *cut;
     struct model *m;
     struct routing all, some;
     struct batch batch;
     int layers, vocab;
     size_t width;
-    float *kept;           /* [layers][rows][D]: what enters every layer of the dense model */
-    float *x, *h, *hidden; /* [rows][D] */
-    float *dense, *logits; /* [rows][vocab]; dense as log probabilities */
-    struct budget_point *point;
-    double uniform, chosen; /* sums of KL */
+    float *kept;                  /* [layers][rows][D]: what enters every layer of the dense model */
+    float *x, *h, *hidden;        /* [rows][D] */
+    float *dense, *logits;        /* [rows][vocab]; dense as log probabilities */
+    struct budget_curves *curves; /* NULL: all layers at once, with `active`, */
+    const int *active;
+    double whole; /* whose sum of KL this is */
     int64_t tokens;
     int steps, step; /* for the progress line */
 };
@@ -79,11 +79,11 @@ static double find_kl(struct measuring *u)
 }
 
 /* All layers at once. */
-static status run_whole(struct measuring *u, const int *active, double *sum, struct err *e)
+static status run_whole(struct measuring *u, struct err *e)
 {
     forward_embed(u->m, &u->batch, u->x);
-    if (run_from(u, 0, active, false, e)) return e->code;
-    *sum += find_kl(u);
+    if (run_from(u, 0, u->active, false, e)) return e->code;
+    u->whole += find_kl(u);
     return OK;
 }
 
@@ -91,7 +91,7 @@ static status run_whole(struct measuring *u, const int *active, double *sum, str
 static status run_alone(struct measuring *u, int l, struct err *e)
 {
     size_t n = (size_t)u->batch.rows * u->width;
-    struct budget_point *point = u->point + l * BUDGET_POINTS;
+    struct budget_point *point = u->curves->point[l];
     float *behind = u->kept + (size_t)l * n, *input = u->kept + (size_t)u->layers * n; /* of the attention: x, and h */
 
     memcpy(u->x, behind, n * sizeof(float));
@@ -136,7 +136,7 @@ static int fill_batch(struct measuring *u, const struct corpus *text, int window
     return n;
 }
 
-static status each_batch(struct measuring *u, const struct corpus *text, int window, const int *active, struct err *e)
+static status each_batch(struct measuring *u, const struct corpus *text, int window, struct err *e)
 {
     const struct model_limits *limits = model_limits_of(u->m);
     int64_t all = (int64_t)corpus_windows(text, window), windows = (u->job->spec->factorize.budget_tokens + window - 1) / window;
@@ -145,20 +145,16 @@ static status each_batch(struct measuring *u, const struct corpus *text, int win
 
     BUG_ON(!ids || !input || window > limits->rows);
     if (windows > all) windows = all;
-    u->steps =
-        (int)((windows + limits->rows / window - 1) / (limits->rows / window)) * (active ? 2 : u->layers * (BUDGET_POINTS - 1));
+    u->steps = (int)((windows + limits->rows / window - 1) / (limits->rows / window)) *
+               (u->curves ? u->layers * (BUDGET_POINTS - 1) : 1);
     u->step = 0;
     for (int64_t at = 0; !s && at < windows;) {
         at += fill_batch(u, text, window, at, windows, ids, input);
         forward_embed(u->m, &u->batch, u->x);
         s = run_from(u, 0, NULL, true, e);
         if (!s) find_logits(u, u->dense);
-        if (active) {
-            if (!s) s = run_whole(u, u->cut->active, &u->uniform, e);
-            if (!s) s = run_whole(u, active, &u->chosen, e);
-            continue;
-        }
-        for (int l = 0; !s && l < u->layers; l++) s = run_alone(u, l, e);
+        if (!s && !u->curves) s = run_whole(u, e);
+        for (int l = 0; !s && u->curves && l < u->layers; l++) s = run_alone(u, l, e);
         u->tokens += u->batch.rows;
     }
     log_progress_end(u->job->log);
@@ -167,22 +163,19 @@ static status each_batch(struct measuring *u, const struct corpus *text, int win
     return s;
 }
 
-/* ---- choosing ---- */
+/* ---- curves ---- */
 
 static void set_points(struct measuring *u)
 {
     static const int quarters[BUDGET_POINTS - 1] = {1, 2, 3, 4, 6, 8};
 
-    for (int l = 0; l < u->layers; l++) {
-        struct budget_point *p = u->point + l * BUDGET_POINTS;
-
+    for (int l = 0; l < u->layers; l++)
         for (int i = 0; i < BUDGET_POINTS; i++) {
             int k = i < BUDGET_POINTS - 1 ? (u->cut->active[l] * quarters[i] + 2) / 4 : u->cut->experts;
 
             k = k < 1 ? 1 : k > u->cut->experts ? u->cut->experts : k;
-            p[i] = (struct budget_point){k, 0};
+            u->curves->point[l][i] = (struct budget_point){k, 0};
         }
-    }
 }
 
 /* Means; k that stand twice are one point. */
@@ -200,88 +193,107 @@ static int finish_points(struct budget_point *p, int64_t tokens, int experts)
     return n;
 }
 
-static struct json_t *numbers(const int *k, const struct budget_point *p, int n)
+static status measure(struct measuring *u, const struct cut *c, const struct budget_work *w, struct err *e)
 {
-    struct json_t *a = json_array_new();
+    const struct shape *s = model_shape(w->m);
+    size_t rows = (size_t)model_limits_of(w->m)->rows, width = (size_t)s->width, layers = (size_t)s->layers;
+    struct router router = {
+        .layers = s->layers, .experts = c->experts, .width = s->width, .weight = c->router, .bias = c->router_bias};
+    status st = OK;
 
-    for (int i = 0; i < n; i++) json_append(a, k ? json_int_new(k[i]) : json_real_new(p[i].loss));
-    return a;
+    u->job = w->job, u->cut = c, u->m = w->m, u->layers = s->layers, u->vocab = s->vocab, u->width = width;
+    u->all = (struct routing){.route = ROUTE_ALL};
+    u->some = (struct routing){.route = ROUTE_ROUTER, .router = &router, .scale = (float)w->scale, .compensate = c->compensate};
+    u->kept = malloc((layers + 1) * rows * width * sizeof(float));
+    u->x = malloc(rows * width * sizeof(float));
+    u->h = malloc(rows * width * sizeof(float));
+    u->hidden = malloc(rows * width * sizeof(float));
+    u->dense = malloc(rows * (size_t)s->vocab * sizeof(float));
+    u->logits = malloc(rows * (size_t)s->vocab * sizeof(float));
+    if (!u->kept || !u->x || !u->h || !u->hidden || !u->dense || !u->logits)
+        st = err_set(e, ERR_LIMIT, "no memory to choose the budget with %zu rows at once: lower limits.batch_rows", rows);
+    if (!st) st = each_batch(u, w->text, w->window, e);
+    free(u->kept);
+    free(u->x);
+    free(u->h);
+    free(u->hidden);
+    free(u->dense);
+    free(u->logits);
+    return st;
 }
 
-static void report(const struct measuring *u, const int *n, const int *k, struct json_t *out)
+status budget_measure(struct budget_curves *out, const struct cut *c, const struct budget_work *w, struct err *e)
+{
+    struct measuring u = {.curves = out, .cut = c, .layers = model_shape(w->m)->layers};
+
+    *out = (struct budget_curves){0};
+    set_points(&u);
+    if (measure(&u, c, w, e)) return e->code;
+    out->tokens = u.tokens;
+    for (int l = 0; l < u.layers; l++) out->n[l] = finish_points(out->point[l], u.tokens, c->experts);
+    return OK;
+}
+
+status budget_whole(double *kl, const struct cut *c, const struct budget_work *w, const int *active, struct err *e)
+{
+    struct measuring u = {.active = active};
+
+    if (measure(&u, c, w, e)) return e->code;
+    *kl = u.whole / (double)u.tokens;
+    return OK;
+}
+
+/* ---- choosing ---- */
+
+struct json_t *budget_json(const struct budget_curves *curves, int layers, double uniform, double chosen)
 {
     struct json_t *o = json_object_new(), *ks = json_array_new(), *kls = json_array_new();
 
-    for (int l = 0; l < u->layers; l++) {
-        const struct budget_point *p = u->point + l * BUDGET_POINTS;
-        int of[BUDGET_POINTS];
+    for (int l = 0; l < layers; l++) {
+        struct json_t *k = json_array_new(), *kl = json_array_new();
 
-        for (int i = 0; i < n[l]; i++) of[i] = p[i].k;
-        json_append(ks, numbers(of, NULL, n[l]));
-        json_append(kls, numbers(NULL, p, n[l]));
+        for (int i = 0; i < curves->n[l]; i++) {
+            json_append(k, json_int_new(curves->point[l][i].k));
+            json_append(kl, json_real_new(curves->point[l][i].loss));
+        }
+        json_append(ks, k);
+        json_append(kls, kl);
     }
-    json_put_int(o, "tokens", u->tokens);
+    json_put_int(o, "tokens", curves->tokens);
     json_put(o, "k", ks);
     json_put(o, "kl", kls);
-    json_put_real(o, "kl_uniform", u->uniform / (double)u->tokens);
-    json_put_real(o, "kl_chosen", u->chosen / (double)u->tokens);
-    json_put(o, "chosen", numbers(k, NULL, u->layers));
-    json_put_bool(o, "better", u->chosen < u->uniform);
-    json_put(out, "budget", o);
+    json_put_real(o, "kl_uniform", uniform);
+    json_put_real(o, "kl_chosen", chosen);
+    json_put_bool(o, "better", chosen < uniform);
+    return o;
 }
 
-static void choose(const struct measuring *u, int *k)
+status choose_budget(struct cut *c, const struct budget_work *w, struct json_t *out, struct err *e)
 {
-    double cost[MODEL_LAYERS_MAX], total = 0;
+    struct budget_curves *curves = malloc(sizeof(*curves));
+    double cost[MODEL_LAYERS_MAX], total = 0, uniform = 0, chosen = 0;
+    int k[MODEL_LAYERS_MAX], layers = c->dense->layers;
+    status st;
 
-    for (int l = 0; l < u->layers; l++) {
-        cost[l] = (double)(u->cut->dense->neurons - u->cut->shared[l]) / u->cut->experts;
-        total += cost[l] * u->cut->active[l];
-    }
-    budget_allocate(k, u->point, u->layers, BUDGET_POINTS, cost, total);
-}
-
-status choose_budget(struct cut *c, struct job *j, struct model *m, const struct corpus *text, int window, double scale,
-                     struct json_t *out, struct err *e)
-{
-    const struct shape *s = model_shape(m);
-    size_t rows = (size_t)model_limits_of(m)->rows, width = (size_t)s->width, layers = (size_t)s->layers;
-    struct router router = {
-        .layers = s->layers, .experts = c->experts, .width = s->width, .weight = c->router, .bias = c->router_bias};
-    struct measuring u = {.job = j, .cut = c, .m = m, .layers = s->layers, .vocab = s->vocab, .width = width};
-    int k[MODEL_LAYERS_MAX], n[MODEL_LAYERS_MAX];
-    status st = OK;
-
-    u.all = (struct routing){.route = ROUTE_ALL};
-    u.some = (struct routing){.route = ROUTE_ROUTER, .router = &router, .scale = (float)scale, .compensate = c->compensate};
-    u.kept = malloc((layers + 1) * rows * width * sizeof(float));
-    u.x = malloc(rows * width * sizeof(float));
-    u.h = malloc(rows * width * sizeof(float));
-    u.hidden = malloc(rows * width * sizeof(float));
-    u.dense = malloc(rows * (size_t)s->vocab * sizeof(float));
-    u.logits = malloc(rows * (size_t)s->vocab * sizeof(float));
-    u.point = calloc(layers * BUDGET_POINTS, sizeof(*u.point));
-    if (!u.kept || !u.x || !u.h || !u.hidden || !u.dense || !u.logits || !u.point)
-        st = err_set(e, ERR_LIMIT, "no memory to choose the budget with %zu rows at once: lower limits.batch_rows", rows);
-    if (!st) {
-        set_points(&u);
-        st = each_batch(&u, text, window, NULL, e);
-    }
-    for (int l = 0; !st && l < u.layers; l++) n[l] = finish_points(u.point + l * BUDGET_POINTS, u.tokens, c->experts);
-    if (!st) {
-        choose(&u, k);
-        st = each_batch(&u, text, window, k, e);
+    BUG_ON(!curves);
+    st = budget_measure(curves, c, w, e);
+    for (int l = 0; l < layers; l++) {
+        cost[l] = (double)(c->dense->neurons - c->shared[l]) / c->experts;
+        total += cost[l] * c->active[l];
     }
     if (!st) {
-        report(&u, n, k, out);
-        if (u.chosen < u.uniform) memcpy(c->active, k, layers * sizeof(*k));
+        budget_allocate(k, curves->point[0], layers, BUDGET_POINTS, cost, total);
+        st = budget_whole(&uniform, c, w, c->active, e);
     }
-    free(u.kept);
-    free(u.x);
-    free(u.h);
-    free(u.hidden);
-    free(u.dense);
-    free(u.logits);
-    free(u.point);
+    if (!st) st = budget_whole(&chosen, c, w, k, e);
+    if (!st) {
+        struct json_t *o = budget_json(curves, layers, uniform, chosen), *ks = json_array_new();
+
+        for (int l = 0; l < layers; l++) json_append(ks, json_int_new(k[l]));
+        json_put(o, "chosen", ks);
+        json_put(out, "budget", o);
+        if (chosen < uniform) memcpy(c->active, k, (size_t)layers * sizeof(*k));
+    }
+    free(curves);
     return st;
 }

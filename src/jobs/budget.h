@@ -12,12 +12,34 @@
 #include "data/corpus.h"
 #include "jobs/factorize_write.h"
 #include "model/model.h"
+#include "moe/budget.h"
 
 enum { BUDGET_POINTS = 7 }; /* k in quarters of the one given: 1, 2, 3, 4, 6, 8, and all experts, where nothing is lost */
 
-/* m: the factorized model, open.  c->active, which gives the total, becomes what was chosen; c->router: the regressions; scale: of active experts.  `out` gets the member `budget`:
- * {tokens, k: [layers][], kl: [layers][], kl_uniform, kl_chosen, active}.  ERR_LIMIT, ERR_RANK, STOPPED. */
-status choose_budget(struct cut *c, struct job *j, struct model *m, const struct corpus *text, int window, double scale,
-                     struct json_t *out, struct err *e);
+/* What a cut loses: of every layer points with k rising, and how many there are. */
+struct budget_curves {
+    struct budget_point point[MODEL_LAYERS_MAX][BUDGET_POINTS];
+    int n[MODEL_LAYERS_MAX];
+    int64_t tokens;
+};
+
+struct budget_work {
+    struct job *job;
+    struct model *m; /* the factorized model, open */
+    const struct corpus *text;
+    int window;
+    double scale; /* of active experts */
+};
+
+/* Every layer alone, around c->active; c->router: the regressions.  ERR_LIMIT, ERR_RANK, STOPPED. */
+status budget_measure(struct budget_curves *out, const struct cut *c, const struct budget_work *w, struct err *e);
+/* KL of all layers at once, a token. */
+status budget_whole(double *kl, const struct cut *c, const struct budget_work *w, const int *active, struct err *e);
+
+/* c->active, which gives the total, becomes what was chosen.  `out` gets the member `budget`:
+ * {tokens, k: [layers][], kl: [layers][], kl_uniform, kl_chosen, chosen, better}. */
+status choose_budget(struct cut *c, const struct budget_work *w, struct json_t *out, struct err *e);
+/* {tokens, k, kl, kl_uniform, kl_chosen, better} */
+struct json_t *budget_json(const struct budget_curves *curves, int layers, double uniform, double chosen);
 
 #endif

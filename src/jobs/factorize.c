@@ -12,7 +12,6 @@
 #include "base/file.h"
 #include "base/stop.h"
 #include "data/corpus.h"
-#include "jobs/budget.h"
 #include "jobs/convert_write.h"
 #include "jobs/factorize_group.h"
 #include "jobs/factorize_write.h"
@@ -20,6 +19,7 @@
 #include "jobs/plan.h"
 #include "jobs/ready.h"
 #include "jobs/room.h"
+#include "jobs/ways.h"
 
 enum { CONFIG_MAX = 16 << 20 };
 
@@ -27,6 +27,7 @@ struct factorizing {
     struct job *job;
     struct shape shape, made; /* dense; as the spec wants it */
     struct cut cut;
+    struct ways ways; /* of budget: kl_shared */
     struct safetensors *weights;
     struct corpus text;
     struct model *model; /* open from the calibration to the end of grouping, or NULL */
@@ -113,7 +114,7 @@ static struct json_t *description(const struct factorizing *f)
     } else json_put(o, "active", active);
     json_put(o, "shared", shared);
     json_put_real(o, "scale", f->scale);
-    json_put_text(o, "budget", s->factorize.budget == BUDGET_KL ? "kl" : "uniform");
+    json_put_text(o, "budget", (const char *const[]){"uniform", "kl", "kl_shared"}[s->factorize.budget]);
     json_put_text(o, "compensation", f->cut.compensate ? "mean" : "none");
     json_put_int(o, "seed", s->seed);
     json_put_text(o, "permutation", "permutation.json");
@@ -170,37 +171,101 @@ static status pack_model(struct factorizing *f, const char *directory, struct er
     return st;
 }
 
-/* k of every layer, from the model as it was written. */
-static status budget(struct factorizing *f, const char *directory, struct err *e)
+/* Opens the model as it was written, for the KL of its output. */
+static status open_written(struct factorizing *f, const char *directory, struct budget_work *w, struct err *e)
 {
     struct job *j = f->job;
     struct room room;
-    struct model *m;
     status s = room_factorize(&room, j->spec, &f->shape, e);
 
     room.limits.slices = room.limits.notes = false;
     room.limits.sample = 0;
-    if (!s) s = room_open(j->cluster, directory, &room, &m, e);
-    if (s) return s;
-    int window = f->window < room.limits.rows ? f->window : room.limits.rows;
-
-    s = choose_budget(&f->cut, j, m, &f->text, window, f->scale, j->result, e);
-    if (s != ERR_RANK) cluster_release(j->cluster);
+    *w = (struct budget_work){.job = j, .text = &f->text, .scale = f->scale};
+    if (!s) s = room_open(j->cluster, directory, &room, &w->m, e);
+    if (!s) w->window = f->window < room.limits.rows ? f->window : room.limits.rows;
     return s;
+}
+
+static void close_written(struct factorizing *f, status s)
+{
+    if (s != ERR_RANK) cluster_release(f->job->cluster);
+}
+
+/* k of every layer, from the model as it was written. */
+static status budget(struct factorizing *f, const char *directory, struct err *e)
+{
+    struct budget_work w;
+
+    if (open_written(f, directory, &w, e)) return e->code;
+    status s = choose_budget(&f->cut, &w, f->job->result, e);
+    close_written(f, s);
+    return s;
+}
+
+/* Of f->cut, all but what is packed. */
+static status write_plainly(struct factorizing *f, const char *directory, struct err *e)
+{
+    status s = directory_remove(directory, e); /* of a run that was killed */
+
+    if (!s) s = file_make_directory(directory, e);
+    if (!s) s = write_experts(f->job, &f->cut, f->weights, directory, e);
+    if (!s && f->cut.calibrated) s = write_calibration(&f->cut, directory, e);
+    if (!s) s = write_permutation(&f->cut, directory, e);
+    if (!s) s = model_copy_beside(f->job->spec->model, directory, e);
+    if (!s) s = write_config(f, directory, e);
+    return s;
+}
+
+/* Every way is written, opened and measured; f->cut is the last. */
+static status measure_ways(struct factorizing *f, const char *directory, struct err *e)
+{
+    struct ways *all = &f->ways;
+
+    for (int q = 0; q < all->n; q++) {
+        struct budget_work w;
+
+        f->cut = all->cut[q];
+        if (write_plainly(f, directory, e) || open_written(f, directory, &w, e)) return e->code;
+        status s = budget_measure(&all->curves[q], &f->cut, &w, e);
+        if (!s && q == 0) s = budget_whole(&all->uniform, &f->cut, &w, f->cut.active, e);
+        close_written(f, s);
+        if (s) return s;
+    }
+    return OK;
+}
+
+/* f->cut becomes what is best, and is written. */
+static status write_best_way(struct factorizing *f, const char *directory, struct err *e)
+{
+    struct budget_work w;
+    struct cut made;
+    double kl = 0;
+    status s = measure_ways(f, directory, e);
+
+    if (!s) s = ways_compose(&made, &f->ways, e);
+    f->cut = f->ways.cut[0];
+    if (s) return s;
+    f->cut = made;
+    s = write_plainly(f, directory, e);
+    if (!s && !(s = open_written(f, directory, &w, e))) {
+        s = budget_whole(&kl, &made, &w, made.active, e);
+        close_written(f, s);
+    }
+    if (!s) json_put(f->job->result, "budget", ways_json(&f->ways, &made, kl));
+    if (s || kl >= f->ways.uniform) {
+        cut_free(&made);
+        f->cut = f->ways.cut[0];
+        return s ? s : write_plainly(f, directory, e);
+    }
+    return OK;
 }
 
 static status write_model(struct factorizing *f, const char *temporary, const char *target, struct err *e)
 {
     struct err ignored;
-    status s = directory_remove(temporary, e); /* of a run that was killed */
+    status s = f->ways.n ? write_best_way(f, temporary, e) : write_plainly(f, temporary, e);
 
-    if (!s) s = file_make_directory(temporary, e);
-    if (!s) s = write_experts(f->job, &f->cut, f->weights, temporary, e);
-    if (!s && f->cut.calibrated) s = write_calibration(&f->cut, temporary, e);
-    if (!s) s = write_permutation(&f->cut, temporary, e);
-    if (!s) s = model_copy_beside(f->job->spec->model, temporary, e);
-    if (!s) s = write_config(f, temporary, e);
-    if (!s && f->cut.router && !(s = budget(f, temporary, e))) s = write_config(f, temporary, e);
+    if (!s && f->cut.router && !f->ways.n && !(s = budget(f, temporary, e))) s = write_config(f, temporary, e);
     if (!s && room_packs(f->job->spec) && !(s = pack_model(f, temporary, e))) s = write_config(f, temporary, e);
     if (!s && file_exists(target)) log_line(f->job->log, "%s: an earlier result and its routers are replaced", target);
     if (!s) s = directory_replace(temporary, target, e);
@@ -277,6 +342,7 @@ status job_factorize(struct job *j, struct err *e)
     if (!s && f->cut.calibrated) s = calibrate_on_text(f, e);
     calibrated = clock_now();
     if (!s) s = group_layers(&f->cut, j, f->model, f->weights, e);
+    if (!s && j->spec->factorize.budget == BUDGET_KL_SHARED) s = ways_group(&f->ways, &f->cut, j, f->model, f->weights, e);
     if (f->model && s != ERR_RANK) cluster_release(j->cluster);
     grouped = clock_now();
     if (!s) s = write_model(f, temporary, target, e);
@@ -288,10 +354,8 @@ status job_factorize(struct job *j, struct err *e)
         json_put_real(j->result, "seconds_write", written - grouped);
     }
     calibration_free(&f->cut.calibration);
-    free(f->cut.order);
-    free(f->cut.captured);
-    free(f->cut.router);
-    free(f->cut.router_bias);
+    if (!f->ways.n || f->cut.order != f->ways.cut[0].order) cut_free(&f->cut);
+    ways_free(&f->ways);
     corpus_free(&f->text);
     safetensors_close(f->weights);
     free(f);

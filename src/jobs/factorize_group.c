@@ -160,7 +160,7 @@ status group_layers(struct cut *c, struct job *j, struct model *m, struct safete
 
     c->order = malloc(layers * neurons * sizeof(*c->order));
     c->captured = c->calibration.sample >= PREDICT_FOLDS ? calloc(layers, sizeof(*c->captured)) : NULL;
-    if (c->captured && j->spec->factorize.budget == BUDGET_KL) {
+    if (c->captured && j->spec->factorize.budget != BUDGET_UNIFORM) {
         size_t n = layers * (size_t)c->experts;
 
         c->router = malloc(n * (size_t)c->dense->width * sizeof(*c->router));
@@ -169,7 +169,7 @@ status group_layers(struct cut *c, struct job *j, struct model *m, struct safete
     }
     g.importance = malloc(neurons * sizeof(*g.importance));
     if (!c->order || !g.importance) s = err_set(e, ERR_LIMIT, "no memory to group %zu layers of %zu neurons", layers, neurons);
-    if (!s && (j->spec->factorize.grouping == GROUP_PREDICTED || j->spec->factorize.budget == BUDGET_KL) && !c->captured)
+    if (!s && (j->spec->factorize.grouping == GROUP_PREDICTED || j->spec->factorize.budget != BUDGET_UNIFORM) && !c->captured)
         s = err_set(e, ERR_SPEC,
                     "%s: calibration: grouping: predicted and budget: kl need a text of %d tokens or more, found %lld",
                     j->spec->source, PREDICT_FOLDS, (long long)c->calibration.tokens);

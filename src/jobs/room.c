@@ -96,7 +96,7 @@ int room_sample(const struct spec *s, const struct shape *shape)
     int64_t token = 2 * (int64_t)shape->layers * (shape->neurons + shape->width), tokens = s->factorize.profile_tokens;
 
     if (s->factorize.grouping != GROUP_COACTIVATION && s->factorize.grouping != GROUP_PREDICTED &&
-        s->factorize.budget != BUDGET_KL)
+        s->factorize.budget == BUDGET_UNIFORM)
         return 0;
     tokens = least(tokens, (s->factorize.profile_mib << 20) / token);
     if (text->sample_tokens > 0) tokens = least(tokens, text->sample_tokens);

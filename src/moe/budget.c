@@ -1,5 +1,7 @@
 #include "moe/budget.h"
 
+#include <math.h>
+
 #include "base/err.h"
 
 /* The hull's fall of the loss for one expert more than k: steepest to any later point, from the vertex at or before k. */
@@ -44,6 +46,74 @@ void budget_allocate(int *k, const struct budget_point *point, int layers, int p
         }
         if (best < 0) return;
         left -= cost[best];
+        k[best]++;
+    }
+}
+
+/* ---- ways ---- */
+
+static double loss_at(const struct budget_way *w, int k)
+{
+    const struct budget_point *p = w->point, *end = p + w->points - 1;
+
+    while (p < end && p[1].k <= k) p++;
+    if (p == end || p->k >= k) return p->loss;
+    return p->loss + (p[1].loss - p->loss) * (k - p->k) / (p[1].k - p->k);
+}
+
+static double neurons_at(const struct budget_way *w, int k)
+{
+    return w->fixed + w->cost * k;
+}
+
+/* Every layer's best at this price; returns the neurons of all. */
+static double choose_at(double price, int *which, int *k, const struct budget_way *way, int layers, int ways)
+{
+    double sum = 0;
+
+    for (int l = 0; l < layers; l++, way += ways) {
+        double least = INFINITY;
+
+        for (int q = 0; q < ways; q++)
+            for (int i = way[q].point[0].k; i <= way[q].point[way[q].points - 1].k; i++) {
+                double pays = loss_at(&way[q], i) + price * neurons_at(&way[q], i);
+
+                if (pays < least) least = pays, which[l] = q, k[l] = i;
+            }
+        sum += neurons_at(&way[which[l]], k[l]);
+    }
+    return sum;
+}
+
+void budget_choose(int *which, int *k, const struct budget_way *way, int layers, int ways, double total)
+{
+    double low = 0, high = 1e-12;
+
+    while (choose_at(high, which, k, way, layers, ways) > total) {
+        high *= 4;
+        BUG_ON(high > 1e30); /* the least of every layer does not fit */
+    }
+    for (int i = 0; i < 100; i++) {
+        double middle = (low + high) / 2;
+
+        if (choose_at(middle, which, k, way, layers, ways) > total) low = middle;
+        else high = middle;
+    }
+    double left = total - choose_at(high, which, k, way, layers, ways);
+
+    for (;;) {
+        double most = 0;
+        int best = -1;
+
+        for (int l = 0; l < layers; l++) {
+            const struct budget_way *w = &way[l * ways + which[l]];
+
+            if (k[l] >= w->point[w->points - 1].k || w->cost > left + 1e-9 * total) continue;
+            double gain = (loss_at(w, k[l]) - loss_at(w, k[l] + 1)) / w->cost;
+            if (gain > most) most = gain, best = l;
+        }
+        if (best < 0) return;
+        left -= way[best * ways + which[best]].cost;
         k[best]++;
     }
 }

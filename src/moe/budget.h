@@ -13,4 +13,14 @@ struct budget_point {
  * of one expert; total: neurons of all layers' active experts.  Of equals the lower layer. */
 void budget_allocate(int *k, const struct budget_point *point, int layers, int points, const double *cost, double total);
 
+/* One way to build a layer: so many neurons always, experts of `cost` neurons, and what it loses with k of them. */
+struct budget_way {
+    double fixed, cost;
+    const struct budget_point *point; /* [points], k rising; between them straight */
+    int points;
+};
+/* which[layers], k[layers]: of way[layers][ways] and every k between its first and its last point those with the least sum of losses whose neurons fit the total, as nearly as one
+ * price for a neuron in all layers finds them (Lagrange; found by halving), and then expert by expert what still fits.  The least of every layer has to fit. */
+void budget_choose(int *which, int *k, const struct budget_way *way, int layers, int ways, double total);
+
 #endif

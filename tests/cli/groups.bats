@@ -84,6 +84,21 @@ YAML
     jq -e '.factorize.budget | .better == (.kl_chosen < .kl_uniform)' "$dir/first.json"
 }
 
+@test "shared neurons and active experts together: the same on any number of ranks, and within the total" {
+    job predicted
+    set -- active=3 budget=kl_shared budget_tokens=100 scale=one
+    sums 1 "$@"
+    alone=$output
+    cp "$dir/out/result.json" "$dir/first.json"
+    sums 3 "$@" cluster.threads=2
+    [ "$output" = "$alone" ]
+    jq -c .factorize.budget "$dir/first.json"
+    # 4 + 3/7 40, 3/7 44 and 9 + 3/7 35 neurons are active as the spec has it
+    jq -e '.factorize.budget | [range(3) as $l | .chosen_shared[$l] + .chosen[$l] * (44 - .chosen_shared[$l]) / 7] | add < 13 + 3 * 119 / 7 + 1e-6' "$dir/first.json"
+    jq -e '.factorize.budget | (.other_ways | length == 3) and .better == (.kl_chosen < .kl_uniform)' "$dir/first.json"
+    jq -e '.factorize.factorization.budget == "kl_shared"' "$dir/first.json"
+}
+
 @test "plan says what a calibration takes" {
     job predicted
     run "$FACTORLLM" plan "$dir/factorize.yaml" --ranks 3

@@ -84,10 +84,71 @@ static void test_hull_and_costs(void **state)
     assert_true(k[0] == 2 && k[1] == 2 && k[2] == 2);
 }
 
+/* Two ways of every layer, against all choices there are: within the total, and no further from the best than one expert of one layer is worth. */
+static void test_ways(void **state)
+{
+    enum { M = 6 };
+    struct rng r;
+
+    (void)state;
+    rng_seed(&r, 7, 0);
+    for (int round = 0; round < 60; round++) {
+        struct budget_point point[2][2][M];
+        struct budget_way way[2][2];
+        int which[2], k[2], total = 20 + round;
+        double best = INFINITY, step = 0, found = 0, neurons = 0;
+
+        for (int l = 0; l < 2; l++)
+            for (int q = 0; q < 2; q++) {
+                double loss = 0, fall = 0;
+
+                for (int i = M - 1; i >= 0; i--) {
+                    point[l][q][i] = (struct budget_point){i + 1, loss};
+                    step = fmax(step, fall);
+                    loss += fall += rng_unit(&r);
+                }
+                way[l][q] = (struct budget_way){q ? 6 : 0, q ? 5 : 7, point[l][q], M};
+            }
+        for (int i = 0; i < 4 * M * M; i++) {
+            int q0 = i % 2, q1 = i / 2 % 2, k0 = i / 4 % M, k1 = i / 4 / M;
+            double n = way[0][q0].fixed + way[0][q0].cost * (k0 + 1) + way[1][q1].fixed + way[1][q1].cost * (k1 + 1);
+
+            if (n <= total) best = fmin(best, point[0][q0][k0].loss + point[1][q1][k1].loss);
+        }
+        budget_choose(which, k, way[0], 2, 2, total);
+        for (int l = 0; l < 2; l++) {
+            assert_in_range(k[l], 1, M);
+            assert_in_range(which[l], 0, 1);
+            found += point[l][which[l]][k[l] - 1].loss;
+            neurons += way[l][which[l]].fixed + way[l][which[l]].cost * k[l];
+        }
+        assert_true(neurons <= total);
+        assert_true(found >= best - 1e-12 && found <= best + 2 * step);
+    }
+}
+
+/* Where one way is better at every size it is taken, and points far apart are joined by a line. */
+static void test_better_way(void **state)
+{
+    static const struct budget_point bad[] = {{1, 9}, {9, 1}}, good[] = {{1, 4}, {9, 0}};
+    const struct budget_way way[2][2] = {{{0, 2, bad, 2}, {0, 2, good, 2}}, {{0, 2, good, 2}, {0, 2, bad, 2}}};
+    int which[2], k[2];
+
+    (void)state;
+    budget_choose(which, k, way[0], 2, 2, 2 * 10);
+    assert_true(which[0] == 1 && which[1] == 0 && k[0] + k[1] == 10);
+    budget_choose(which, k, way[0], 2, 2, 1000);
+    assert_true(k[0] == 9 && k[1] == 9);
+    budget_choose(which, k, way[0], 2, 2, 4);
+    assert_true(k[0] == 1 && k[1] == 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_convex_losses),
+        cmocka_unit_test(test_ways),
+        cmocka_unit_test(test_better_way),
         cmocka_unit_test(test_hull_and_costs),
     };
 

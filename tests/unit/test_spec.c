@@ -216,6 +216,7 @@ static void test_errors(void **state)
         {FACTOR "active: []\n", "active: expected 1 to 1024 numbers, found 0"},
         {FACTOR "active: [4, 40]\n", "job.yaml:4: active: expected active <= experts, found 40 active of 32 experts"},
         {FACTOR "budget: kl\nscale: paper\n", "job.yaml:4: budget: expected uniform with scale: paper"},
+        {FACTOR "budget: kl_shared\nscale: paper\n", "job.yaml:4: budget: expected uniform with scale: paper"},
         {FACTOR "grouping: kmeans\nbudget: kl\ncalibration: {sample_tokens: 0}\n", "budget: expected text to calibrate on"},
         {FACTOR "grouping: predicted\ncalibration: {sample_tokens: 0}\n", "grouping: expected text to calibrate on"},
         {FACTOR "calibration: {profile_tokens: 3}\n", "calibration.profile_tokens: expected an integer from 64 to"},
