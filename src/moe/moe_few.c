@@ -20,7 +20,6 @@ enum {
     TASK_BYTES = 256 * 1024, /* weights of a task, or more: one expert */
     TASKS = 4,               /* at least so many of them for each thread, so that the last ones are small */
     EACH = 8,                /* at least so many experts for each thread, or they wait for the last one */
-    GREETING = 1024,         /* bytes of a matrix that are asked for ahead */
 };
 
 struct few {
@@ -66,12 +65,7 @@ static struct exact *part_of(struct few *f, int worker)
     return e;
 }
 
-static void greet(const struct packed *p)
-{
-    for (int i = 0; i < GREETING; i += LINE_BYTES) __builtin_prefetch((const char *)p->lines + i);
-}
-
-static void few_share(const struct moe_work *w, const struct moe_share *s, const struct moe_share *next, struct exact *e)
+static void few_share(const struct moe_work *w, const struct moe_share *s, struct exact *e)
 {
     float gate[PAIR_ROWS * PANEL_LANES] __attribute__((aligned(64))), up[PAIR_ROWS * PANEL_LANES] __attribute__((aligned(64)));
     const struct expert *x = s->x;
@@ -82,12 +76,10 @@ static void few_share(const struct moe_work *w, const struct moe_share *s, const
         bool done = pair_product(w->kernel, gate, up, PANEL_LANES, w->job->h, s->row, n, &x->gate, &x->up, p);
 
         BUG_ON(!done);
-        if (p == 0) greet(s->out);
         silu_mul(gate, up, (size_t)n * PANEL_LANES);
         moe_work_keep(s, w->job, gate, PANEL_LANES, 0, n, p * PANEL_LANES, columns);
     }
-    bool done = exact_product(e, w->kernel, s->row, w->first, &s->z, s->out, 0, packed_panels(w->m->width), s->scale,
-                              next ? next->x->gate.lines : NULL);
+    bool done = exact_product(e, w->kernel, s->row, w->first, &s->z, s->out, 0, packed_panels(w->m->width), s->scale, NULL);
     BUG_ON(!done);
     if (s->mu) exact_take(e, s->row, w->first, n, s->mu, w->m->width);
 }
@@ -99,7 +91,7 @@ static void few_task(void *ctx, int item, int worker)
     struct exact *e = part_of(f, worker);
     int first = item * f->each, end = first + f->each < w->shares ? first + f->each : w->shares;
 
-    for (int s = first; s < end; s++) few_share(w, &w->share[s], s + 1 < w->shares ? &w->share[s + 1] : NULL, e);
+    for (int s = first; s < end; s++) few_share(w, &w->share[s], e);
     if (worker == 0) moe_progress(w->m);
 }
 
