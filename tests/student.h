@@ -32,6 +32,8 @@ struct student {
     double *z0, *t0, *hard, spread[MODEL_LAYERS_MAX];
     bool capture;
     double kl, nll, share;
+    bool frozen; /* the teacher's logits are kept: its weights are not those of the student, which change */
+    double *taught;
 };
 
 static inline double *student_room(size_t n)
@@ -145,7 +147,7 @@ static inline void student_close(struct student *s)
     }
     free(s->embed), free(s->norm), free(s->head), free(s->rope);
     free(s->weight), free(s->bias), free(s->factor), free(s->mu), free(s->inward), free(s->outward), free(s->offset), free(s->z0),
-        free(s->t0), free(s->hard);
+        free(s->t0), free(s->hard), free(s->taught);
     safetensors_close(s->file);
 }
 
@@ -368,7 +370,15 @@ static inline double student_loss(struct student *s, const struct window *w, int
         s->z0 = student_room(gates), s->t0 = student_room(gates), s->hard = student_room(gates);
     }
     student_run(s, w, n, student, g);
-    student_run(s, w, n, teacher, NULL);
+    if (s->frozen && s->taught) {
+        memcpy(teacher, s->taught, logits * sizeof(*teacher));
+    } else {
+        student_run(s, w, n, teacher, NULL);
+        if (s->frozen) {
+            s->taught = student_room(logits);
+            memcpy(s->taught, teacher, logits * sizeof(*teacher));
+        }
+    }
     loss = student_terms(s, g);
     s->kl = s->nll = 0;
     for (int i = 0; i < n; i++)

@@ -43,7 +43,7 @@ enum spec_router { SPEC_ROUTER_LINEAR, SPEC_ROUTER_BOTTLENECK, SPEC_ROUTER_GATE,
 enum spec_start { START_RANDOM, START_RIDGE, START_CURRENT };
 enum spec_refit { REFIT_MODEL /* what the model has */, REFIT_UNSELECTED, REFIT_CONSTANT };
 enum spec_refit_scale { REFIT_SCALE_MODEL, REFIT_SCALE_FITTED };
-enum spec_train { TRAIN_ROUTER, TRAIN_COMPENSATION };
+enum spec_train { TRAIN_ROUTER, TRAIN_COMPENSATION, TRAIN_NORMS, TRAIN_EXPERTS, TRAIN_LORA };
 enum spec_balance { BALANCE_EXPERTS, BALANCE_RANKS };
 enum spec_select { SELECT_TOP_K, SELECT_THRESHOLD };
 enum spec_part { PART_KERNELS, PART_EXCHANGE, PART_STEP, PART_STARTUP, PARTS };
@@ -151,6 +151,8 @@ struct spec {
         int64_t balance_over;     /* enum spec_balance */
         double gate_temperature;  /* of the gates' gradients, in standard deviations of the scores */
         double compensation_rate; /* learning rate of the means over that of the router */
+        double expert_rate;       /* of the experts over that of the router */
+        int64_t lora_rank;
     } stage2;
     struct {
         int64_t shard_mib;

@@ -237,7 +237,10 @@ static status check_finetune(const struct draft *d, struct err *e)
                                                   : "load_balance",
                           e, "expected only with stage: 2, which trains end to end");
     if (check_stage1_keys(d, e)) return e->code;
-    if (s->stage2.train.n == 0) return draft_fail(d, "train", e, "expected router, compensation or both, found none");
+    if (s->stage2.train.n == 0)
+        return draft_fail(d, "train", e, "expected at least one of router, compensation, norms, experts, lora");
+    if (spec_trains(s, TRAIN_EXPERTS) && spec_trains(s, TRAIN_LORA))
+        return draft_fail(d, "train", e, "expected experts or lora, which is in place of whole experts, found both");
     if (s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_LISTWISE)
         return draft_fail(d, draft_given(d, "select") ? "select" : "loss", e,
                           "expected loss: bce or regression with select: threshold, found loss: listwise, whose scores have no "

@@ -28,7 +28,7 @@ static const char *const router_names[] = {"linear", "bottleneck", "gate", "low_
 static const char *const start_names[] = {"random", "ridge", "current", NULL};
 static const char *const refit_names[] = {"model", "unselected", "constant", NULL};
 static const char *const refit_scale_names[] = {"model", "fitted", NULL};
-static const char *const train_names[] = {"router", "compensation", NULL};
+static const char *const train_names[] = {"router", "compensation", "norms", "experts", "lora", NULL};
 static const char *const balance_names[] = {"expert", "rank", NULL};
 static const char *const select_names[] = {"top_k", "threshold", NULL};
 static const char *const part_names[] = {"kernels", "exchange", "step", "startup", NULL};
@@ -136,13 +136,15 @@ static const struct key table[] = {
     {"version", T, KEY_TEXT, AT(finetune.version), NULL, NULL, 0, 0, NULL, 0, "name of the router, default: v1, v2, ..., the next free"},
     {"stage", T, KEY_INT, AT(stage2.stage), "1", NULL, 1, 2, NULL, 0, "1: layer by layer, from labels; 2: end to end, from the dense model's logits"},
     {"from", T, KEY_TEXT, AT(stage2.from), NULL, NULL, 0, 0, NULL, 0, "stage 2: router version to start from, default: the current one"},
-    {"train", T, KEY_LIST, AT(stage2.train), "[router, compensation]", NULL, 0, 0, train_names, 0, "stage 2: what is trained"},
+    {"train", T, KEY_LIST, AT(stage2.train), "[router, compensation]", NULL, 0, 0, train_names, 0, "stage 2: what is trained; norms, experts and lora (updates of low rank of experts) make another model, OUTPUT/model"},
     {"lm_loss", T, KEY_REAL, AT(stage2.lm_loss), "0", NULL, 0, 1e3, NULL, 0, "stage 2: weight of the next token's -log p beside the KL divergence"},
     {"budget", T, KEY_REAL, AT(stage2.budget), "1", NULL, 0, 1e6, NULL, 0, "stage 2 with select: threshold: weight of 100 (f - f by design)^2"},
     {"load_balance", T, KEY_REAL, AT(stage2.load_balance), "0", NULL, 0, 1e6, NULL, 0, "stage 2: weight of the mean of (load / mean load - 1)^2"},
     {"balance_over", T, KEY_ENUM, AT(stage2.balance_over), "expert", NULL, 0, 0, balance_names, 0, "what load_balance looks at: each expert, or what each rank holds"},
     {"gate_temperature", T, KEY_REAL, AT(stage2.gate_temperature), "0.25", NULL, 0.001, 1e3, NULL, 0, "stage 2: a gate has the gradient of sigmoid((z - threshold) / (this * std z))"},
     {"compensation_rate", T, KEY_REAL, AT(stage2.compensation_rate), "0.5", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of the means and of d over learning_rate"},
+    {"expert_rate", T, KEY_REAL, AT(stage2.expert_rate), "0.25", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of experts and lora over learning_rate"},
+    {"lora_rank", T, KEY_INT, AT(stage2.lora_rank), "4", NULL, 1, 4096, NULL, 0, "stage 2: rank of the updates of each matrix of an expert, with train: lora"},
 
     {"shard_mib", C, KEY_INT, AT(convert.shard_mib), "0", NULL, 0, 1 << 30, NULL, 0, "size of the weight files in MiB, 0: one file"},
 

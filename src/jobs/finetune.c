@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "jobs/finetune_adapted.h"
 #include "jobs/finetune_fit.h"
 #include "jobs/finetune_run.h"
 #include "model/router_versions.h"
@@ -49,8 +50,7 @@ static void load_range(double *least, double *most, const uint64_t *load, int n,
 
 static status check(struct finetune_run *r, struct err *e)
 {
-    (void)r, (void)e;
-    return OK;
+    return adapted_check(r->spec, &r->shape, e);
 }
 
 static status open_trainer(struct finetune_run *r, struct err *e)

@@ -359,7 +359,9 @@ static status write_version(struct finetune_run *r, const struct json_t *after, 
 
     if (s->finetune.version && *s->finetune.version) snprintf(version, sizeof(version), "%s", s->finetune.version);
     else st = router_next_version(version, s->model, e);
-    if (!st) st = router_write(&r->router, s->model, version, about, true, e);
+    if (!st)
+        st =
+            r->stage->write ? r->stage->write(r, version, about, e) : router_write(&r->router, s->model, version, about, true, e);
     if (!st) {
         fill_result(r, after, version);
         print_end(r, after, version);

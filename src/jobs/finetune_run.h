@@ -66,6 +66,9 @@ struct finetune_stage {
     status (*gather)(struct finetune_run *, bool fill, struct err *e);
     status (*scatter)(struct finetune_run *, bool use, struct err *e);
 
+    status (*write)(struct finetune_run *, const char *version, const struct json_t *about,
+                    struct err *e); /* NULL: into the model */
+
     struct json_t *(*tally)(const struct finetune_run *);                       /* of the last batch */
     void (*step)(const struct finetune_run *, struct json_t *o, char line[64]); /* of the log: into o, and in short */
     void (*result)(struct finetune_run *, struct json_t *o, const struct json_t *after);

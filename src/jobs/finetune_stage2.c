@@ -6,7 +6,7 @@
 #include "base/rng.h"
 #include "base/str.h"
 #include "data/digest.h"
-#include "jobs/finetune_run.h"
+#include "jobs/finetune_adapted.h"
 #include "model/router_versions.h"
 #include "moe/route.h"
 #include "train/stage2.h"
@@ -39,6 +39,7 @@ static status check(struct finetune_run *r, struct err *e)
 {
     const struct spec *s = r->spec;
 
+    if (adapted_check(s, &r->shape, e)) return e->code;
     if (s->stage2.from) {
         if (router_check_version(s->stage2.from, e)) return e->code;
         snprintf(r->from, sizeof(r->from), "%s", s->stage2.from);
@@ -146,10 +147,13 @@ static status open_adapt(struct finetune_run *r, struct err *e)
 {
     const struct spec *s = r->spec;
     struct adapt_options o = {.term = spec_trains(s, TRAIN_COMPENSATION) && r->router.offset,
+                              .norms = spec_trains(s, TRAIN_NORMS),
+                              .experts = spec_trains(s, TRAIN_EXPERTS) || spec_trains(s, TRAIN_LORA),
                               .offset_rate = s->stage2.compensation_rate,
+                              .expert_rate = s->stage2.expert_rate,
                               .rows = r->room.limits.rows};
 
-    return o.term ? adapt_open(&own(r)->adapt, r->model, &r->router, &o, e) : OK;
+    return o.term || adapted_asked(s) ? adapt_open(&own(r)->adapt, r->model, &r->router, &o, e) : OK;
 }
 
 static status open_trainer(struct finetune_run *r, struct err *e)
@@ -223,20 +227,29 @@ static status identify(const struct finetune_run *r, struct json_t *o, struct er
 {
     const struct spec *s = r->spec;
     struct str path = {0};
-    char hex[65], train[64];
+    char hex[65], train[64] = "";
 
     str_addf(&path, "%s/routers/%s/router.safetensors", s->model, r->from);
     status code = digest_file(hex, path.text, e);
     str_free(&path);
     if (code) return code;
-    snprintf(train, sizeof(train), "%s%s", spec_trains(s, TRAIN_ROUTER) ? "router " : "",
-             spec_trains(s, TRAIN_COMPENSATION) ? "compensation" : "");
+    for (enum spec_train t = TRAIN_ROUTER; t <= TRAIN_LORA; t++)
+        if (spec_trains(s, t))
+            snprintf(train + strlen(train), sizeof(train) - strlen(train), "%s%s",
+                     t == TRAIN_ROUTER         ? "router "
+                     : t == TRAIN_COMPENSATION ? "compensation"
+                     : t == TRAIN_NORMS        ? " norms"
+                     : t == TRAIN_EXPERTS      ? " experts"
+                                               : " lora",
+                     "");
     json_put_int(o, "stage", 2);
     json_put_text(o, "from", r->from);
     json_put_text(o, "from (digest)", hex);
     json_put_text(o, "select", s->finetune.select == SELECT_THRESHOLD ? "threshold" : "top_k");
     json_put_text(o, "train", train);
     if (s->finetune.compensation == REFIT_CONSTANT) json_put_text(o, "compensation", "constant");
+    if (spec_trains(s, TRAIN_EXPERTS) || spec_trains(s, TRAIN_LORA)) json_put_real(o, "expert_rate", s->stage2.expert_rate);
+    if (spec_trains(s, TRAIN_LORA)) json_put_int(o, "lora_rank", s->stage2.lora_rank);
     if (s->finetune.compensation_rank) json_put_int(o, "compensation_rank", s->finetune.compensation_rank);
     json_put_real(o, "lm_loss", s->stage2.lm_loss);
     json_put_real(o, "budget", s->stage2.budget);
@@ -281,6 +294,22 @@ static int state(struct finetune_run *r, struct checkpoint_array *out)
 
     out[n++] = (struct checkpoint_array){"router.threshold", r->router.threshold, (size_t)r->shape.layers};
     return n;
+}
+
+static status gather(struct finetune_run *r, bool fill, struct err *e)
+{
+    return own(r)->adapt ? adapt_gather(own(r)->adapt, fill, e) : OK;
+}
+
+static status scatter(struct finetune_run *r, bool use, struct err *e)
+{
+    return own(r)->adapt ? adapt_scatter(own(r)->adapt, use, e) : OK;
+}
+
+static status write(struct finetune_run *r, const char *version, const struct json_t *about, struct err *e)
+{
+    return adapted_asked(r->spec) ? adapted_write(r, version, about, e)
+                                  : router_write(&r->router, r->spec->model, version, about, true, e);
 }
 
 /* Thresholds move together until the share is what it is to be, on text that was learned from; a stop in the middle of that changes nothing. */
@@ -343,12 +372,13 @@ static void result(struct finetune_run *r, struct json_t *o, const struct json_t
     put_metrics(o, r, after);
     json_put_int(o, "stage", 2);
     json_put_text(o, "from", r->from);
+    if (adapted_asked(r->spec)) json_put_text(o, "weights", "adapted");
     if (r->router.by_threshold) json_put_real(o, "threshold_shift", own(r)->shift);
 }
 
 static void about(const struct finetune_run *r, struct json_t *o, struct json_t *metrics, const struct json_t *after)
 {
-    (void)o;
+    if (adapted_asked(r->spec)) json_put_text(o, "weights", "adapted");
     put_metrics(metrics, r, after);
 }
 
@@ -388,6 +418,9 @@ static const struct finetune_stage stage2 = {
     .steps = steps,
     .set_steps = set_steps,
     .state = state,
+    .gather = gather,
+    .scatter = scatter,
+    .write = write,
     .tally = tally,
     .step = step,
     .result = result,

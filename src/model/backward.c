@@ -269,3 +269,8 @@ void backward_attention(struct backward *b, int layer, const struct batch *batch
     product(b, b->dnormed, b->dqkv, batch->rows, &y->qkv_t);
     norm(b, dx, x, b->dnormed, y->attention_norm, batch->rows);
 }
+
+const float *backward_attention_normed(const struct backward *b)
+{
+    return b->dnormed;
+}

@@ -30,5 +30,7 @@ void backward_ffn_norm(struct backward *b, int layer, const float *dh, const flo
 void backward_keep(struct backward *b, int layer, int rows);
 /* dx, of the states behind attention, becomes that of the states x in front of it. */
 void backward_attention(struct backward *b, int layer, const struct batch *batch, const float *x, float *dx);
+/* After it: the error [T, D] behind the norm in front of that attention. */
+const float *backward_attention_normed(const struct backward *b);
 
 #endif

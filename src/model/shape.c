@@ -209,7 +209,7 @@ static status read_active(struct shape *s, const struct json_t *f, const char *p
 
 static status read_factorization(struct shape *s, const struct json_t *f, const char *path, struct err *e)
 {
-    const struct json_t *shared = NULL, *source = NULL;
+    const struct json_t *shared = NULL, *source = NULL, *adapted = NULL;
     const char *method = NULL, *grouping = NULL, *compensation = NULL, *digest = "";
     int64_t version = 0;
     double scale = 1;
@@ -223,6 +223,8 @@ static status read_factorization(struct shape *s, const struct json_t *f, const 
     if (json_get_real(&scale, f, "scale", 0, 1e6, JSON_REQUIRED, path, e)) return e->code;
     if (json_get_text(&compensation, f, "compensation", JSON_REQUIRED, path, e)) return e->code;
     if (json_get_bool(&s->calibrated, f, "calibrated", JSON_OPTIONAL, path, e)) return e->code;
+    if (json_get_object(&adapted, f, "adapted", JSON_OPTIONAL, path, e)) return e->code;
+    s->adapted = adapted != NULL;
     if (json_get_object(&source, f, "source", JSON_OPTIONAL, path, e)) return e->code;
     if (source && json_get_text(&digest, source, "digest", JSON_OPTIONAL, path, e)) return e->code;
 

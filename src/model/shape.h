@@ -28,7 +28,8 @@ struct shape {
     float scale;                     /* of active experts */
     bool compensate;                 /* has mlp.compensation */
     bool sliced;                     /* a dense model, opened as `experts` slices of its FFN, all of them active: shape_slice() */
-    bool calibrated;                 /* has calibration.safetensors: neuron means and importances, for the static control */
+    bool adapted;    /* weights were trained after it was factorized: the sum of all experts is not the dense model */
+    bool calibrated; /* has calibration.safetensors: neuron means and importances, for the static control */
     char method[32], grouping[32];
     char source_digest[65];
 };

@@ -117,9 +117,14 @@ void adapt_close(struct adapt *a)
     free(a);
 }
 
-const struct adapt_options *adapt_options_of(const struct adapt *a)
+bool adapt_changes(const struct adapt *a)
 {
-    return &a->o;
+    return a && (a->o.norms || a->o.experts);
+}
+
+bool adapt_learns(const struct adapt *a, enum adapt_where where)
+{
+    return a && (where == ADAPT_NORMS ? a->o.norms : a->o.experts);
 }
 
 /* ---- which weights ---- */

@@ -30,7 +30,10 @@ struct adapt;
 /* m and r are borrowed and change.  m: opened with limits.train, and limits.adapt if experts are trained.  ERR_LIMIT. */
 status adapt_open(struct adapt **out, struct model *m, struct router *r, const struct adapt_options *o, struct err *e);
 void adapt_close(struct adapt *a); /* NULL is fine */
-const struct adapt_options *adapt_options_of(const struct adapt *a);
+
+enum adapt_where { ADAPT_NORMS, ADAPT_EXPERTS };
+bool adapt_learns(const struct adapt *a, enum adapt_where where); /* a may be NULL */
+bool adapt_changes(const struct adapt *a);                        /* weights of the model: the teacher's differ */
 
 /* All ranks.  ERR_RANK. */
 status adapt_use(struct adapt *a, bool student, struct err *e);

@@ -117,7 +117,7 @@ static void taught_attention(struct stage2 *s, int layer, const struct batch *b)
 /* Whether the student's weights are not the teacher's: then they take turns, and share nothing. */
 static bool other_weights(const struct stage2 *s)
 {
-    return s->o.adapt && (adapt_options_of(s->o.adapt)->norms || adapt_options_of(s->o.adapt)->experts);
+    return adapt_changes(s->o.adapt);
 }
 
 static status teacher_alone(struct stage2 *s, const struct batch *b, struct err *e)
@@ -168,23 +168,27 @@ static status forwards(struct stage2 *s, enum stage2_mode mode, const struct bat
 static status layers_backward(struct stage2 *s, const struct batch *b, struct err *e)
 {
     size_t states = (size_t)b->rows * (size_t)s->shape->width * sizeof(float);
+    bool norms = adapt_learns(s->o.adapt, ADAPT_NORMS), experts = adapt_learns(s->o.adapt, ADAPT_EXPERTS);
 
     for (int l = s->shape->layers - 1; l >= 0; l--) {
-        bool below = l > 0; /* nothing is trained in front of the first choice */
+        bool below = l > 0 || norms; /* nothing else is trained in front of the first choice */
 
         if (s->o.alive && s->o.alive(s->o.alive_ctx)) return err_set(e, STOPPED, "stopped in layer %d", l);
         backward_ffn_input(s->backward, l, stage2_middle(s, l), b->rows, s->h);
         memset(s->dh, 0, states);
-        if (moe_backward(s->moe, l, s->h, stage2_sets(s, l), s->dx, b->rows, stage2_scale(s, l), below ? s->dh : NULL, s->dgate,
-                         e))
+        if ((experts ? moe_backward_learn : moe_backward)(s->moe, l, s->h, stage2_sets(s, l), s->dx, b->rows, stage2_scale(s, l),
+                                                          below ? s->dh : NULL, s->dgate, e))
             return e->code;
         if (s->o.adapt) adapt_term(s->o.adapt, l, s->h, s->dx, b->rows);
         stage2_gates_backward(s, l, b->rows, below);
         stage2_relax(s, l, b->rows);
         router_model_backward(s->trained, l, s->h, s->dz, b->rows, below ? s->dh : NULL);
         if (!below) break;
+        if (norms) adapt_norm(s->o.adapt, ADAPT_FFN, l, s->dh, stage2_middle(s, l), b->rows);
         backward_ffn_norm(s->backward, l, s->dh, stage2_middle(s, l), b->rows, s->dx);
         backward_attention(s->backward, l, b, stage2_entrance(s, l), s->dx);
+        if (norms)
+            adapt_norm(s->o.adapt, ADAPT_ATTENTION, l, backward_attention_normed(s->backward), stage2_entrance(s, l), b->rows);
     }
     return OK;
 }

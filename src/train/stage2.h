@@ -1,4 +1,4 @@
-/* Stage 2 of fine-tuning: end to end, with frozen weights.
+/* Stage 2 of fine-tuning: end to end, with frozen weights; or with those that adapt.h says.
  *
  * The student is the factorized model as inference runs it, with hard choices; the teacher is the same weights with all experts, over the same windows.  Trained are the
  * router's parameters and the means of the experts that are left out (router.mu), by backpropagation through the whole network:

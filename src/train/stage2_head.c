@@ -41,5 +41,6 @@ void stage2_losses(struct stage2 *s, int rows, bool learn)
         for (int t = 0; t < n; t++) s->tally.kl += s->kl[t], s->tally.nll += s->nll[t];
         if (learn) backward_logits(s->backward, s->logits, n, hidden); /* its own rows are not needed any more */
     }
+    if (learn && s->o.adapt) adapt_norm(s->o.adapt, ADAPT_LAST, 0, s->hidden, last, rows);
     if (learn) backward_norm(s->backward, s->hidden, last, rows, s->dx);
 }

@@ -48,11 +48,55 @@ static void compare(struct student *s, const struct window *w, const struct rout
     }
 }
 
-static void gradients(const struct router_form *form, bool by_threshold, double temperature)
+/* Norms: of all layers behind one another, or the last one. */
+static void compare_norms(struct student *s, const struct window *w, const struct router_param *p)
+{
+    size_t width = (size_t)s->y.width, step = p->n / 19 + 1;
+    double largest = 0;
+
+    for (size_t i = 0; i < p->n; i++) largest = fmax(largest, fabs((double)p->gradient[i]));
+    for (size_t i = 0; i < p->n; i += step) {
+        double *at = !strcmp(p->name, "norm.last")        ? s->norm
+                     : !strcmp(p->name, "norm.attention") ? s->layer[i / width].an
+                                                          : s->layer[i / width].fn;
+        double slope = student_slope(s, w, 2, at + i % width), found = (double)p->gradient[i];
+
+        if (!(fabs(found - slope) < 2e-4 * (largest + fabs(slope))))
+            fail_msg("%s[%zu]: expected %.8g, found %.8g; the largest is %.3g", p->name, i, slope, found, largest);
+    }
+}
+
+/* Weights of the experts, wherever they are, the shared one (-1) too. */
+static void compare_experts(struct student *s, const struct window *w, struct moe *m)
+{
+    struct err e;
+
+    for (int l = 0; l < s->y.layers; l++)
+        for (int i = -1, first = 0; i < s->y.experts; i++) {
+            size_t floats = moe_adapted_floats(m, l, i, MOE_ADAPTED_WEIGHTS), at = floats * 3 / 7;
+            float *found = malloc((floats + 1) * sizeof(*found));
+
+            for (int part = 0; part < 3 && floats; part++) {
+                double *of = part == 0 ? s->layer[l].gate : part == 1 ? s->layer[l].up : s->layer[l].down, largest = 0;
+
+                if (moe_adapt_get(m, l, i, part, MOE_ADAPTED_SLOPE, found, &e)) fail_msg("%s", e.text);
+                for (size_t k = 0; k < floats; k++) largest = fmax(largest, fabs((double)found[k]));
+                double slope = student_slope(s, w, 2, of + first * s->y.width + at);
+
+                if (!(fabs((double)found[at] - slope) < 2e-4 * (largest + fabs(slope)) + 1e-7))
+                    fail_msg("layer %d, expert %d, part %d, %zu: expected %.8g, found %.8g; the largest is %.3g", l, i, part, at,
+                             slope, (double)found[at], largest);
+            }
+            first += (int)(floats / (size_t)s->y.width);
+            free(found);
+        }
+}
+
+static void gradients(const struct router_form *form, bool by_threshold, double temperature, bool weights)
 {
     char *directory = str_join(world.directory, "model");
     const struct window w[] = {{tokens, FIRST, tokens + 1}, {tokens + FIRST, SECOND, tokens + FIRST + 1}};
-    struct model_limits limits = {.rows = TOKENS, .sessions = 2, .positions = 32, .train = true};
+    struct model_limits limits = {.rows = TOKENS, .sessions = 2, .positions = 32, .train = true, .adapt = weights};
     struct router_param *param[STAGE2_PARAMS];
     struct stage2 *trainer;
     struct student s;
@@ -89,7 +133,8 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
                                .rows = TOKENS,
                                .sessions = 2,
                                .adamw = {0.9, 0.95, 1e-8, 0.01}};
-    const struct adapt_options more = {.term = true, .offset_rate = 0.5, .rows = TOKENS};
+    const struct adapt_options more = {
+        .term = true, .norms = weights, .experts = weights, .offset_rate = 0.5, .expert_rate = 0.1, .rows = TOKENS};
 
     if (adapt_open(&o.adapt, m, &r, &more, &e)) fail_msg("%s", e.text);
     if (stage2_open(&trainer, &r, m, &o, &e) || stage2_batch(trainer, STAGE2_LEARN, w, 2, &e)) fail_msg("%s", e.text);
@@ -97,6 +142,7 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
 
     student_open(&s, directory, &r);
     s.scale = 1.25, s.lm = 0.3, s.budget = 0.5, s.load = 0.2, s.target = 0.4, s.temperature = temperature;
+    s.frozen = weights;
     s.capture = true;
     double loss = student_loss(&s, w, 2) / TOKENS;
     s.capture = false;
@@ -105,7 +151,8 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
     assert_true(fabs(s.nll / TOKENS - tally->nll) < 1e-5);
     assert_true(fabs(loss - tally->loss) < 2e-5);
     int params = stage2_params(trainer, param);
-    assert_int_equal(params, 2 + (r.factor != NULL) + (r.mu != NULL) + (r.offset != NULL) + 2 * (r.low_rank > 0));
+    assert_int_equal(params,
+                     2 + (r.factor != NULL) + (r.mu != NULL) + (r.offset != NULL) + 2 * (r.low_rank > 0) + (weights ? 3 : 0));
     for (int i = 0; i < params; i++) {
         const struct {
             const char *name;
@@ -114,9 +161,11 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
                   {"offset", s.offset}, {"inward", s.inward}, {"outward", s.outward}};
         size_t k = 0;
 
-        while (k < 6 && strcmp(of[k].name, param[i]->name) != 0) k++;
-        compare(&s, w, param[i], of[k].values);
+        while (k < 7 && strcmp(of[k].name, param[i]->name) != 0) k++;
+        if (k < 7) compare(&s, w, param[i], of[k].values);
+        else compare_norms(&s, w, param[i]);
     }
+    if (weights) compare_experts(&s, w, model_moe(m));
 
     /* A step along it is one down. */
     double before = tally->loss, norm;
@@ -134,25 +183,25 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
 static void top_k_router(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.means = true}, false, 0.5);
+    gradients(&(struct router_form){.means = true}, false, 0.5, false);
 }
 
 static void threshold_router(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.means = true}, true, 0.7);
+    gradients(&(struct router_form){.means = true}, true, 0.7, false);
 }
 
 static void gate_router(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true, .low_rank = 3}, true, 1.6);
+    gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true, .low_rank = 3}, true, 1.6, true);
 }
 
 static void no_means(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.constant = true}, false, 0.7);
+    gradients(&(struct router_form){.constant = true}, false, 0.7, true);
 }
 
 /* ---- against PyTorch: tests/golden/make_stage2.py ---- */
@@ -329,6 +378,82 @@ static void stopped_after_every_step(void **state)
     free(path);
 }
 
+#define ADAPT "select: threshold\ntrain: [router, compensation, norms, experts]\nexpert_rate: 0.5\n"
+#define LORA  "train: [lora]\nlora_rank: 3\nexpert_rate: 1\n"
+
+/* Weights of the model, too: another model, the first one as it was. */
+static void adapts(void **state)
+{
+    size_t n, m;
+    char *was = world_bytes("%s/%s/model.safetensors", "model", &n), *is, *path = str_join(world.directory, "adapted/model");
+    struct json_t *o;
+    struct shape y;
+    struct err e;
+
+    (void)state;
+    if (end_to_end(&o, "adapted", ADAPT, &e)) fail_msg("%s", e.text);
+    assert_string_equal(json_text(json_at(o, "weights")), "adapted");
+    assert_true(json_number(json_at(json_at(o, "kl"), "after")) < 0.98 * json_number(json_at(json_at(o, "kl"), "before")));
+    json_free(o);
+    if (end_to_end(&o, "lora", LORA, &e)) fail_msg("%s", e.text);
+    assert_true(json_number(json_at(json_at(o, "kl"), "after")) < 0.98 * json_number(json_at(json_at(o, "kl"), "before")));
+    json_free(o);
+    is = world_bytes("%s/%s/model.safetensors", "model", &m);
+    assert_int_equal(n, m);
+    assert_memory_equal(is, was, n);
+    if (shape_read(&y, path, &e)) fail_msg("%s", e.text);
+    assert_true(y.adapted && !y.calibrated);
+    free(is), free(was), free(path);
+}
+
+/* As eval sees it: the router of the new model gives the loss that the job has measured with it at the end. */
+static void evaluates(void **state)
+{
+    struct str yaml = {0};
+    struct json_t *o;
+    struct err e;
+
+    (void)state;
+    str_addf(
+        &yaml,
+        "kind: eval\nmodel: %s/adapted/model\noutput: %s/eval\nvariants: [dense, router]\ntext: {file: %s/text}\nwindow: 20\n",
+        world.directory, world.directory, world.directory);
+    if (world_run(&o, yaml.text, &e)) fail_msg("%s", e.text);
+    assert_non_null(o);
+    json_free(o);
+    str_free(&yaml);
+    str_addf(&yaml, "kind: finetune\nmodel: %s/adapted/model\noutput: %s/again\ntext: {file: %s/text}\ntokens: 200\n",
+             world.directory, world.directory, world.directory);
+    assert_int_equal(world_run(NULL, yaml.text, &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "has adapted weights"));
+    str_free(&yaml);
+}
+
+static void stops(const char *name, const char *whole, const char *more)
+{
+    int n = 0;
+    struct err e;
+    status s;
+
+    do {
+        stop_reset();
+        if (n < STEPS) raise(SIGUSR1);
+        s = end_to_end(NULL, name, more, &e);
+        if (s == STOPPED) n++;
+    } while (s == STOPPED && n < 20);
+    stop_reset();
+    if (s) fail_msg("%s", e.text);
+    assert_int_equal(n, STEPS);
+    same_bytes("%s/%s/model/model.safetensors", name, whole);
+}
+
+static void adapting_stopped(void **state)
+{
+    (void)state;
+    stops("adapted-stopped", "adapted", ADAPT);
+    stops("lora-stopped", "lora", LORA);
+}
+
 static void refusals(void **state)
 {
     struct err e;
@@ -356,16 +481,28 @@ static void elsewhere(const char *name)
     same_curve(name, "whole");
 }
 
+static void adapted_elsewhere(const char *name, const char *whole, const char *more)
+{
+    struct err e;
+
+    if (end_to_end(NULL, name, more, &e)) fail_msg("%s", e.text);
+    same_bytes("%s/%s/model/model.safetensors", name, whole);
+    same_curve(name, whole);
+}
+
 static void round_robin(void **state)
 {
     (void)state;
     elsewhere("round-robin");
+    adapted_elsewhere("adapted-robin", "adapted", ADAPT);
+    adapted_elsewhere("lora-robin", "lora", LORA);
 }
 
 static void on_one_rank(void **state)
 {
     (void)state;
     elsewhere("one-rank");
+    adapted_elsewhere("adapted-one", "adapted", ADAPT);
 }
 
 static int lead(int turn)
@@ -374,7 +511,8 @@ static int lead(int turn)
                                        cmocka_unit_test(threshold_router), cmocka_unit_test(gate_router),
                                        cmocka_unit_test(no_means),         cmocka_unit_test(pytorch),
                                        cmocka_unit_test(learns),           cmocka_unit_test(stopped_after_every_step),
-                                       cmocka_unit_test(refusals)};
+                                       cmocka_unit_test(adapts),           cmocka_unit_test(evaluates),
+                                       cmocka_unit_test(adapting_stopped), cmocka_unit_test(refusals)};
     const struct CMUnitTest second[] = {cmocka_unit_test(round_robin)}, third[] = {cmocka_unit_test(on_one_rank)};
     struct rng r;
 
