@@ -16,7 +16,8 @@ static void make_model(void **state)
 
     (void)state;
     str_addf(&more,
-             "grouping: coactivation\nbudget: uniform\ncompensation: mean\nexperts: 6\nactive: 3\nshared: 0.2\ncalibration: {file: %s/text}\n",
+             "grouping: coactivation\nbudget: uniform\ncompensation: mean\nexperts: 6\nactive: 3\nshared: 0.2\ncalibration: "
+             "{file: %s/text}\n",
              world.directory);
     world_model(more.text);
     str_free(&more);
@@ -342,7 +343,8 @@ static void learns(void **state)
     struct err e;
 
     (void)state;
-    if (finetune(NULL, "first", LEARNED_ONLY "labels: gram\nselect: top_k\ntokens: 400\nbatch_tokens: 200\n", &e)) fail_msg("%s", e.text);
+    if (finetune(NULL, "first", LEARNED_ONLY "labels: gram\nselect: top_k\ntokens: 400\nbatch_tokens: 200\n", &e))
+        fail_msg("%s", e.text);
     if (end_to_end(&o, "whole", OPTIONS, &e)) fail_msg("%s", e.text);
     const struct json_t *kl = json_at(o, "kl"), *share = json_at(o, "active_share");
     assert_true(json_number(json_at(kl, "after")) < 0.95 * json_number(json_at(kl, "before")));
