@@ -15,10 +15,12 @@ static int steps; /* of a whole run: 1200 tokens in batches of at most 200, whol
     "labels: energy\nloss: regression\nselect: threshold\nrouter: gate\nrouter_rank: 6\nstart: ridge\ncompensation: "            \
     "unselected\n"                                                                                                               \
     "compensation_rank: 3\nscale: fitted\nfit_tokens: 300\n"
-#define WIDE "labels: norm\nloss: listwise\nrouter: bottleneck\nrouter_rank: 5\ncompensation: unselected\nfit_tokens: 100\n"
+#define WIDE  "labels: norm\nloss: listwise\nrouter: bottleneck\nrouter_rank: 5\ncompensation: unselected\nfit_tokens: 100\n"
 #define BLIND "start: random\ncompensation_rank: 0\n"
 
-#define LOW  "loss: bce\nselect: top_k\nrouter: low_rank\nrouter_rank: 3\ncompensation: constant\ncompensation_rank: 0\nfit_tokens: 300\n"
+#define LOW                                                                                                                      \
+    "loss: bce\nselect: top_k\nrouter: low_rank\nrouter_rank: 3\ncompensation: constant\ncompensation_rank: 0\nfit_tokens: "     \
+    "300\n"
 #define BENT "loss: bce\nselect: top_k\nrouter: bottleneck\nrouter_rank: 4\nfit_tokens: 300\n"
 
 static status finetune(struct json_t **result, const char *version, const char *output, const char *more, struct err *e)
@@ -161,8 +163,7 @@ static double start_loses(const char *version, const char *more)
 /* With as many directions as experts low_rank begins as the linear router does, and a bottleneck, with its bend, near it. */
 static void starts_by_directions(void **state)
 {
-    double blind = start_loses("blind", "loss: bce\nstart: random\n"),
-           line = start_loses("line", "loss: bce\nfit_tokens: 300\n"),
+    double blind = start_loses("blind", "loss: bce\nstart: random\n"), line = start_loses("line", "loss: bce\nfit_tokens: 300\n"),
            all = start_loses("all", "loss: bce\nfit_tokens: 300\nrouter: low_rank\nrouter_rank: 4\n"),
            bent = start_loses("bent", BENT), few = start_loses("low", LOW);
     struct json_t *o;
@@ -172,7 +173,9 @@ static void starts_by_directions(void **state)
     assert_true(line < 0.9 * blind && fabs(line - all) < 1e-4 * line);
     assert_true(bent < line + 0.5 * (blind - line) && few < line + 0.5 * (blind - line));
     stopped_after_every_step("low-stopped", "low", LOW);
-    if (finetune(&o, "low-none", "low-none", "loss: bce\nrouter: low_rank\nrouter_rank: 3\nfit_tokens: 300\ncompensation_rank: 2\n", &e)) fail_msg("%s", e.text);
+    if (finetune(&o, "low-none", "low-none",
+                 "loss: bce\nrouter: low_rank\nrouter_rank: 3\nfit_tokens: 300\ncompensation_rank: 2\n", &e))
+        fail_msg("%s", e.text);
     assert_int_equal(json_int(json_at(json_at(o, "router"), "compensation_rank")), 2);
     json_free(o);
 }
@@ -188,7 +191,8 @@ static void constant(void **state)
         struct err e;
 
         if (finetune(&o, i ? "with-none" : "with-constant", "c",
-                     i ? "scale: fitted\ncompensation_rank: 0\ncompensation: model\n" : "scale: fitted\ncompensation_rank: 0\n", &e))
+                     i ? "scale: fitted\ncompensation_rank: 0\ncompensation: model\n" : "scale: fitted\ncompensation_rank: 0\n",
+                     &e))
             fail_msg("%s", e.text);
         missing[i] = json_number(json_item(json_at(o, "missing"), 0));
         assert_true(json_bool(json_at(json_at(o, "router"), "constant")) == !i);
