@@ -18,7 +18,8 @@ VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LAYERS ?= $(shell sed -n 's/^\([a-z]*\):.*/\1/p' src/LAYERS)
 PKGS   := jansson libpcre2-8 libutf8proc yaml-0.1 libprotobuf-c ompi-c sentencepiece libcrypto
 
-OPT      ?= -O3 -g
+# sanitizers: what -O3 unrolls takes them three times as long to compile and finds nothing more
+OPT      ?= $(if $(SAN),-O1,-O3) -g
 WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
 CWARN    := $(WARN) -Wmissing-prototypes -Wstrict-prototypes -Wvla
 comma    := ,
@@ -64,10 +65,15 @@ $(BUILD)/%.o: %.c | $(PROTO).h
 # kernels that are chosen at run time; fused operations stand in the code, -ffp-contract=off lets no other ones in
 ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine)),)
 $(BUILD)/src/num/kernel_avx2.o: CFLAGS += -mavx2 -mfma
-# sanitizers see kernel_avx2.c; its bodies unrolled for 32 registers take them half an hour to compile
+# sanitizers see kernel_avx2.c; its bodies unrolled for 32 registers take them half an hour to compile, so these two are those of the build around
+# build/sanitize, and are compiled once
 ifdef SAN
-$(BUILD)/src/num/kernel_avx2.o: OPT := -O1 -g
-$(BUILD)/src/num/kernel_avx512.o $(BUILD)/src/num/kernel_vnni.o: SANFLAGS :=
+AROUND    := $(patsubst %/,%,$(dir $(BUILD)))
+UNCHANGED := src/num/kernel_avx512.o src/num/kernel_vnni.o
+$(UNCHANGED:%=$(BUILD)/%) &: FORCE
+	@$(MAKE) --no-print-directory -s BUILD=$(AROUND) SAN= $(UNCHANGED:%=$(AROUND)/%)
+	$(Q)mkdir -p $(BUILD)/src/num
+	$(Q)for o in $(UNCHANGED); do cmp -s $(AROUND)/$$o $(BUILD)/$$o || cp $(AROUND)/$$o $(BUILD)/$$o; done
 endif
 $(BUILD)/src/num/kernel_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
 $(BUILD)/src/num/kernel_vnni.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma

@@ -4,19 +4,23 @@
 #   scripts/run_tests.sh BUILD [BUILD/sanitize]
 #
 # Unit tests run once, MPI tests without mpirun and at np = 1, 2, 3, 5 (at 3 under sanitizers); the command-line tests (bats) run with the
-# first.  A test program that does not exist (did not compile) or prints no result is a failure.
+# first.  TEST_JOBS at a time (default: the processors, at least 2 and at most 4, since a test has up to five ranks), the long ones first; none knows of the others:
+# each has files of its own, and what waits for others has deadlines that a busy machine keeps.
+# Of every test: what passed, seconds, and seconds of processor time, its ranks' included.
+# A test program that does not exist (did not compile) or prints no result is a failure.
 set -u
 cd "$(dirname "$0")/.."
 . scripts/env.sh
-export CMOCKA_MESSAGE_OUTPUT=TAP BATS_TEST_TIMEOUT=240
+export CMOCKA_MESSAGE_OUTPUT=TAP BATS_TEST_TIMEOUT=600
 export FACTORLLM_SHARED=${FACTORLLM_SHARED:-../shared}
 # Open MPI unloads plugins before it ends, so only slow unwinding gives stacks that lsan.supp can match
 asan=detect_leaks=1:allocator_may_return_null=1
 export ASAN_OPTIONS=$asan UBSAN_OPTIONS=print_stacktrace=1
 export LSAN_OPTIONS=suppressions=$PWD/tests/mpi/lsan.supp:print_suppressions=0
-passed=0 failed=0 skipped=0
-out=$(mktemp)
-trap 'rm -f "$out"' EXIT
+jobs=${TEST_JOBS:-$(nproc)}
+[ -n "${TEST_JOBS:-}" ] || { [ "$jobs" -ge 2 ] || jobs=2; [ "$jobs" -le 4 ] || jobs=4; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
 if [ -d "$FACTORLLM_SHARED/models" ]; then
     echo "real models: $FACTORLLM_SHARED is there, they are tested too"
@@ -24,52 +28,73 @@ else
     echo "real models: $FACTORLLM_SHARED is not there; the toy models of tests/golden are tested, real ones are skipped"
 fi
 
-# run NAME COMMAND...: counts its TAP lines
-run() {
-    local name=$1 status ok bad skip from=$SECONDS
-    shift
-    timeout 1200 "$@" >"$out" 2>&1 </dev/null
+# one NUMBER NAME COMMAND...: runs it, counts its TAP lines and says so in one piece
+one() {
+    local out=$work/$1.out name=$2 status ok bad skip took
+    shift 2
+    TIMEFORMAT='%R %U %S'
+    took=$({ time timeout 1200 "$@" >"$out" 2>&1 </dev/null; } 2>&1; exit $?)
     status=$?
+    took=$(awk '{printf "%6.1f s %6.1f s", $1, $2 + $3}' <<<"${took##*$'\n'}")
     skip=$(grep -ciE '^(not )?ok .*# *skip' "$out") # cmocka 1.1.5 says "not ok 7 # SKIP"
     ok=$(grep -E '^ok ' "$out" | grep -civE '# *skip')
     bad=$(grep -E '^not ok ' "$out" | grep -civE '# *skip')
     if [ "$bad" = 0 ] && { [ "$status" != 0 ] || [ $((ok + skip)) = 0 ]; }; then bad=1; fi
-    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
-    if [ "$bad" != 0 ]; then
-        printf 'FAIL %-52s exit %d %5d s\n' "$name" "$status" $((SECONDS - from))
-        grep -vE '^ok |^1\.\.' "$out" | tail -n 40 | sed 's/^/     | /'
-    else
-        printf 'ok   %-52s %4d %5d s\n' "$name" "$ok" $((SECONDS - from))
+    {
+        if [ "$bad" != 0 ]; then
+            printf 'FAIL %-52s exit %d %s\n' "$name" "$status" "$took"
+            grep -vE '^ok |^1\.\.' "$out" | tail -n 40 | sed 's/^/     | /'
+        else
+            printf 'ok   %-52s %4d %s\n' "$name" "$ok" "$took"
+        fi
+    } >"$out.said"
+    cat "$out.said"
+    echo "$ok $bad $skip" >>"$work/counts"
+}
+
+started=0 running=0
+# run NAME COMMAND...: as soon as there is room
+run() {
+    if [ $running -ge "$jobs" ]; then
+        wait -n
+        running=$((running - 1))
     fi
+    started=$((started + 1)) running=$((running + 1))
+    one $started "$@" &
 }
 
 first=$1
+with_mpi=$asan:fast_unwind_on_malloc=0
+export FACTORLLM=$PWD/$first/factorllm
+export LOST_RANK=$PWD/$first/tests/mpi/lost_rank
+for file in $(ls -S tests/cli/*.bats); do # longer texts take longer, as it happens
+    run "$(basename "$file")" env ASAN_OPTIONS=$with_mpi bats --tap "$file"
+done
 for build in "$@"; do
     case $build in
     */sanitize) label=" (sanitizers)" nps=3 ;;
     *) label= nps="1 2 3 5" ;;
     esac
-    export ASAN_OPTIONS=$asan
+    for source in tests/mpi/test_*.c; do
+        name=$(basename "$source" .c)
+        program="env ASAN_OPTIONS=$with_mpi $build/tests/mpi/$name"
+        run "$name alone$label" $program
+        for np in $nps; do
+            # every rank prints the same results: rank 0's are counted, any rank's failure shows in the exit status
+            run "$name np=$np$label" mpirun -n 1 $program $([ $np = 1 ] || echo : -n $((np - 1)) env CMOCKA_MESSAGE_OUTPUT=STDOUT ${program#env })
+        done
+    done
+done
+for build in "$@"; do
+    case $build in */sanitize) label=" (sanitizers)" ;; *) label= ;; esac
     for source in tests/unit/test_*.c; do
         name=$(basename "$source" .c)
         run "$name$label" "$build/tests/unit/$name"
     done
-    export ASAN_OPTIONS=$asan:fast_unwind_on_malloc=0
-    for source in tests/mpi/test_*.c; do
-        name=$(basename "$source" .c)
-        run "$name alone$label" "$build/tests/mpi/$name"
-        for np in $nps; do
-            # every rank prints the same results: rank 0's are counted, any rank's failure shows in the exit status
-            run "$name np=$np$label" mpirun -n 1 "$build/tests/mpi/$name" $([ $np = 1 ] || echo : -n $((np - 1)) env CMOCKA_MESSAGE_OUTPUT=STDOUT "$build/tests/mpi/$name")
-        done
-    done
 done
-export ASAN_OPTIONS=$asan:fast_unwind_on_malloc=0
-export FACTORLLM=$PWD/$first/factorllm
-export LOST_RANK=$PWD/$first/tests/mpi/lost_rank
-for file in tests/cli/*.bats; do
-    run "$(basename "$file")" bats --tap "$file"
-done
+wait
 
-if [ $skipped = 0 ]; then echo "$passed passed, $failed failed"; else echo "$passed passed, $failed failed, $skipped skipped"; fi
-[ $failed = 0 ]
+read -r passed failed skipped < <(awk '{a += $1; b += $2; c += $3} END {print a + 0, b + 0, c + 0}' "$work/counts")
+[ "$(wc -l <"$work/counts")" = $started ] || { echo "FAIL some tests did not say how they ended"; failed=$((failed + 1)); }
+if [ "$skipped" = 0 ]; then echo "$passed passed, $failed failed"; else echo "$passed passed, $failed failed, $skipped skipped"; fi
+[ "$failed" = 0 ]

@@ -23,7 +23,7 @@ YAML
     "$FACTORLLM" run "$dir/infer.yaml" --quiet --set output="$dir/alone"
     for how in "2 1 placement=block" "1 2 tensor_parallel=true" "1 1 coordinators=2" "2 2 coordinators=3"; do
         set -- $how
-        run timeout 60 scripts/two_hosts.sh "$1" "$2" "$FACTORLLM" run "$dir/infer.yaml" --quiet --set output="$dir/$3" --set cluster."$3"
+        run timeout 150 scripts/two_hosts.sh "$1" "$2" "$FACTORLLM" run "$dir/infer.yaml" --quiet --set output="$dir/$3" --set cluster."$3"
         echo "$how: $output"
         [ "$status" = 0 ]
         diff <(answers alone) <(answers "$3")
@@ -41,9 +41,9 @@ YAML
     for how in KILL STOP unplugged; do
         rank=
         rm -rf "$dir/infer"
-        timeout -k 5 45 scripts/two_hosts.sh 1 1 "$FACTORLLM" run "$dir/infer.yaml" --quiet >"$dir/out" 2>&1 &
+        timeout -k 5 120 scripts/two_hosts.sh 1 1 "$FACTORLLM" run "$dir/infer.yaml" --quiet >"$dir/out" 2>&1 &
         launched=$!
-        for _ in $(seq 300); do
+        for _ in $(seq 600); do
             [ -s "$dir/infer/responses.jsonl" ] && break
             sleep 0.1
         done
@@ -57,7 +57,7 @@ YAML
             card=$(nsenter -t "$rank" -n ip -o link show type veth | sed 's/^[0-9]*: \([^@:]*\).*/\1/')
             nsenter -t "$rank" -n ip link set "$card" down
             # both sides see that they are alone; mpirun's daemons wait for each other until the line is back
-            for _ in $(seq 150); do
+            for _ in $(seq 300); do
                 grep -q 'was lost' "$dir/out" && [ ! -e "/proc/$rank" ] && break
                 sleep 0.1
             done

@@ -23,7 +23,7 @@ YAML
 start() {
     mpirun -n 3 "$FACTORLLM" run "$1" --quiet >"$dir/out" 2>&1 &
     mpirun_pid=$!
-    for i in $(seq 300); do
+    for i in $(seq 600); do
         [ -s "$2" ] && [ "$(wc -l <"$2")" -ge 3 ] && return
         sleep 0.1
     done
@@ -82,7 +82,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
     began=$(date +%s)
     kill -KILL "$(pid_of_rank 1)"
     finish
-    [ $(($(date +%s) - began)) -le 15 ]
+    [ $(($(date +%s) - began)) -le 60 ] # not for ever; the line says after how long
     [ "$status" = 6 ]
     grep -F "rank 1 ($(hostname))" "$dir/out" | grep -E 'layer [0-9]+' | grep -q experts
     whole_rows "$dir/infer/responses.jsonl"
@@ -97,7 +97,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
         rm -rf "$dir/infer"
         mpirun -n 3 "$FACTORLLM" run "$dir/infer.yaml" --quiet --set cluster.shared_memory=$memory >"$dir/out" 2>&1 &
         mpirun_pid=$!
-        for _ in $(seq 300); do
+        for _ in $(seq 600); do
             [ -s "$dir/infer/responses.jsonl" ] && break
             sleep 0.1
         done
@@ -165,7 +165,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
     finish
     [ "$status" = 6 ]
     grep -q "rank 0 ($(hostname), the coordinator) was lost" "$dir/out"
-    for i in $(seq 50); do # mpirun may return a moment before the last of them is gone
+    for i in $(seq 200); do # mpirun may return a moment before the last of them is gone
         kill -0 $others 2>/dev/null || break
         sleep 0.1
     done
@@ -212,7 +212,7 @@ YAML
     rm -rf "$dir/made/model/routers" "$dir/tune"
     mpirun -n 3 "$FACTORLLM" run "$dir/job.yaml" --quiet >"$dir/out" 2>&1 &
     mpirun_pid=$!
-    for i in $(seq 100); do
+    for i in $(seq 600); do
         grep -q '"step"' "$dir/tune/log.jsonl" 2>/dev/null && break
         sleep 0.1
     done
@@ -233,7 +233,7 @@ YAML
     cp "$dir/run/eval/result.json" "$dir/before.json"
     "$FACTORLLM" run "$dir/job.yaml" --quiet --set eval.bootstrap=1000000 2>"$dir/out" &
     pid=$!
-    for i in $(seq 100); do
+    for i in $(seq 1200); do
         [ "$(grep -c '"start"' "$dir/run/eval/log.jsonl")" = 2 ] && break
         sleep 0.05
     done
@@ -264,7 +264,7 @@ YAML
     "$FACTORLLM" run "$dir/eval.yaml" --quiet --set output="$dir/whole"
     "$FACTORLLM" run "$dir/eval.yaml" --quiet &
     pid=$!
-    for i in $(seq 200); do
+    for i in $(seq 3000); do
         [ -e "$dir/e/partial.json" ] && break
         sleep 0.02
     done

@@ -32,6 +32,15 @@ static void fail_now(const char *how)
     if (strcmp(how, "term") == 0) kill(getppid(), SIGTERM);
 }
 
+/* Says so first: by then all ranks are at work, and whoever wants to disturb them need not guess when.  SIGUSR1 cuts it short. */
+static void computes(struct exchange *x, double seconds)
+{
+    printf("computes\n");
+    fflush(stdout);
+    for (double start = clock_now(); clock_now() - start < seconds && stop_asked() != STOP_SOON; clock_sleep(0.01))
+        exchange_ping(x);
+}
+
 static status lead(struct comm *c, struct exchange *x, const char *how, double busy, struct err *e)
 {
     static char payload[BYTES];
@@ -43,7 +52,7 @@ static status lead(struct comm *c, struct exchange *x, const char *how, double b
         r.layer = round;
         if (how && round == 2) fail_now(how);
         for (int rank = 1; rank < comm_size(c); rank++) exchange_post(x, round % 2, rank, &r, payload, BYTES, NULL, 0);
-        for (double start = clock_now(); round == 2 && clock_now() - start < busy; clock_sleep(0.01)) exchange_ping(x);
+        if (round == 2 && busy > 0) computes(x, busy);
         st = exchange_wait(x, round % 2, e);
         if (st == ERR_RANK) return st;
         clock_sleep(0.05);
