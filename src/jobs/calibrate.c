@@ -262,7 +262,7 @@ void calibration_energies(const struct calibration *c, int layer, float *z)
         }
 }
 
-uint64_t *calibration_strong(const struct calibration *c, int layer, const float *z, int *tokens)
+uint64_t *calibration_strong(const struct calibration *c, int layer, const float *z, int *tokens, const struct alive *alive)
 {
     int n = c->neurons, k = n / STRONG_SHARE > 1 ? n / STRONG_SHARE : 1, all = c->sample;
     const float *norm = c->down_norm + (size_t)layer * (size_t)n;
@@ -276,6 +276,7 @@ uint64_t *calibration_strong(const struct calibration *c, int layer, const float
     for (int t = 0; t < *tokens; t++) {
         const float *row = z + (size_t)((int64_t)t * all / *tokens) * (size_t)n;
 
+        if (t % 256 == 0) alive_tick(alive);
         for (int j = 0; j < n; j++) strength[j] = fabsf(row[j]) * norm[j];
         top_k(set, strength, n, k);
         for (int j = bits_next(set, n, 0); j < n; j = bits_next(set, n, j + 1)) bits_set(strong + (size_t)j * words, t);

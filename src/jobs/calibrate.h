@@ -46,6 +46,6 @@ void calibration_inputs(const struct calibration *c, int layer, float *h);
 void calibration_energies(const struct calibration *c, int layer, float *z);
 /* Bit rows [neurons][bits_words(tokens)] over `tokens` tokens evenly out of the sample: neuron j is among the strongest quarter of its token, by |z_j| * |w_down_j|; of equals the
  * lower ones.  Malloc'ed; *tokens: sample or STRONG_TOKENS_MAX. */
-uint64_t *calibration_strong(const struct calibration *c, int layer, const float *z, int *tokens);
+uint64_t *calibration_strong(const struct calibration *c, int layer, const float *z, int *tokens, const struct alive *alive);
 
 #endif

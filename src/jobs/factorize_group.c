@@ -66,7 +66,7 @@ static status by_gate_rows(struct grouping *g, int *order, struct err *e)
 static status by_coactivation(struct grouping *g, int *order, struct err *e)
 {
     int tokens;
-    uint64_t *strong = calibration_strong(&g->cut->calibration, g->layer, g->values, &tokens);
+    uint64_t *strong = calibration_strong(&g->cut->calibration, g->layer, g->values, &tokens, &g->alive);
     status st = group_coactivation(order, &g->how, strong, tokens, e);
 
     free(strong);

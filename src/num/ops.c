@@ -168,10 +168,49 @@ int argmax(const float *x, int n)
     return best;
 }
 
+/* Ordered as the floats are, equal ones equal, NaN below all. */
+static uint32_t order_of(float x)
+{
+    uint32_t bits;
+
+    if (isnan(x)) return 0;
+    if (x == 0) return 0x80000000; /* of either sign */
+    memcpy(&bits, &x, sizeof(bits));
+    return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+
+/* For k that are not small: the k-th largest is found byte by byte from above, by counting. */
+static void top_many(uint64_t *set, const float *x, int n, int k)
+{
+    uint32_t least = 0, known = 0; /* bits of the k-th largest, and which of them are found */
+
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        int count[256] = {0}, b = 255;
+
+        for (int i = 0; i < n; i++) {
+            uint32_t key = order_of(x[i]);
+
+            if ((key & known) == least) count[key >> shift & 255]++;
+        }
+        for (; count[b] < k; b--) k -= count[b];
+        least |= (uint32_t)b << shift;
+        known |= (uint32_t)255 << shift;
+    }
+    for (int i = 0; i < n; i++) {
+        uint32_t key = order_of(x[i]);
+
+        if (key > least || (key == least && k-- > 0)) bits_set(set, i);
+    }
+}
+
 /* k passes: each takes the largest that the passes before did not.  NaN counts as smaller than everything. */
 void top_k(uint64_t *set, const float *x, int n, int k)
 {
     memset(set, 0, (size_t)bits_words(n) * sizeof(*set));
+    if (k > 16 && k < n && n >= 128) {
+        top_many(set, x, n, k);
+        return;
+    }
     for (; k > 0; k--) {
         int best = -1;
 

@@ -399,7 +399,7 @@ static void test_golden_variances(void **state)
             float *z = malloc(40 * (size_t)c.neurons * sizeof(*z));
 
             assert_int_equal(calibration_values(&c, m, l, z, &e), OK);
-            uint64_t *bits = calibration_strong(&c, l, z, &kept);
+            uint64_t *bits = calibration_strong(&c, l, z, &kept, NULL);
             assert_int_equal(kept, 40);
 
             for (int n = 0; n < c.neurons; n++) most = fmax(most, ((const float *)(const void *)variances)[l * c.neurons + n]);

@@ -116,6 +116,28 @@ static void rope_by_hand(void **state)
     near(x, want, 4, 0.0, 2e-7);
 }
 
+/* Many of many: with equals, both zeros, infinities and NaN among them. */
+static void largest_of_many(void **state)
+{
+    static const float odd[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, -NAN, 1e-40f, -1e-40f};
+    enum { N = 700 };
+    static float x[N];
+    uint64_t set[(N + 63) / 64], expected[(N + 63) / 64];
+
+    (void)state;
+    for (int coarse = 0; coarse < 3; coarse++) {
+        fill(x, N, 77, 30.0);
+        for (int i = 0; coarse && i < N; i++) x[i] = roundf(x[i] / 10.0f);
+        for (int i = 0; coarse == 2 && i < N; i += 5) x[i] = odd[(i / 5) % 8];
+        for (int n = 120; n <= N; n += 29)
+            for (int k = 15; k <= n; k += 1 + n / 6) {
+                top_k(set, x, n, k);
+                ref_top_k(expected, x, n, k);
+                assert_memory_equal(set, expected, (size_t)bits_words(n) * sizeof(*set));
+            }
+    }
+}
+
 static void scores(void **state)
 {
     static float x[MOST], want[MOST];
@@ -156,7 +178,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(norm),         cmocka_unit_test(silu),   cmocka_unit_test(rope),
-        cmocka_unit_test(rope_by_hand), cmocka_unit_test(scores),
+        cmocka_unit_test(rope_by_hand), cmocka_unit_test(scores), cmocka_unit_test(largest_of_many),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
