@@ -25,12 +25,12 @@ struct call {
     uint64_t seed;
     const char *overrides[OVERRIDES_MAX];
     int n_operands, n_texts, n_overrides, ranks;
-    bool quiet, json;
+    bool quiet, json, verify;
     int argc;
     char **argv;
 };
 
-enum { TAKES_SET = 1, TAKES_QUIET = 2, TAKES_RANKS = 4, TAKES_SHAPE = 8, TAKES_ROUTER = 16 };
+enum { TAKES_SET = 1, TAKES_QUIET = 2, TAKES_RANKS = 4, TAKES_SHAPE = 8, TAKES_ROUTER = 16, TAKES_VERIFY = 32 };
 
 /* To add a command: a function, a row here, a page in manual.c, a test in tests/cli. */
 static int run_run(struct call *c);
@@ -47,7 +47,7 @@ static const struct command {
 } commands[] = {
     {"run", "JOB.yaml", "run a job, alone or on the ranks that mpirun or srun started", 1, 1, TAKES_SET | TAKES_QUIET, run_run},
     {"plan", "JOB.yaml", "what a job would take and write, without running it", 1, 1, TAKES_SET | TAKES_RANKS, run_plan},
-    {"inspect", "DIR", "what a directory is: a model, a factorized model, a job's output", 1, 1, 0, run_inspect},
+    {"inspect", "DIR", "what a directory is: a model, a factorized model, a job's output", 1, 1, TAKES_VERIFY, run_inspect},
     {"router", "list MODEL", "the routers of a model: list, compare, promote, roll back", 2, 4,
      TAKES_ROUTER | TAKES_SET | TAKES_QUIET, run_router},
     {"bench", "make-model DIR", "make a model of random weights, to measure on", 2, 2, TAKES_SHAPE | TAKES_QUIET, run_bench},
@@ -111,7 +111,7 @@ static int run_plan(struct call *c)
 static int run_inspect(struct call *c)
 {
     struct err e = {0};
-    status st = inspect_print(stdout, c->operand[0], &e);
+    status st = inspect_print(stdout, c->operand[0], c->verify, &e);
 
     if (st) report(&e);
     return st;
@@ -242,9 +242,11 @@ static int unknown_option(const struct command *c, const char *word)
     static const struct {
         const char *name;
         unsigned takes;
-    } all[] = {{"--set", TAKES_SET},     {"--quiet", TAKES_QUIET},   {"--ranks", TAKES_RANKS},
-               {"--shape", TAKES_SHAPE}, {"--seed", TAKES_SHAPE},    {"--json", TAKES_ROUTER},
-               {"--text", TAKES_ROUTER}, {"--output", TAKES_ROUTER}, {"--help", 0}};
+    } all[] = {{"--set", TAKES_SET},       {"--quiet", TAKES_QUIET},
+               {"--ranks", TAKES_RANKS},   {"--shape", TAKES_SHAPE},
+               {"--seed", TAKES_SHAPE},    {"--json", TAKES_ROUTER},
+               {"--text", TAKES_ROUTER},   {"--output", TAKES_ROUTER},
+               {"--verify", TAKES_VERIFY}, {"--help", 0}};
     const char *names[16];
     struct str text = {0};
     int n = 0;
@@ -262,7 +264,7 @@ static int unknown_option(const struct command *c, const char *word)
 /* Fills `call`.  Returns -1 to go on, or an exit code. */
 static int read_options(const struct command *c, struct call *call, int argc, char **argv)
 {
-    enum { SET = 1, QUIET, RANKS, SHAPE, SEED, JSON, TEXT, OUTPUT, HELP };
+    enum { SET = 1, QUIET, RANKS, SHAPE, SEED, JSON, TEXT, OUTPUT, VERIFY, HELP };
     struct option options[16];
     int n = 0, option;
 
@@ -279,6 +281,7 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
         options[n++] = (struct option){"text", required_argument, NULL, TEXT};
         options[n++] = (struct option){"output", required_argument, NULL, OUTPUT};
     }
+    if (c->takes & TAKES_VERIFY) options[n++] = (struct option){"verify", no_argument, NULL, VERIFY};
     options[n] = (struct option){0};
     optind = 1;
     opterr = 0;
@@ -292,6 +295,9 @@ static int read_options(const struct command *c, struct call *call, int argc, ch
             return OK;
         case QUIET:
             call->quiet = true;
+            break;
+        case VERIFY:
+            call->verify = true;
             break;
         case RANKS:
             if (read_ranks(&call->ranks, optarg))

@@ -63,9 +63,12 @@ static const char *const plan_page =
     "  factorllm plan configs/demo.yaml --ranks 3 --set cluster.placement=round_robin\n";
 
 static const char *const inspect_page =
-    "usage: factorllm inspect DIR\n"
+    "usage: factorllm inspect DIR [--verify]\n"
     "\n"
     "Says in one screen what DIR is: a dense model, a factorized model with its routers, or the output of a job.\n"
+    "\n"
+    "  --verify          read every file of a model and compare it with DIR/SHA256SUMS, which jobs that make a model write\n"
+    "                    (opening a model looks at headers and sizes only); exit 4 and one line if one is not what it was\n"
     "\n"
     "Examples\n"
     "  factorllm inspect configs/models/quillan-6m\n"

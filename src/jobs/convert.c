@@ -67,6 +67,7 @@ static status write_model(struct converting *c, const char *temporary, const cha
     if (!s) s = model_copy_beside(spec->model, temporary, e);
     if (!s) s = copy_factorized(c, temporary, e);
     if (!s) s = write_config(c, temporary, e);
+    if (!s) s = model_sums(c->job, temporary, e);
     if (!s && file_exists(target)) log_line(c->job->log, "%s: an earlier result is replaced", target);
     if (!s) s = directory_replace(temporary, target, e);
     if (s) directory_remove(temporary, &ignored);

@@ -267,6 +267,7 @@ static status write_model(struct factorizing *f, const char *temporary, const ch
 
     if (!s && f->cut.router && !f->ways.n && !(s = budget(f, temporary, e))) s = write_config(f, temporary, e);
     if (!s && room_packs(f->job->spec) && !(s = pack_model(f, temporary, e))) s = write_config(f, temporary, e);
+    if (!s) s = model_sums(f->job, temporary, e);
     if (!s && file_exists(target)) log_line(f->job->log, "%s: an earlier result and its routers are replaced", target);
     if (!s) s = directory_replace(temporary, target, e);
     if (s) directory_remove(temporary, &ignored);

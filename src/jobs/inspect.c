@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/str.h"
 #include "data/json.h"
+#include "data/sums.h"
 #include "data/tokenizer.h"
 #include "model/router_file.h"
 #include "model/weights.h"
@@ -257,8 +258,15 @@ static status print_output(FILE *to, const char *directory, const char *path, st
     return OK;
 }
 
-status inspect_print(FILE *to, const char *directory, struct err *e)
+static status verify_files(struct sums_checked *found, const char *directory, bool is_model, struct err *e)
 {
+    if (!is_model) return err_set(e, ERR_SPEC, "--verify: expected a model, found %s without config.json", directory);
+    return sums_check(found, directory, e);
+}
+
+status inspect_print(FILE *to, const char *directory, bool verify, struct err *e)
+{
+    struct sums_checked found = {0};
     char *config, *result;
     status st = OK;
 
@@ -269,7 +277,10 @@ status inspect_print(FILE *to, const char *directory, struct err *e)
     bool is_model = file_exists(config), is_output = file_exists(result);
     if (!is_model && !is_output)
         st = err_set(e, ERR_IO, "%s: expected a model (config.json) or a job's output (result.json), found neither", directory);
-    if (is_model) st = print_model(to, directory, e);
+    if (st == OK && verify) st = verify_files(&found, directory, is_model, e);
+    if (is_model && st == OK) st = print_model(to, directory, e);
+    if (verify && st == OK)
+        fprintf(to, "verified     %d files, %.1f MiB: what " SUMS_FILE " says\n", found.files, (double)found.bytes / 0x1p20);
     if (is_model && is_output && st == OK) fputc('\n', to);
     if (is_output && st == OK) st = print_output(to, directory, result, e);
     free(config);

@@ -9,6 +9,7 @@
 #include "base/stop.h"
 #include "base/str.h"
 #include "data/digest.h"
+#include "data/sums.h"
 
 enum { BLOCK = 1 << 20 };
 
@@ -94,4 +95,14 @@ status model_copy_beside(const char *source, const char *directory, struct err *
         free(to);
     }
     return s;
+}
+
+static void tick(void *ctx)
+{
+    cluster_alive(ctx);
+}
+
+status model_sums(struct job *j, const char *directory, struct err *e)
+{
+    return sums_write(directory, &(struct alive){tick, j->cluster}, e);
 }

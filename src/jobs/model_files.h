@@ -11,5 +11,7 @@ const char **model_files(const struct safetensors *t, int *n);
 status model_digest(char hex[65], int64_t *bytes, struct job *j, const struct safetensors *t, const char *what, struct err *e);
 /* Tokenizer and licence. */
 status model_copy_beside(const char *source, const char *directory, struct err *e);
+/* SHA256SUMS (data/sums.h) of a model directory that is complete but for its routers, which come and go.  ERR_IO, STOPPED. */
+status model_sums(struct job *j, const char *directory, struct err *e);
 
 #endif

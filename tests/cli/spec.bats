@@ -211,6 +211,54 @@ made_by_factorize() {
     refuses 4 "GPT2LMHeadModel" inspect "$dir/bad"
 }
 
+@test "a file of a model that was cut, made longer or changed: one line, and --verify sees what opening a model does not" {
+    malformed() { # as refuses, but what was found before stands on stdout
+        run --separate-stderr "$FACTORLLM" "${@:2}"
+        echo "exit $status: $stderr"
+        [ "$status" = 4 ]
+        [ "$(wc -l <<<"$stderr")" = 1 ]
+        grep -qF -- "$1" <<<"$stderr"
+    }
+    made=$(made_by_factorize)
+    printf 'kind: convert\nmodel: %s\noutput: %s\nprecision: {experts: q8}\n' "$made" "$dir/c" >"$dir/convert.yaml"
+    "$FACTORLLM" run "$dir/convert.yaml" --quiet
+    for file in "$made/model.safetensors" "$dir/c/model/packed.safetensors"; do
+        at=${file%/*}
+        (cd "$at" && sha256sum --quiet -c SHA256SUMS && ls -p | grep -v / | grep -vx SHA256SUMS | diff - <(cut -c67- SHA256SUMS)) # all files, and as others read it
+        run "$FACTORLLM" inspect --verify "$at"
+        echo "$output"
+        [ "$status" = 0 ]
+        grep -qE "^verified     [0-9]+ files, [0-9.]+ MiB" <<<"$output"
+        cp "$file" "$dir/kept"
+        size=$(stat -c %s "$file")
+        # one bit of a weight: only who reads all of it can see that
+        printf "\\$(printf %o $(($(tail -c 1 "$file" | od -An -tu1) ^ 1)))" | dd of="$file" bs=1 seek=$((size - 1)) conv=notrunc status=none
+        ! (cd "$at" && sha256sum --status -c SHA256SUMS)
+        "$FACTORLLM" inspect "$at"
+        refuses 4 "$file: is not what was written: its SHA-256 is" inspect --verify "$at"
+        for broken in "truncate -s -1" "truncate -s 1000" "truncate -s 5" "truncate -s +1"; do
+            cp "$dir/kept" "$file"
+            $broken "$file"
+            malformed "$file: " inspect "$at"
+        done
+        for place in 3 8 40 200; do # a bit of the length, of the header's brackets, names and shapes
+            cp "$dir/kept" "$file"
+            printf '\376' | dd of="$file" bs=1 seek=$place conv=notrunc status=none
+            malformed "$file: " inspect "$at"
+        done
+        printf 'kind: infer\nmodel: %s\noutput: %s\ninput: configs/prompts.jsonl\nvariant: dense\n' "$at" "$dir/i" >"$dir/infer.yaml"
+        malformed "$file: " run "$dir/infer.yaml" --quiet
+        cp "$dir/kept" "$file"
+    done
+    rm "$made/permutation.json"
+    refuses 3 "permutation.json: No such file" inspect --verify "$made"
+    echo "not a sum" >"$made/SHA256SUMS"
+    refuses 4 "SHA256SUMS:1: expected 64 hexadecimal digits" inspect --verify "$made"
+    rm "$made/SHA256SUMS"
+    refuses 3 "has no SHA256SUMS to verify it against" inspect --verify "$made"
+    refuses 2 "--verify: expected a model" inspect --verify "$dir/f"
+}
+
 @test "every example is a job that plans" {
     for file in configs/factorize.yaml configs/demo.yaml; do
         run "$FACTORLLM" plan "$file" --set output="$dir/o"

@@ -6,9 +6,12 @@
 #include <unistd.h>
 
 #include "../check.h"
+#include "base/directory.h"
 #include "base/file.h"
+#include "base/str.h"
 #include "data/digest.h"
 #include "data/json.h"
+#include "data/sums.h"
 
 static struct json_t *parsed(const char *text)
 {
@@ -201,6 +204,62 @@ static void test_digests(void **state)
     assert_int_equal(digest_file(hex, path, &e), ERR_IO);
 }
 
+static void put(const char *directory, const char *name, const char *text, size_t length)
+{
+    char *path = str_join(directory, name);
+    struct err e;
+
+    assert_int_equal(file_write(path, text, length, &e), OK);
+    free(path);
+}
+
+/* Sums of a directory: written, read back, and whatever is wrong with a file or with the list is said. */
+static void test_sums(void **state)
+{
+    static const char abc[] = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    static const char *const bad[] = {"",        "\n",          "x",          "SUM",       "SUM \n",
+                                      "SUM  \n", "SUM  ../a\n", "SUM  b/c\n", "SUM  .a\n", "SUMa  a\n"};
+    char directory[] = "/tmp/factorllm-sums-XXXXXX", *list, *inner;
+    struct sums_checked found;
+    struct err e;
+
+    (void)state;
+    assert_non_null(mkdtemp(directory));
+    list = str_join(directory, SUMS_FILE), inner = str_join(directory, "inner");
+    assert_int_equal(sums_check(&found, directory, &e), ERR_IO);
+    put(directory, "b", "", 0), put(directory, "a", "abc", 3);
+    assert_int_equal(file_make_directory(inner, &e), OK); /* is left out */
+    assert_int_equal(sums_write(directory, NULL, &e), OK);
+    assert_int_equal(sums_write(directory, NULL, &e), OK); /* and the list does not list itself */
+    char *text;
+    size_t length;
+    assert_int_equal(file_read(&text, &length, list, 1000, &e), OK);
+    assert_int_equal(length, 2 * 68);
+    assert_memory_equal(text, abc, 64);
+    assert_memory_equal(text + 64, "  a\n", 4);
+    free(text);
+    assert_int_equal(sums_check(&found, directory, &e), OK);
+    assert_true(found.files == 2 && found.bytes == 3);
+    put(directory, "a", "abd", 3);
+    assert_int_equal(sums_check(&found, directory, &e), ERR_FORMAT);
+    assert_non_null(strstr(e.text, "/a: is not what was written"));
+    put(directory, "a", "abc", 3);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        struct str s = {0};
+
+        if (!strncmp(bad[i], "SUM", 3)) str_addf(&s, "%s%s", abc, bad[i] + 3);
+        else str_addz(&s, bad[i]);
+        put(directory, SUMS_FILE, s.text, s.length);
+        if (sums_check(&found, directory, &e) != ERR_FORMAT) fail_msg("'%s': %s", bad[i], e.text);
+        str_free(&s);
+    }
+    put(directory, SUMS_FILE, "a\0b", 3);
+    assert_int_equal(sums_check(&found, directory, &e), ERR_FORMAT);
+    assert_int_equal(directory_remove(directory, &e), OK);
+    assert_int_equal(sums_write(directory, NULL, &e), ERR_IO);
+    free(list), free(inner);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -211,6 +270,7 @@ int main(void)
         cmocka_unit_test(test_bytes_that_are_no_text),
         cmocka_unit_test(test_copies_are_deep),
         cmocka_unit_test(test_digests),
+        cmocka_unit_test(test_sums),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
