@@ -1,8 +1,9 @@
 /* All neurons that a rank holds of a layer, side by side: limits.train.
  *
  * A training computes every neuron of every row: the teacher is the sum of all experts, and each gate has a gradient.  Expert by expert that are many small products, and
- * experts do not end where panels do: 11 neurons take the 16 lanes of one.  Joined it is a product over all of them, and as an output of a product depends on its own row and
- * weights alone, it has the same bits.  With limits.adapt weights change, and those that forward passes use do: joined are those of the last backward pass.  The shared expert comes first, on the coordinator, then those held, in order.
+ * experts do not end where panels do: 11 neurons take the 16 lanes of one.  Joined it is a product over all of them, and as an output of a product depends on its own row
+ * and weights alone, it has the same bits.  The shared expert comes first, on the coordinator, then those held, in order.
+ * With limits.adapt weights change, and those that forward passes use do: joined are those of the last backward pass, and forward passes do without.
  */
 #include <string.h>
 
