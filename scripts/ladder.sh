@@ -104,8 +104,8 @@ about: "Frozen weights. Stage 1: $TOKENS tokens, stage 2: $TOKENS2; measured on 
 shares: [${SHARES// /, }]
 rows:
 YAML
-    row "static, no routing, left-out neurons give their mean" paper-eval static
-    row "random router, coarse experts" paper-eval random
+    row "static: the same neurons, means of the others" paper-eval static
+    row "random router" paper-eval random
     [ "$EXPERT_TOKENS" = 0 ] || row "FactorLLM with trained experts" paper-eval router@experts
     row "FactorLLM: $COARSE experts, PA labels, × N/k" paper-eval router@router
     row "+ no × N/k" unscaled-eval router@router

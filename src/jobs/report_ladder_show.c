@@ -13,7 +13,7 @@ struct figure {
 static const struct figure figures[] = {
     {LADDER_TIMES, "\xc3\x97 dense", "perplexity over that of the dense model", 3, true, false, false},
     {LADDER_KEPT, "kept %", "next-token accuracy over that of the dense model", 1, true, false, false},
-    {LADDER_CLOSED, "gap closed %", "share of the way from static to the ceiling of single neurons, in nats", 1, true, false,
+    {LADDER_CLOSED, "gap %", "closed: share of the way from static to the ceiling of single neurons, in nats", 1, true, false,
      false},
     {LADDER_KL, "KL", "from the dense model's distribution, nats a token", 4, true, true, false},
     {LADDER_SHARE, "f %", "share of the FFN's neurons that is active, as measured", 2, false, true, false},
@@ -75,7 +75,7 @@ static void put_heads(struct heads *to, const struct table *t)
             if (t->shown[c][f]) add_head(to, group, figures[f].head, figures[f].about);
             if (t->spread[c][f]) add_head(to, group, "\xc2\xb1", "standard deviation over the runs of the row");
             if (f == 0 && t->gain[c])
-                add_head(to, group, "part, nats", "what the part changes against the row above, nats a token: less is better");
+                add_head(to, group, "part", "what the part changes against the row above, nats a token: less is better");
         }
         if (t->interval[c])
             add_head(to, group, "\xc3\x97 dense, 95 %", "least and most of the runs' intervals of a bootstrap over the text");

@@ -52,7 +52,7 @@ status report_word(const char **out, const struct json_t *o, const char *key, co
 static enum job_kind kind_of(const struct json_t *o)
 {
     if (json_at(o, "ffn_parameters") || json_at(o, "factorization")) return JOB_FACTORIZE;
-    if (json_at(o, "loss") && json_at(o, "version")) return JOB_FINETUNE;
+    if ((json_at(o, "loss") || json_at(o, "stage")) && json_at(o, "version")) return JOB_FINETUNE;
     if (json_at(o, "bytes_after")) return JOB_CONVERT;
     if (json_at(o, "generated_tokens")) return JOB_INFER;
     if (json_at(o, "perplexity") || json_at(o, "accuracy") || json_at(o, "minimal_pairs")) return JOB_EVAL;

@@ -83,7 +83,7 @@ static void put_groups(struct str *out, const char *const *group, int n)
     for (int i = 0, end; i < n; i = end) {
         for (end = i + 1; end < n && group[end] == group[i]; end++)
             ;
-        str_addf(out, "<th colspan=\"%d\"%s>", end - i, group[i] ? " scope=\"colgroup\" class=\"g\"" : "");
+        str_addf(out, "<th colspan=\"%d\"%s class=\"g\">", end - i, group[i] ? " scope=\"colgroup\"" : "");
         html_text(out, group[i]);
         str_addz(out, "</th>");
     }
@@ -121,7 +121,7 @@ void table_open(struct str *out, const struct html_column *columns, int n, const
 
 void table_open_groups(struct str *out, const struct html_column *columns, const char *const *group, int n)
 {
-    str_addz(out, "<div class=\"scroll\"><table><thead>");
+    str_addz(out, "<div class=\"scroll\"><table class=\"tight\"><thead>");
     put_groups(out, group, n);
     put_heads(out, columns, n);
 }

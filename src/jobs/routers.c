@@ -79,6 +79,15 @@ static status mean_after(double *out, const struct json_t *metrics, const char *
     return OK;
 }
 
+/* A number; of stage 2, before and after. */
+static status share_after(double *out, const struct json_t *metrics, const char *path, struct err *e)
+{
+    const struct json_t *share = json_at(metrics, "active_share");
+    bool both = share && json_is_object(share);
+
+    return json_get_real(out, both ? share : metrics, both ? "after" : "active_share", 0, 1, JSON_OPTIONAL, path, e);
+}
+
 static status read_about(struct line *l, const struct json_t *about, const char *path, struct err *e)
 {
     const struct json_t *spec = NULL, *metrics = NULL;
@@ -94,8 +103,7 @@ static status read_about(struct line *l, const struct json_t *about, const char 
     if (!metrics) return OK;
     if (mean_after(&l->agreement, metrics, path, e) ||
         json_get_real(&l->perplexity, metrics, "perplexity", 0, 1e300, JSON_OPTIONAL, path, e) ||
-        json_get_real(&l->kept, metrics, "kept", 0, 1e6, JSON_OPTIONAL, path, e) ||
-        json_get_real(&l->share, metrics, "active_share", 0, 1, JSON_OPTIONAL, path, e))
+        json_get_real(&l->kept, metrics, "kept", 0, 1e6, JSON_OPTIONAL, path, e) || share_after(&l->share, metrics, path, e))
         return e->code;
     return OK;
 }

@@ -141,7 +141,7 @@ YAML
     ladder
     "$FACTORLLM" run "$dir/report.yaml" --quiet
     page | grep -qF '<p>a &lt;ladder&gt; of toys</p>'
-    page | grep -qF '<th colspan="1"></th><th colspan="4" scope="colgroup" class="g">f 50 %</th>'
+    page | grep -qF '<th colspan="1" class="g"></th><th colspan="4" scope="colgroup" class="g">f 50 %</th>'
     cells() { page | grep -F "<th scope=\"row\">$1</th>" | head -n 1; }
     times() { jq -r "100 * .eval.accuracy.$2 / .eval.accuracy.dense, .eval.perplexity.$2 / .eval.perplexity.dense" "$dir/$1/eval/result.json"; }
     for row in "a static static, no routing" "a random by lot"; do

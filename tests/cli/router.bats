@@ -60,6 +60,9 @@ says() {
     says 2 "did you mean '--json'" list "$model" --jsn
     rm -r "$model/routers/v1"
     says 3 "v1, which was in use before v2, is not there any more" rollback "$model"
+    jq '.metrics.active_share = {before: 0.5, after: 0.375}' "$model/routers/v2/router.json" >"$dir/r.json" # as stage 2 has it
+    cp "$dir/r.json" "$model/routers/v2/router.json"
+    "$FACTORLLM" router list "$model" --json | grep -q '0.375'
     echo '{"stage": 5}' >"$model/routers/v2/router.json"
     says 4 "routers/v2/router.json: stage: expected" list "$model"
     echo '../../etc' >"$model/routers/current"
