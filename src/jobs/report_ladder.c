@@ -109,7 +109,7 @@ static status add_ends(struct gathering *g, const struct report_run *run, const 
 static double closed(struct gathering *g, const char *text, const struct report_eval *x, const struct report_variant *v,
                      int column)
 {
-    if (isfinite(v->closed.value) || g->l->columns < 2 || !text || !x->dense) return v->closed.value;
+    if (isfinite(v->closed.value) || !g->l->given || !text || !x->dense) return v->closed.value;
     const struct ends *of = ends_of(g, text, x->dense->perplexity, column);
     double way = of ? spread_mean(&of->fixed) - spread_mean(&of->best) : NAN;
 
@@ -318,8 +318,7 @@ static status write_text(const struct report *r, const struct ladder *l, struct 
 static status show(struct report *r, struct ladder *l, struct err *e)
 {
     if (l->rows < (r->rows > 0 ? 1 : 2)) return OK;
-    if (r->job->spec->report.shares.n > 0)
-        for (int c = 0; c < l->columns; c++) say_column(&r->lead, l, c);
+    for (int c = 0; l->given && c < l->columns; c++) say_column(&r->lead, l, c);
     report_section(r, "ladder", "The ladder",
                    "One row, one way to factorize; a row with several runs differs in their seeds alone, and has its mean and "
                    "standard deviation. A row that begins with + is the row above with one part more, and says what the part "
@@ -335,7 +334,8 @@ status report_ladder(struct report *r, struct err *e)
 {
     const struct spec_list *shares = &r->job->spec->report.shares;
     int most = r->rows > 0 ? r->rows : r->inputs;
-    struct ladder l = {.columns = shares->n > 1 ? shares->n : 1, .line = calloc((size_t)most + 1, sizeof(*l.line))};
+    struct ladder l = {
+        .columns = shares->n > 0 ? shares->n : 1, .given = shares->n > 0, .line = calloc((size_t)most + 1, sizeof(*l.line))};
     struct gathering g = {.r = r, .l = &l, .ends = calloc((size_t)r->n + 1, sizeof(*g.ends))};
 
     BUG_ON(!l.line || !g.ends);

@@ -42,7 +42,8 @@ struct ladder_line {
     struct ladder_cell cell[REPORT_SHARES];
 };
 struct ladder {
-    int rows, columns; /* columns 1 without shares */
+    int rows, columns;
+    bool given; /* shares, which the columns are; else there is one */
     double share[REPORT_SHARES];
     struct ladder_line *line; /* [rows], those with a run only */
 };

@@ -42,7 +42,7 @@ static void look(struct table *t, int c)
         const struct spread *x = l->line[i].cell[c].x;
 
         for (int f = 0; f < FIGURES; f++) {
-            if (figures[f].second != t->second || (figures[f].alone && l->columns > 1)) continue;
+            if (figures[f].second != t->second || (figures[f].alone && l->given)) continue;
             t->shown[c][f] |= x[figures[f].f].n > 0;
             t->spread[c][f] |= figures[f].deviation && x[figures[f].f].n > 1;
         }
@@ -121,7 +121,7 @@ static void put_table(struct str *out, const struct ladder *l, bool second)
 
     for (int c = 0; c < l->columns; c++) look(&t, c);
     put_heads(&h, &t);
-    if (l->columns > 1) table_open_groups(out, h.column, h.group, h.n);
+    if (l->given) table_open_groups(out, h.column, h.group, h.n);
     else table_open(out, h.column, h.n, NULL);
     for (int i = 0; i < l->rows; i++) {
         table_row(out, i > 0 && !l->line[i].part && l->line[i - 1].part ? "group" : NULL); /* the parts end here */
@@ -148,12 +148,12 @@ static void put_legend(struct str *out, const struct ladder *l)
     static const int kinds[] = {1, 3, 5};
 
     str_addz(out, "<figure><p class=\"legend\">");
-    for (int c = 0; l->columns > 1 && c < l->columns; c++) {
+    for (int c = 0; l->given && c < l->columns; c++) {
         str_addz(out, "<span>");
         svg_swatch(out, 1 + c);
         str_addf(out, "f %g %%</span>", 100 * l->share[c]);
     }
-    for (int i = 0; l->columns == 1 && i < 3; i++) {
+    for (int i = 0; !l->given && i < 3; i++) {
         str_addz(out, "<span>");
         svg_swatch(out, kinds[i]);
         str_addf(out, "%s</span>", alone[i]);
@@ -170,7 +170,7 @@ static void range(double *low, double *high, int *names, const struct ladder *l)
             const struct spread *x = l->line[i].cell[c].x;
             const enum ladder_figure all[] = {LADDER_KEPT, LADDER_STATIC_KEPT, LADDER_CEILING_KEPT};
 
-            for (int f = 0; f < (l->columns > 1 ? 1 : 3); f++) {
+            for (int f = 0; f < (l->given ? 1 : 3); f++) {
                 if (!x[all[f]].n) continue;
                 *low = fmin(*low, x[all[f]].low);
                 *high = fmax(*high, x[all[f]].high);
@@ -189,12 +189,11 @@ static void put_marks(struct svg_plot *p, const struct ladder *l, int row, doubl
         if (c > 0) str_addz(&values, " / ");
         html_number(&values, spread_mean(&x[LADDER_KEPT]), 1);
         if (!x[LADDER_KEPT].n) continue;
-        if (l->columns == 1 && x[LADDER_STATIC_KEPT].n)
-            svg_mark(p->out, svg_x(p, spread_mean(&x[LADDER_STATIC_KEPT])), y, 3, "static");
-        if (l->columns == 1 && x[LADDER_CEILING_KEPT].n)
+        if (!l->given && x[LADDER_STATIC_KEPT].n) svg_mark(p->out, svg_x(p, spread_mean(&x[LADDER_STATIC_KEPT])), y, 3, "static");
+        if (!l->given && x[LADDER_CEILING_KEPT].n)
             svg_mark(p->out, svg_x(p, spread_mean(&x[LADDER_CEILING_KEPT])), y, 5, "ceiling");
         str_clear(&tip);
-        if (l->columns > 1) str_addf(&tip, "f %g %%: ", 100 * l->share[c]);
+        if (l->given) str_addf(&tip, "f %g %%: ", 100 * l->share[c]);
         html_number(&tip, spread_mean(&x[LADDER_KEPT]), 1);
         str_addz(&tip, " %");
         if (x[LADDER_KEPT].n > 1) svg_whisker(p, x[LADDER_KEPT].low, x[LADDER_KEPT].high, y, 1 + c);
@@ -257,7 +256,7 @@ void ladder_put_markdown(struct str *out, const struct ladder *l)
     for (int c = 0; c < l->columns; c++)
         for (int f = 0; f < ALL; f++) {
             str_addf(out, " %s", all[f].head);
-            if (f == 0 && l->columns > 1) str_addf(out, ", f %g %%", 100 * l->share[c]);
+            if (f == 0 && l->given) str_addf(out, ", f %g %%", 100 * l->share[c]);
             str_addz(out, " |");
         }
     str_addz(out, "\n|---|");

@@ -174,6 +174,25 @@ YAML
     page | grep -qF "eval: has no figure of nothing, so it is not in the ladder"
 }
 
+@test "scripts/ladder.sh: every row has its figures, and nothing that ended well is done again" {
+    make_ladder() {
+        MODEL=$toy TEXT=README.md VALID=configs/README.md OUT=$dir/ladder SEEDS=1 SHARES=0.5 EXPERTS=8 CALIBRATE=2000 TRAIN=3000 TOKENS=200 TOKENS2=200 BYTES=1500 ORACLE_BYTES=800 \
+            THREADS=1 scripts/ladder.sh "$FACTORLLM"
+    }
+    make_ladder >"$dir/first.txt"
+    [ "$(grep -c '^| ' "$dir/ladder/report/ladder.md")" = 16 ] # a head and 15 rows
+    ! grep -F '| - | - |' "$dir/ladder/report/ladder.md"
+    [ "$(grep -c '^+ \|^| + ' "$dir/ladder/report/ladder.md")" = 9 ]
+    cp "$dir/ladder/report/ladder.md" "$dir/first.md"
+    make_ladder >"$dir/second.txt"
+    [ "$(grep -c ' -> ' "$dir/first.txt")" = 23 ]
+    [ "$(grep -c 'done before' "$dir/second.txt")" = 23 ] # all but the page
+    cmp "$dir/first.md" "$dir/ladder/report/ladder.md"
+    run scripts/ladder.sh "$FACTORLLM"
+    [ "$status" = 2 ]
+    grep -qF 'MODEL=' <<<"$output"
+}
+
 @test "what is missing is said, what is malformed is one line with file and key" {
     two_runs
     rm "$dir/b/finetune/log.jsonl"
