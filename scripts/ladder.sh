@@ -11,7 +11,7 @@
 #   CALIBRATE=60000                    first bytes of TEXT for groups, means and the static control
 #   TRAIN=0                            first bytes of TEXT to train on, 0: all
 #   TOKENS=20000  TOKENS2=300000       of stage 1, of stage 2; TOKENS2=0: no stage 2
-#   COMPENSATION="compensation: unselected"   of stage 1, from its row on: what stands for the experts that are not selected
+#   COMPENSATION="compensation: constant, compensation_rank: 4"   of stage 1, from its row on: what stands for the experts that are not selected
 #   STAGE2=""                          more keys of stage 2: "learning_rate: 0.002, gate_temperature: 0.5"
 #   DEFAULTS=0                         1: a last row with all keys as the program has them, but for experts, active and tokens
 #   EXPERT_TOKENS=0                    above 0: the published method once more with trained experts, on so many tokens
@@ -21,7 +21,7 @@ set -euo pipefail
 [ $# = 1 ] && [ "${MODEL:-}" ] && [ "${TEXT:-}" ] && [ "${VALID:-}" ] || { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 program=$1
 : "${OUT:=runs/ladder}" "${SEEDS:=1 2 3}" "${SHARES:=0.5 0.25}" "${EXPERTS:=32}" "${COARSE:=4}" "${CALIBRATE:=60000}" "${TRAIN:=0}" "${TOKENS:=20000}" "${TOKENS2:=300000}"
-: "${COMPENSATION:=compensation: unselected}" "${STAGE2:=}" "${DEFAULTS:=0}" "${EXPERT_TOKENS:=0}" "${BYTES:=60000}" "${ORACLE_BYTES:=20000}" "${THREADS:=2}" "${RANKS:=1}"
+: "${COMPENSATION:=compensation: constant, compensation_rank: 4}" "${STAGE2:=}" "${DEFAULTS:=0}" "${EXPERT_TOKENS:=0}" "${BYTES:=60000}" "${ORACLE_BYTES:=20000}" "${THREADS:=2}" "${RANKS:=1}"
 . "$(dirname "$0")/env.sh"
 mkdir -p "$OUT"
 
@@ -35,7 +35,8 @@ pipeline() { # SEED F
     local text="text: {file: $TEXT, bytes: $TRAIN}" calibration="compensation: none, calibration: {file: $TEXT, bytes: $CALIBRATE}"
     local valid="text: {file: $VALID, bytes: $BYTES}, agreement_tokens: 0" few="text: {file: $VALID, bytes: $ORACLE_BYTES}, agreement_tokens: 0"
     local dir=$OUT/$1-$2 part="experts: $EXPERTS, active: $(active "$EXPERTS" "$2"), scale: one"
-    local ours="labels: energy, loss: regression, start: ridge"
+    local none="compensation: model, compensation_rank: 0, select: top_k" ours="labels: energy, loss: regression, start: ridge"
+    local gram="labels: gram, loss: bce, start: random, $none"
     model() { echo "  - {kind: factorize, name: $1, model: $MODEL, $2, $calibration}"; }
     train() { echo "  - {kind: finetune, name: $1-$2, model: $dir/$1/model, version: $2, $text, $3}"; }
     measure() { echo "  - {kind: eval, name: $1-eval, model: $dir/$1/model, variants: [dense, $2], $valid}"; }
@@ -54,19 +55,19 @@ YAML
     model unscaled "method: factorllm, experts: $coarse, active: $(active "$coarse" "$2"), scale: one"
     train unscaled router "method: factorllm, tokens: $TOKENS"
     measure unscaled router@router
-    model random "grouping: random, $part"
-    train random gram "labels: gram, loss: bce, tokens: $TOKENS"
+    model random "grouping: random, budget: uniform, $part"
+    train random gram "$gram, tokens: $TOKENS"
     measure random router@gram
-    model coactivation "grouping: coactivation, $part"
-    train coactivation gram "labels: gram, loss: bce, tokens: $TOKENS"
+    model coactivation "grouping: coactivation, budget: uniform, $part"
+    train coactivation gram "$gram, tokens: $TOKENS"
     measure coactivation router@gram
-    model predicted "grouping: predicted, $part"
-    train predicted gram "labels: gram, loss: bce, tokens: $TOKENS"
-    train predicted energy "$ours, tokens: $TOKENS"
-    train predicted means "$ours, $COMPENSATION, tokens: $TOKENS"
+    model predicted "grouping: predicted, budget: uniform, $part"
+    train predicted gram "$gram, tokens: $TOKENS"
+    train predicted energy "$ours, $none, tokens: $TOKENS"
+    train predicted means "$ours, $COMPENSATION, select: top_k, tokens: $TOKENS"
     measure predicted "router@gram, router@energy, router@means"
     model budget "grouping: predicted, $part, budget: kl"
-    train budget fixed "$ours, $COMPENSATION, tokens: $TOKENS"
+    train budget fixed "$ours, $COMPENSATION, select: top_k, tokens: $TOKENS"
     train budget threshold "$ours, $COMPENSATION, select: threshold, tokens: $TOKENS"
     [ "$TOKENS2" = 0 ] || train budget end "stage: 2, from: threshold, select: threshold, tokens: $TOKENS2${STAGE2:+, $STAGE2}"
     measure budget "router@fixed, router@threshold$([ "$TOKENS2" = 0 ] || echo ', router@end')"
