@@ -143,7 +143,7 @@ static const struct key table[] = {
     {"balance_over", T, KEY_ENUM, AT(stage2.balance_over), "expert", NULL, 0, 0, balance_names, 0, "what load_balance looks at: each expert, or what each rank holds"},
     {"gate_temperature", T, KEY_REAL, AT(stage2.gate_temperature), "0.25", NULL, 0.001, 1e3, NULL, 0, "stage 2: a gate has the gradient of sigmoid((z - threshold) / (this * std z))"},
     {"compensation_rate", T, KEY_REAL, AT(stage2.compensation_rate), "0.5", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of the means and of d over learning_rate"},
-    {"expert_rate", T, KEY_REAL, AT(stage2.expert_rate), "0.25", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of experts and lora over learning_rate"},
+    {"expert_rate", T, KEY_REAL, AT(stage2.expert_rate), "1", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of experts and lora over learning_rate"},
     {"lora_rank", T, KEY_INT, AT(stage2.lora_rank), "4", NULL, 1, 4096, NULL, 0, "stage 2: rank of the updates of each matrix of an expert, with train: lora"},
 
     {"shard_mib", C, KEY_INT, AT(convert.shard_mib), "0", NULL, 0, 1 << 30, NULL, 0, "size of the weight files in MiB, 0: one file"},
