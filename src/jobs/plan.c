@@ -8,6 +8,7 @@
 #include "base/machine.h"
 #include "base/str.h"
 #include "engine/place.h"
+#include "jobs/finetune_adapted.h"
 #include "model/split.h"
 
 double plan_remote_ranks(const struct placement *p, int k)
@@ -174,6 +175,7 @@ static size_t packed_bytes(const struct plan_step *p)
 static void print_writes(FILE *to, const struct plan_step *p)
 {
     const struct spec *s = p->spec;
+    bool adapted = s->kind == JOB_FINETUNE && s->stage2.stage == 2 && adapted_asked(s);
     size_t n;
 
     fprintf(to, "  writes      %s/: spec.yaml, log.jsonl, result.json", s->output);
@@ -187,8 +189,9 @@ static void print_writes(FILE *to, const struct plan_step *p)
         fprintf(to, ", model/ (%.1f MiB)", mib(packed_bytes(p)));
         break;
     case JOB_FINETUNE:
-        fprintf(to, "%s, checkpoint while it runs\n              %s/routers/%s/, routers/current",
-                sampled(&s->finetune.text, ", finetune.tokens.json"), s->model, s->finetune.version ? s->finetune.version : "vN");
+        fprintf(to, "%s, checkpoint while it runs\n              %s%s/routers/%s/, routers/current",
+                sampled(&s->finetune.text, ", finetune.tokens.json"), adapted ? s->output : s->model,
+                adapted ? "/model/, model" : "", s->finetune.version ? s->finetune.version : "vN");
         break;
     case JOB_EVAL:
         fprintf(to, "%s%s", sampled(&s->eval.text, ", eval.tokens.json"),
