@@ -251,7 +251,7 @@ static void test_errors(void **state)
         {TUNE "lm_loss: 0.5\n", "job.yaml:5: lm_loss: expected only with stage: 2, which trains end to end"},
         {TUNE "load_balance: 0.5\nstage: 1\n", "job.yaml:5: load_balance: expected only with stage: 2"},
         {TUNE "stage: 3\n", "job.yaml:5: stage: expected an integer from 1 to 2, found '3'"},
-        {TUNE "stage: 2\ntrain: []\n", "train: expected router, compensation or both, found none"},
+        {TUNE "stage: 2\ntrain: []\n", "train: expected at least one of router, compensation, norms, experts, lora"},
         {TUNE "loss: paper\nselect: threshold\n", "select: expected loss: bce with select: threshold"},
         {TUNE "labels: energy\nloss: listwise\nselect: threshold\n", "select: expected loss: bce or regression"},
         {TUNE "labels: gram\nloss: regression\n", "loss: expected labels: energy or norm"},
