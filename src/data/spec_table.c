@@ -122,7 +122,7 @@ static const struct key table[] = {
     {"text.sample_tokens", T, KEY_INT, AT(finetune.text.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
     {"text.sample_seed", T, KEY_INT, AT(finetune.text.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
     {"tokens", T, KEY_INT, AT(finetune.tokens), "200000", NULL, 1, LARGE, NULL, 0, "budget, counted over all passes"},
-    {"sequence", T, KEY_INT, AT(finetune.sequence), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: 2048, in stage 2 128, or the model's positions if it has fewer"},
+    {"sequence", T, KEY_INT, AT(finetune.sequence), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: 2048, in stage 2 512, or the model's positions if it has fewer"},
     {"batch_tokens", T, KEY_INT, AT(finetune.batch_tokens), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one optimizer step, 0: 512, in stage 2 2048"},
     {"learning_rate", T, KEY_REAL, AT(finetune.learning_rate), "0", NULL, 0, 10, NULL, 0, "of AdamW, after the warm-up, 0: 0.01, in stage 2 0.004"},
     {"final_learning_rate_ratio", T, KEY_REAL, AT(finetune.final_learning_rate_ratio), "0.1", NULL, 0, 1, NULL, 0, "learning rate at the end over the one above"},

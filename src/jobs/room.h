@@ -10,7 +10,7 @@
 
 enum {
     ROOM_WINDOW = 2048,           /* of text where the spec does not say, and the model has so many positions */
-    ROOM_END_TO_END_WINDOW = 128, /* the same in stage 2 */
+    ROOM_END_TO_END_WINDOW = 512, /* the same in stage 2 */
     ROOM_SAMPLE_WINDOW = 256,     /* of the model's own text */
     ROOM_CALIBRATION_WINDOW = 512
 };
