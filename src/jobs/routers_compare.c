@@ -170,7 +170,7 @@ status routers_compare_say(void *compare, const struct spec *s, struct err *e)
 
     if (!st && c->n_texts < 2) st = say(c, result, s->name, c->n_texts ? c->text[0] : NULL, out, e);
     for (int i = 0; i < c->n_texts && c->n_texts > 1 && !st; i++) {
-        char step[16];
+        char step[24];
 
         snprintf(step, sizeof(step), "text-%d", i + 1);
         st = say(c, result, step, c->text[i], out, e);

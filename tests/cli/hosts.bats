@@ -6,7 +6,7 @@ load common
     [ "$status" != 77 ] || skip "$output"
     [ "$status" = 0 ]
     "$FACTORLLM" run configs/factorize.yaml --quiet --set model="$toy" --set output="$dir/made" --set experts=4 --set active=2 \
-        --set method=default --set grouping=random --set compensation=none --set calibration.sample_tokens=0
+        --set method=default --set grouping=random --set compensation=none --set budget=uniform --set calibration.sample_tokens=0
     for i in $(seq 12); do echo "{\"id\": \"p$i\", \"prompt\": \"go $i and $i\"}"; done >"$dir/prompts.jsonl"
     cat >"$dir/infer.yaml" <<YAML
 kind: infer
@@ -34,7 +34,7 @@ YAML
     run scripts/two_hosts.sh 1 1 true
     [ "$status" != 77 ] || skip "$output"
     "$FACTORLLM" run configs/factorize.yaml --quiet --set model="$toy" --set output="$dir/made" --set experts=4 --set active=2 \
-        --set method=default --set grouping=random --set compensation=none --set calibration.sample_tokens=0
+        --set method=default --set grouping=random --set compensation=none --set budget=uniform --set calibration.sample_tokens=0
     for i in $(seq 400); do echo "{\"id\": \"p$i\", \"prompt\": \"go $i\"}"; done >"$dir/prompts.jsonl"
     printf 'kind: infer\nmodel: %s\ninput: %s\noutput: %s\nvariant: random\nmax_tokens: 100\nignore_eos: true\ncluster: {deadline_seconds: 3}\n' \
         "$dir/made/model" "$dir/prompts.jsonl" "$dir/infer" >"$dir/infer.yaml"

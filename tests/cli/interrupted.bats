@@ -4,7 +4,7 @@ load common
 # A factorized toy model in $dir/model and an infer job in $dir/infer.yaml that takes a few seconds.
 make_infer_job() {
     "$FACTORLLM" run configs/factorize.yaml --quiet --set model="$toy" --set output="$dir/made" --set experts=4 --set active=2 \
-        --set method=default --set grouping=random --set compensation=none --set calibration.sample_tokens=0
+        --set method=default --set grouping=random --set compensation=none --set budget=uniform --set calibration.sample_tokens=0
     for i in $(seq 400); do echo "{\"id\": \"p$i\", \"prompt\": \"go $i\"}"; done >"$dir/prompts.jsonl"
     cat >"$dir/infer.yaml" <<YAML
 kind: infer
@@ -206,7 +206,7 @@ batch_tokens: 64
 version: v1
 YAML
     "$FACTORLLM" run configs/factorize.yaml --quiet --set model="$toy" --set output="$dir/made" --set experts=4 --set active=2 \
-        --set method=factorllm --set grouping=random --set compensation=none --set calibration.sample_tokens=0
+        --set method=factorllm --set grouping=random --set compensation=none --set budget=uniform --set calibration.sample_tokens=0
     "$FACTORLLM" run "$dir/job.yaml" --quiet
     sum=$(sha256sum <"$dir/made/model/routers/v1/router.safetensors")
     rm -rf "$dir/made/model/routers" "$dir/tune"
