@@ -1,5 +1,6 @@
 #include "jobs/finetune_run.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -14,6 +15,7 @@
 #include "train/pace.h"
 
 enum { PROBE_PART = 16 /* of the budget */ };
+#define LOSS_DUST 1e-3 /* a divergence of two equal distributions is 0 but for rounding, below it as well as above */
 
 static double seconds_so_far(const struct finetune_run *r)
 {
@@ -78,6 +80,10 @@ static status make_identity(struct finetune_run *r, struct err *e)
     json_put_text(o, "text (digest)", r->corpus.digest);
     json_put_int(o, "text (tokens)", (int64_t)r->corpus.n_tokens);
     json_put(o, "precision", room_precision_json(s));
+    /* with the defaults bits do not depend on what travels */
+    if (s->cluster.exchange_rows != ROWS_F32) json_put_text(o, "cluster.exchange_rows", "bf16");
+    if (s->cluster.exchange_answers != ANSWERS_EXACT)
+        json_put_text(o, "cluster.exchange_answers", s->cluster.exchange_answers == ANSWERS_F32 ? "f32" : "bf16");
     json_put_int(o, "seed", s->seed);
     if (r->stage->identify(r, o, e)) return e->code;
     json_put_int(o, "tokens", s->finetune.tokens);
@@ -156,8 +162,8 @@ static status read_progress(struct finetune_run *r, const struct json_t *o, stru
     if (!s) s = json_get_int(&r->tokens, o, "tokens", 1, INT64_MAX / 2, JSON_REQUIRED, path, e);
     if (!s) s = json_get_int(&pass, o, "pass", 0, INT64_MAX / 2, JSON_REQUIRED, path, e);
     if (!s) s = json_get_int(&at, o, "at", 0, r->windows.visit.windows - 1, JSON_REQUIRED, path, e);
-    if (!s) s = json_get_real(&r->loss_first, o, first, 0, 1e300, JSON_REQUIRED, path, e);
-    if (!s) s = json_get_real(&r->loss_last, o, last, 0, 1e300, JSON_REQUIRED, path, e);
+    if (!s) s = json_get_real(&r->loss_first, o, first, -LOSS_DUST, 1e300, JSON_REQUIRED, path, e);
+    if (!s) s = json_get_real(&r->loss_last, o, last, -LOSS_DUST, 1e300, JSON_REQUIRED, path, e);
     if (!s) s = json_get_real(&r->seconds_before, o, "seconds", 0, 1e12, JSON_REQUIRED, path, e);
     if (!s) s = json_get_object(&before, o, "before", JSON_REQUIRED, path, e);
     if (!s) s = json_get_array(&layers, before, r->stage->per_layer, JSON_REQUIRED, path, e);
@@ -210,16 +216,27 @@ static void report_step(struct finetune_run *r, double rate, double norm)
                  tokens_per_second);
 }
 
-/* Whatever ends a run early, no finished step is lost. */
+/* A stop and a lost rank lose no finished step.  Whatever else ends a run may come of the state itself: the last checkpoint stays. */
 static status stopped(struct finetune_run *r, struct err *e)
 {
     long long step = r->stage->steps(r);
     struct err late;
 
-    if (step > r->saved_step && save(r, &late) && e->code == STOPPED) *e = late;
+    if (step > r->saved_step && (e->code == STOPPED || e->code == ERR_RANK) && save(r, &late) && e->code == STOPPED) *e = late;
     if (e->code != STOPPED) return e->code;
     return err_set(e, STOPPED, "stopped after step %lld of %lld; run the same job again to go on from %s", step,
                    (long long)r->steps, r->checkpoint);
+}
+
+/* Numbers that are not finite, or too large to be added exactly, are the steps' doing behind a step, in front of the first the model's. */
+static status diverged(const struct finetune_run *r, struct err *e)
+{
+    char what[sizeof(e->text)];
+
+    if ((e->code != ERR_FORMAT && e->code != ERR_LIMIT) || r->stage->steps(r) == 0) return e->code;
+    memcpy(what, e->text, sizeof(what));
+    return err_set(e, e->code, "%.*s; step %lld of %lld, training diverged; lower learning_rate or expert_rate",
+                   (int)sizeof(what) / 2, what, (long long)r->stage->steps(r), (long long)r->steps);
 }
 
 static bool is_due(const struct finetune_run *r)
@@ -243,11 +260,16 @@ static status train(struct finetune_run *r, struct err *e)
         windows_next(&r->windows, s->finetune.batch_tokens, s->finetune.tokens - r->tokens);
         if (r->stage->batch(r, true, e)) {
             windows_seek(&r->windows, pass, at); /* this batch was not learned from */
+            diverged(r, e);
             return stopped(r, e);
         }
         double norm;
 
         if (r->stage->update(r, rate, &norm, e)) return e->code;
+        if (!isfinite(norm)) {
+            err_set(e, ERR_FORMAT, "the gradient is not finite");
+            return diverged(r, e);
+        }
 
         r->tokens += r->windows.batch_tokens;
         r->loss_last = r->stage->loss_of(r);

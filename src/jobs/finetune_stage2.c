@@ -11,7 +11,7 @@
 #include "moe/route.h"
 #include "train/stage2.h"
 
-enum { PROBE_TOKENS = 8192, SHIFT_TOKENS = 16384, ARRAYS = STAGE2_ARRAYS + 1 };
+enum { PROBE_TOKENS = 8192, THRESHOLD_TOKENS = 8192, SHIFT_TOKENS = 16384, ARRAYS = STAGE2_ARRAYS + 1 };
 
 struct end_to_end {
     struct finetune_run run; /* first */
@@ -197,7 +197,7 @@ static status open_stage(struct finetune_run *r, struct err *e)
 static status set_selection(struct finetune_run *r, struct err *e)
 {
     struct router *router = &r->router;
-    int64_t window = r->room.window, tokens = r->room.limits.rows / window * window; /* one pass */
+    int64_t learned = windows_learned_tokens(&r->windows), tokens = learned < THRESHOLD_TOKENS ? learned : THRESHOLD_TOKENS;
     status code;
 
     if (r->spec->finetune.select != SELECT_THRESHOLD || router->by_threshold) {

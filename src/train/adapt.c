@@ -271,8 +271,9 @@ status adapt_gather(struct adapt *a, bool fill, struct err *e)
 
     if (!a->o.experts) return OK;
     for (int i = 0; i < MIRRORS; i++) room = (a->mirror[i] = malloc(a->floats * sizeof(float))) && room;
-    if (room) return fill ? exchange_arrays(a, true, e) : OK;
+    if (room && (!fill || exchange_arrays(a, true, e) == OK)) return OK;
     forget(a);
+    if (room) return e->code;
     return err_set(e, ERR_LIMIT, "out of memory for the experts of a checkpoint: %zu MiB",
                    a->floats * MIRRORS * sizeof(float) >> 20);
 }

@@ -194,6 +194,15 @@ static status layers_backward(struct stage2 *s, const struct batch *b, struct er
 }
 /* ---- a batch ---- */
 
+/* What stage2_thresholds() will look at. */
+static void keep_scores(struct stage2 *s, int rows)
+{
+    size_t n = (size_t)s->shape->experts, before = (size_t)s->tally.rows;
+
+    for (int l = 0; l < s->shape->layers && s->scores; l++)
+        memcpy(s->scores + ((size_t)l * s->score_rows + before) * n, stage2_scores(s, l), (size_t)rows * n * sizeof(float));
+}
+
 static status pass(struct stage2 *s, enum stage2_mode mode, const struct window *w, int n, int rows, struct err *e)
 {
     struct batch b = {.rows = rows, .token = s->token, .position = s->position, .session = s->session};
@@ -207,6 +216,7 @@ static status pass(struct stage2 *s, enum stage2_mode mode, const struct window 
             s->session[at] = i;
         }
     if (forwards(s, mode, &b, e)) return e->code;
+    keep_scores(s, rows);
     s->tally.loss += stage2_whole_pass(s, rows);
     if (mode == STAGE2_SHARES) return OK;
     stage2_losses(s, rows, mode == STAGE2_LEARN);

@@ -69,8 +69,8 @@ status stage2_batch(struct stage2 *s, enum stage2_mode mode, const struct window
 /* One optimizer step with the gradients of the last STAGE2_LEARN batch; norm: theirs before clipping.  ERR_RANK. */
 status stage2_update(struct stage2 *s, double learning_rate, double *norm, struct err *e);
 const struct stage2_tally *stage2_tally(const struct stage2 *s);
-/* Gives every layer the threshold at which k experts of a token are active in the mean over these windows, which are one pass; front to back, on the states that the
- * router's choices of top-k make. */
+/* Gives every layer the threshold at which k experts of a token are active in the mean over these windows, on the states that the router's choices of top-k make.
+ * The scores of all windows are kept meanwhile: layers * tokens * N floats.  Also ERR_LIMIT. */
 status stage2_thresholds(struct stage2 *s, const struct window *w, int n, struct err *e);
 /* Adds one number to the thresholds of all layers, so that the share of active neurons over these windows is the target as nearly as it can be. */
 status stage2_shift(struct stage2 *s, const struct window *w, int n, double *shift, struct err *e);

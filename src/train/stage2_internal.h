@@ -42,6 +42,9 @@ struct stage2 {
     float *logits, *taught_logits; /* [STAGE2_HEAD_ROWS][V] */
     double *kl, *nll;              /* [STAGE2_HEAD_ROWS] */
     float *threshold;              /* [layers] before a shift */
+    /* a batch of stage2_thresholds(), else NULL: scores of all its passes */
+    float *scores; /* [layers][score_rows][N], malloc'ed */
+    size_t score_rows;
 };
 
 /* Of a layer: states in front of its attention (layer may be the number of layers) and behind it, scores and sets. */

@@ -1,5 +1,6 @@
 /* Thresholds, and their common shift. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "moe/route.h"
@@ -7,15 +8,22 @@
 
 status stage2_thresholds(struct stage2 *s, const struct window *w, int n, struct err *e)
 {
-    int rows = 0;
+    size_t layers = (size_t)s->shape->layers, experts = (size_t)s->shape->experts, rows = 0;
 
-    for (int i = 0; i < n; i++) rows += w[i].n;
-    BUG_ON(rows > s->o.rows || n > s->o.sessions || s->router->by_threshold);
-    if (stage2_batch(s, STAGE2_SHARES, w, n, e)) return e->code;
-    for (int l = 0; l < s->shape->layers; l++)
-        s->router->threshold[l] = route_threshold(stage2_scores(s, l), rows, s->shape->experts, s->shape->active_of[l]);
-    s->router->by_threshold = true;
-    return OK;
+    BUG_ON(s->router->by_threshold);
+    for (int i = 0; i < n; i++) rows += (size_t)w[i].n;
+    s->scores = malloc(layers * rows * experts * sizeof(float));
+    if (!s->scores) return err_set(e, ERR_LIMIT, "out of memory for the scores of %zu tokens", rows);
+    s->score_rows = rows;
+    status code = stage2_batch(s, STAGE2_SHARES, w, n, e);
+
+    for (size_t l = 0; l < layers && !code; l++)
+        s->router->threshold[l] =
+            route_threshold(s->scores + l * rows * experts, (int64_t)rows, s->shape->experts, s->shape->active_of[l]);
+    s->router->by_threshold = !code;
+    free(s->scores);
+    s->scores = NULL;
+    return code;
 }
 
 /* over: share - target */

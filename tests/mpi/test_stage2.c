@@ -205,6 +205,42 @@ static void no_means(void **state)
     gradients(&(struct router_form){.constant = true}, false, 0.7, true);
 }
 
+/* Thresholds are those of all windows, however many passes they take: with the last score that is to be above it k experts are active in the mean of the first layer,
+ * whose states no choice has changed. */
+static void thresholds(void **state)
+{
+    char *directory = str_join(world.directory, "model");
+    const struct window w[] = {{tokens, FIRST, tokens + 1}, {tokens + FIRST, SECOND, tokens + FIRST + 1}};
+    struct model_limits limits = {.rows = TOKENS, .sessions = 2, .positions = 32, .train = true};
+    float found[2][16];
+    struct router r;
+    struct model *m;
+    struct err e;
+
+    (void)state;
+    if (cluster_model(world.cluster, directory, limits, &m, &e)) fail_msg("%s", e.text);
+    const struct shape *y = model_shape(m);
+    if (router_alloc_form(&r, y, &(struct router_form){0}, &e)) fail_msg("%s", e.text);
+    router_random(&r, 3);
+    for (int i = 0; i < 2; i++) {
+        struct stage2_options o = {.temperature = 0.5, .scale = 1, .rows = i ? FIRST : TOKENS, .sessions = i ? 1 : 2};
+        uint64_t active = 0;
+        struct stage2 *s;
+
+        r.by_threshold = false;
+        if (stage2_open(&s, &r, m, &o, &e) || stage2_thresholds(s, w, 2, &e) || stage2_batch(s, STAGE2_SHARES, w, 2, &e))
+            fail_msg("%s", e.text);
+        assert_true(r.by_threshold);
+        for (int k = 0; k < y->experts; k++) active += stage2_tally(s)->load[k];
+        assert_int_equal(active, TOKENS * y->active_of[0]);
+        memcpy(found[i], r.threshold, (size_t)y->layers * sizeof(float));
+        stage2_close(s);
+    }
+    assert_memory_equal(found[0], found[1], (size_t)y->layers * sizeof(float));
+    router_free(&r);
+    free(directory);
+}
+
 /* ---- against PyTorch: tests/golden/make_stage2.py ---- */
 
 static void numbers(float *x, size_t n, double size, double step, double phase)
@@ -358,6 +394,28 @@ static void learns(void **state)
     json_free(o);
 }
 
+/* A router of top-k gets thresholds whatever the room of a pass is to the text: a window of its own, more than the text has, more than any batch. */
+static void thresholds_of_any_pass(void **state)
+{
+    static const int rows[] = {20, 4096, 20000};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+        struct str yaml = {0};
+        struct json_t *o;
+        struct err e;
+
+        str_addf(&yaml, "kind: finetune\nmodel: %s/model\noutput: %s/pass-%d\nversion: pass-%d\ntext: {file: %s/text}\n",
+                 world.directory, world.directory, rows[i], rows[i], world.directory);
+        str_addf(&yaml, "sequence: 20\nlimits: {batch_rows: %d}\nstage: 2\nfrom: first\ntokens: 200\nbatch_tokens: 200\n",
+                 rows[i]);
+        if (world_run(&o, yaml.text, &e)) fail_msg("%s", e.text);
+        assert_true(fabs(json_number(json_at(json_at(o, "active_share"), "before")) - 0.6) < 0.05);
+        json_free(o);
+        str_free(&yaml);
+    }
+}
+
 static void stopped_after_every_step(void **state)
 {
     char *path = str_join(world.directory, "stopped/checkpoint");
@@ -456,6 +514,21 @@ static void adapting_stopped(void **state)
     stops("lora-stopped", "lora", LORA);
 }
 
+/* Weights that grow out of all bounds: one line, and no checkpoint of them. */
+static void diverges(void **state)
+{
+    char *path = str_join(world.directory, "wild/checkpoint");
+    struct err e;
+
+    (void)state;
+    assert_int_equal(end_to_end(NULL, "wild", "train: [experts]\nexpert_rate: 1000\nweight_decay: 10\n", &e), ERR_LIMIT);
+    if (!strstr(e.text, "up to which sums are exact; step ") ||
+        !strstr(e.text, "training diverged; lower learning_rate or expert_rate"))
+        fail_msg("%s", e.text);
+    assert_false(file_exists(path));
+    free(path);
+}
+
 static void refusals(void **state)
 {
     struct err e;
@@ -509,12 +582,21 @@ static void on_one_rank(void **state)
 
 static int lead(int turn)
 {
-    const struct CMUnitTest first[] = {cmocka_unit_test(make_model),       cmocka_unit_test(top_k_router),
-                                       cmocka_unit_test(threshold_router), cmocka_unit_test(gate_router),
-                                       cmocka_unit_test(no_means),         cmocka_unit_test(pytorch),
-                                       cmocka_unit_test(learns),           cmocka_unit_test(stopped_after_every_step),
-                                       cmocka_unit_test(adapts),           cmocka_unit_test(evaluates),
-                                       cmocka_unit_test(adapting_stopped), cmocka_unit_test(refusals)};
+    const struct CMUnitTest first[] = {cmocka_unit_test(make_model),
+                                       cmocka_unit_test(top_k_router),
+                                       cmocka_unit_test(threshold_router),
+                                       cmocka_unit_test(gate_router),
+                                       cmocka_unit_test(no_means),
+                                       cmocka_unit_test(thresholds),
+                                       cmocka_unit_test(pytorch),
+                                       cmocka_unit_test(learns),
+                                       cmocka_unit_test(thresholds_of_any_pass),
+                                       cmocka_unit_test(stopped_after_every_step),
+                                       cmocka_unit_test(adapts),
+                                       cmocka_unit_test(evaluates),
+                                       cmocka_unit_test(adapting_stopped),
+                                       cmocka_unit_test(diverges),
+                                       cmocka_unit_test(refusals)};
     const struct CMUnitTest second[] = {cmocka_unit_test(round_robin)}, third[] = {cmocka_unit_test(on_one_rank)};
     struct rng r;
 
