@@ -246,6 +246,12 @@ const char *spec_variant_name(enum spec_variant v);
 enum spec_variant spec_variant_of(const char *item, const char **version);
 const char *spec_part_name(enum spec_part p);
 bool spec_trains(const struct spec *s, enum spec_train what);
+bool spec_trains_experts(const struct spec *s); /* whole or by updates of low rank */
+/* finetune, stage 2, of weights of the model itself. */
+bool spec_adapts(const struct spec *s);
+/* The job writes a model, OUTPUT/model: factorize, convert, and a finetune that adapts. */
+bool spec_makes_model(const struct spec *s);
+const char *spec_train_name(enum spec_train what);
 void spec_help(FILE *to, enum job_kind k); /* the keys of a kind, with defaults and help, as an aligned table */
 
 #endif

@@ -86,7 +86,7 @@ static void compared_step(struct spec *s, const struct draft *drafts, int n)
     for (int i = 0; i < n && s->eval.compare_model; i++) {
         const struct spec *by = drafts[i].s;
 
-        if ((by->kind != JOB_FACTORIZE && by->kind != JOB_CONVERT) || strcmp(by->name, s->eval.compare_model) != 0) continue;
+        if (!spec_makes_model(by) || strcmp(by->name, s->eval.compare_model) != 0) continue;
         free(s->eval.compare_model);
         s->eval.compare_model = str_join(by->output, "model");
     }
@@ -94,7 +94,7 @@ static void compared_step(struct spec *s, const struct draft *drafts, int n)
 
 status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct err *e)
 {
-    const struct spec *made = NULL; /* the factorize or convert step whose model the next steps work on */
+    const struct spec *made = NULL; /* the step whose model the next steps work on */
 
     for (int i = 0; i < n; i++) {
         struct spec *s = drafts[i].s;
@@ -103,7 +103,7 @@ status steps_resolve(struct spec *parent, struct draft *drafts, int n, struct er
         if (s->kind == JOB_REPORT) steps_before(s, drafts, i);
         else if (!s->model && made && s->kind != JOB_FACTORIZE) s->model = str_join(made->output, "model");
         else if (!s->model) s->model = str_dup(parent->model);
-        if (s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT) made = s;
+        if (spec_makes_model(s)) made = s;
         if (s->kind == JOB_EVAL) compared_step(s, drafts, i);
         job_resolve(s);
         for (int j = 0; j < i; j++)
@@ -241,6 +241,10 @@ static status check_finetune(const struct draft *d, struct err *e)
         return draft_fail(d, "train", e, "expected at least one of router, compensation, norms, experts, lora");
     if (spec_trains(s, TRAIN_EXPERTS) && spec_trains(s, TRAIN_LORA))
         return draft_fail(d, "train", e, "expected experts or lora, which is in place of whole experts, found both");
+    if (s->stage2.stage == 2 && !spec_trains(s, TRAIN_COMPENSATION) &&
+        (s->finetune.compensation_rank > 0 || s->finetune.compensation == REFIT_CONSTANT))
+        return draft_fail(d, s->finetune.compensation_rank > 0 ? "compensation_rank" : "compensation", e,
+                          "expected compensation in train, found none: what begins as zero has to be trained");
     if (s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_LISTWISE)
         return draft_fail(d, draft_given(d, "select") ? "select" : "loss", e,
                           "expected loss: bce or regression with select: threshold, found loss: listwise, whose scores have no "

@@ -298,6 +298,26 @@ bool spec_trains(const struct spec *s, enum spec_train what)
     return false;
 }
 
+bool spec_trains_experts(const struct spec *s)
+{
+    return spec_trains(s, TRAIN_EXPERTS) || spec_trains(s, TRAIN_LORA);
+}
+
+bool spec_adapts(const struct spec *s)
+{
+    return s->kind == JOB_FINETUNE && s->stage2.stage == 2 && (spec_trains(s, TRAIN_NORMS) || spec_trains_experts(s));
+}
+
+bool spec_makes_model(const struct spec *s)
+{
+    return s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT || spec_adapts(s);
+}
+
+const char *spec_train_name(enum spec_train what)
+{
+    return train_names[what];
+}
+
 int spec_kind_find(const char *name)
 {
     for (int i = 0; i < JOB_KINDS; i++)

@@ -5,7 +5,6 @@
 
 #include "base/directory.h"
 #include "base/file.h"
-#include "base/stop.h"
 #include "base/str.h"
 #include "data/safetensors.h"
 #include "jobs/model_files.h"
@@ -14,19 +13,13 @@
 static const size_t SHARD_BYTES = (size_t)4096 << 20;
 enum { CONFIG_MAX = 16 << 20 };
 
-bool adapted_asked(const struct spec *s)
-{
-    return spec_trains(s, TRAIN_NORMS) || spec_trains(s, TRAIN_EXPERTS) || spec_trains(s, TRAIN_LORA);
-}
-
 status adapted_check(const struct spec *s, const struct shape *shape, struct err *e)
 {
-    if (shape->adapted)
-        return err_set(
-            e, ERR_SPEC,
-            "%s: model: %s has adapted weights, whose sum of all experts nobody trained; expected the model that it came from",
-            s->source, s->model);
-    if (!adapted_asked(s)) return OK;
+    const struct precision wanted = room_opening(s);
+    struct weights_plan w;
+
+    if (weights_plan(&w, s->model, shape, &wanted, e) || ready_weights(s, shape, &w, e)) return e->code;
+    if (!spec_adapts(s)) return OK;
     return ready_source(s, e) ? e->code : ready_target(s, e);
 }
 
@@ -69,7 +62,7 @@ static struct tensor tensor_of(const struct spec *s, const char *name)
 {
     struct tensor t = {OTHER, 0, 0, 0, MODEL_NORM_LAST};
 
-    if ((spec_trains(s, TRAIN_EXPERTS) || spec_trains(s, TRAIN_LORA)) && is_expert(&t, name)) t.what = EXPERT;
+    if (spec_trains_experts(s) && is_expert(&t, name)) t.what = EXPERT;
     else if (spec_trains(s, TRAIN_NORMS) && is_norm(&t, name)) t.what = NORM;
     return t;
 }
@@ -173,11 +166,15 @@ static status write_config(const struct finetune_run *r, const char *directory, 
     if (!s) {
         struct json_t *f = json_clone(json_at(config, "factorization"));
 
+        struct json_t *made = json_object_new();
+
         json_put_bool(f, "calibrated", false);
         json_put(f, "adapted", description(r));
-        json_put(config, "factorization", f);
-        if (json_at(config, "packed")) json_put_text(config, "packed", NULL);
-        s = json_write(to, config, e);
+        for (void *i = json_first(config); i; i = json_next(config, i)) /* what is written is not packed */
+            if (strcmp(json_key(i), "packed") != 0) json_put(made, json_key(i), json_clone(json_member(i)));
+        json_put(made, "factorization", f);
+        s = json_write(to, made, e);
+        json_free(made);
     }
     json_free(config);
     free(from);
@@ -198,6 +195,7 @@ static status copy_permutation(const struct finetune_run *r, const char *directo
 status adapted_write(struct finetune_run *r, const char *version, const struct json_t *about, struct err *e)
 {
     char *target = str_join(r->spec->output, "model"), *temporary = str_join(r->spec->output, "model.tmp");
+    bool replaces = file_exists(target); /* as ready_target() allows it: a model that such a job made */
     struct err ignored;
     status s = directory_remove(temporary, e); /* of a run that was killed */
 
@@ -206,10 +204,12 @@ status adapted_write(struct finetune_run *r, const char *version, const struct j
     if (!s) s = copy_permutation(r, temporary, e);
     if (!s) s = model_copy_beside(r->spec->model, temporary, e);
     if (!s) s = write_config(r, temporary, e);
+    if (!s) s = model_sums(r->job, temporary, e);
     if (!s) s = router_write(&r->router, temporary, version, about, true, e);
     if (!s) s = directory_replace(temporary, target, e);
     if (s) directory_remove(temporary, &ignored);
     if (!s) json_put_text(r->job->result, "model", target);
+    if (!s && replaces) log_line(r->job->log, "%s: replaces the adapted model that stood there", target);
     if (!s) log_line(r->job->log, "%s: the model with adapted weights; %s is as it was", target, r->spec->model);
     free(target);
     free(temporary);

@@ -8,8 +8,7 @@
 
 #include "jobs/finetune_run.h"
 
-/* Whether the spec trains weights of the model, and what has to hold then before anything begins: ERR_SPEC. */
-bool adapted_asked(const struct spec *s);
+/* What has to hold before anything begins, also of a job that trains no weights: ERR_SPEC. */
 status adapted_check(const struct spec *s, const struct shape *shape, struct err *e);
 /* Written beside its place and moved there in one step.  The model's student's weights are in use. */
 status adapted_write(struct finetune_run *r, const char *version, const struct json_t *about, struct err *e);

@@ -380,6 +380,7 @@ static status write_version(struct finetune_run *r, const struct json_t *after, 
     status st = OK;
 
     if (s->finetune.version && *s->finetune.version) snprintf(version, sizeof(version), "%s", s->finetune.version);
+    else if (spec_adapts(s)) snprintf(version, sizeof(version), "v1"); /* of a model that begins with it */
     else st = router_next_version(version, s->model, e);
     if (!st)
         st =

@@ -1,4 +1,4 @@
-/* finetune, stage 2: trains a router version, and the means of what it leaves out, end to end (train/stage2.h). */
+/* finetune, stage 2: trains a router version, what it adds for what it leaves out, and weights of the model if asked, end to end (train/stage2.h). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,12 +148,12 @@ static status open_adapt(struct finetune_run *r, struct err *e)
     const struct spec *s = r->spec;
     struct adapt_options o = {.term = spec_trains(s, TRAIN_COMPENSATION) && r->router.offset,
                               .norms = spec_trains(s, TRAIN_NORMS),
-                              .experts = spec_trains(s, TRAIN_EXPERTS) || spec_trains(s, TRAIN_LORA),
+                              .experts = spec_trains_experts(s),
                               .offset_rate = s->stage2.compensation_rate,
                               .expert_rate = s->stage2.expert_rate,
                               .rows = r->room.limits.rows};
 
-    return o.term || adapted_asked(s) ? adapt_open(&own(r)->adapt, r->model, &r->router, &o, e) : OK;
+    return o.term || spec_adapts(s) ? adapt_open(&own(r)->adapt, r->model, &r->router, &o, e) : OK;
 }
 
 static status open_trainer(struct finetune_run *r, struct err *e)
@@ -226,29 +226,23 @@ static void resume(struct finetune_run *r)
 static status identify(const struct finetune_run *r, struct json_t *o, struct err *e)
 {
     const struct spec *s = r->spec;
-    struct str path = {0};
-    char hex[65], train[64] = "";
+    char hex[65];
+    struct str path = {0}, train = {0};
 
     str_addf(&path, "%s/routers/%s/router.safetensors", s->model, r->from);
     status code = digest_file(hex, path.text, e);
     str_free(&path);
     if (code) return code;
     for (enum spec_train t = TRAIN_ROUTER; t <= TRAIN_LORA; t++)
-        if (spec_trains(s, t))
-            snprintf(train + strlen(train), sizeof(train) - strlen(train), "%s%s",
-                     t == TRAIN_ROUTER         ? "router "
-                     : t == TRAIN_COMPENSATION ? "compensation"
-                     : t == TRAIN_NORMS        ? " norms"
-                     : t == TRAIN_EXPERTS      ? " experts"
-                                               : " lora",
-                     "");
+        if (spec_trains(s, t)) str_addf(&train, "%s%s", train.length ? " " : "", spec_train_name(t));
     json_put_int(o, "stage", 2);
     json_put_text(o, "from", r->from);
     json_put_text(o, "from (digest)", hex);
     json_put_text(o, "select", s->finetune.select == SELECT_THRESHOLD ? "threshold" : "top_k");
-    json_put_text(o, "train", train);
+    json_put_text(o, "train", train.text);
+    str_free(&train);
     if (s->finetune.compensation == REFIT_CONSTANT) json_put_text(o, "compensation", "constant");
-    if (spec_trains(s, TRAIN_EXPERTS) || spec_trains(s, TRAIN_LORA)) json_put_real(o, "expert_rate", s->stage2.expert_rate);
+    if (spec_trains_experts(s)) json_put_real(o, "expert_rate", s->stage2.expert_rate);
     if (spec_trains(s, TRAIN_LORA)) json_put_int(o, "lora_rank", s->stage2.lora_rank);
     if (s->finetune.compensation_rank) json_put_int(o, "compensation_rank", s->finetune.compensation_rank);
     json_put_real(o, "lm_loss", s->stage2.lm_loss);
@@ -308,8 +302,8 @@ static status scatter(struct finetune_run *r, bool use, struct err *e)
 
 static status write(struct finetune_run *r, const char *version, const struct json_t *about, struct err *e)
 {
-    return adapted_asked(r->spec) ? adapted_write(r, version, about, e)
-                                  : router_write(&r->router, r->spec->model, version, about, true, e);
+    return spec_adapts(r->spec) ? adapted_write(r, version, about, e)
+                                : router_write(&r->router, r->spec->model, version, about, true, e);
 }
 
 /* Thresholds move together until the share is what it is to be, on text that was learned from; a stop in the middle of that changes nothing. */
@@ -372,13 +366,17 @@ static void result(struct finetune_run *r, struct json_t *o, const struct json_t
     put_metrics(o, r, after);
     json_put_int(o, "stage", 2);
     json_put_text(o, "from", r->from);
-    if (adapted_asked(r->spec)) json_put_text(o, "weights", "adapted");
+    if (spec_adapts(r->spec)) json_put_text(o, "weights", "adapted");
     if (r->router.by_threshold) json_put_real(o, "threshold_shift", own(r)->shift);
 }
 
 static void about(const struct finetune_run *r, struct json_t *o, struct json_t *metrics, const struct json_t *after)
 {
-    if (adapted_asked(r->spec)) json_put_text(o, "weights", "adapted");
+    if (spec_adapts(r->spec)) {
+        json_put_text(o, "stage", "2: end to end, with weights of the model");
+        json_put_text(o, "parent_model", r->spec->model); /* `parent` is a version there, not here */
+        json_put_text(o, "weights", "adapted");
+    }
     put_metrics(metrics, r, after);
 }
 

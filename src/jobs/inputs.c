@@ -158,10 +158,8 @@ bool inputs_product_exists(const struct spec *s, const struct json_t *mine)
     const struct json_t *version = json_at(mine, "version");
     char name[128];
 
+    if (spec_makes_model(s)) return made(s->output, "model/config.json");
     switch (s->kind) {
-    case JOB_FACTORIZE:
-    case JOB_CONVERT:
-        return made(s->output, "model/config.json");
     case JOB_FINETUNE:
         if (!version || !json_is_text(version)) return false;
         snprintf(name, sizeof(name), "routers/%.64s/router.safetensors", json_text(version));

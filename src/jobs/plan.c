@@ -8,7 +8,6 @@
 #include "base/machine.h"
 #include "base/str.h"
 #include "engine/place.h"
-#include "jobs/finetune_adapted.h"
 #include "model/split.h"
 
 double plan_remote_ranks(const struct placement *p, int k)
@@ -175,7 +174,7 @@ static size_t packed_bytes(const struct plan_step *p)
 static void print_writes(FILE *to, const struct plan_step *p)
 {
     const struct spec *s = p->spec;
-    bool adapted = s->kind == JOB_FINETUNE && s->stage2.stage == 2 && adapted_asked(s);
+    bool adapted = spec_adapts(s);
     size_t n;
 
     fprintf(to, "  writes      %s/: spec.yaml, log.jsonl, result.json", s->output);

@@ -44,11 +44,6 @@ status plan_factorized(struct shape *out, const struct shape *dense, const struc
     return OK;
 }
 
-static bool writes_model(const struct spec *s)
-{
-    return s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT;
-}
-
 static status check_readable(const char *path, const struct spec *steps, int n, struct err *e)
 {
     if (!path) return OK;
@@ -108,6 +103,23 @@ static status longest_item(int *longest, const struct plan_step *p, const struct
     return st;
 }
 
+/* A model with weights that an earlier step trained, which it writes as f32, unpacked; the others are as that step found them. */
+static void plan_adapted(struct plan_step *p, const struct plan_step *by)
+{
+    const struct precision wanted = room_opening(p->spec);
+
+    p->made_by = by->spec->name;
+    p->directory = by->directory;
+    p->shape = by->shape;
+    p->shape.adapted = true, p->shape.calibrated = false;
+    p->routed = true;
+    p->weights = by->weights;
+    p->weights.packed = false;
+    if (spec_trains_experts(by->spec)) p->weights.format[WEIGHTS_EXPERTS] = FORMAT_F32;
+    for (int i = 0; i < WEIGHT_PARTS; i++)
+        if (wanted.part[i]) p->weights.format[i] = (enum format)(wanted.part[i] - 1);
+}
+
 /* What an earlier step will make of its weights, and how this one will open that. */
 static status plan_made(struct plan_step *p, const struct plan_step *by, struct err *e)
 {
@@ -115,13 +127,18 @@ static status plan_made(struct plan_step *p, const struct plan_step *by, struct 
     const struct precision wanted = room_opening(p->spec);
     bool factorizes = by->spec->kind == JOB_FACTORIZE, same = true;
 
+    if (spec_adapts(by->spec)) {
+        plan_adapted(p, by);
+        return OK;
+    }
+
     p->made_by = by->spec->name;
     p->directory = by->directory;
     p->weights = by->weights;
     if (factorizes && plan_factorized(&p->shape, &by->shape, by->spec, e)) return e->code;
     if (!factorizes) p->shape = by->shape;
     if (!factorizes) p->routed = by->routed;
-    if (!factorizes && writes_model(p->spec))
+    if (!factorizes && spec_makes_model(p->spec))
         return err_set(e, ERR_SPEC,
                        "%s: step %s: model: %s will have packed weights only, expected the one that it is converted from",
                        p->spec->source, p->spec->name, p->spec->model);
@@ -212,8 +229,8 @@ static status check_output(const struct plan_step *p, struct err *e)
     const struct spec *s = p->spec;
     status st = ready_directory(s->output, e);
 
-    if (!st && writes_model(s)) st = ready_target(s, e);
-    if (!st && s->kind == JOB_FINETUNE && !p->made_by) {
+    if (!st && spec_makes_model(s)) st = ready_target(s, e);
+    if (!st && s->kind == JOB_FINETUNE && !spec_adapts(s) && !p->made_by) {
         st = ready_version(s, e);
         if (!st) st = ready_directory(s->model, e);
     }
@@ -227,6 +244,15 @@ static status check_output(const struct plan_step *p, struct err *e)
     return st;
 }
 
+static bool gives_version(const struct spec *s, const char *model)
+{
+    char *home = s->kind == JOB_FINETUNE ? ready_version_home(s) : NULL;
+    bool gives = home && !strcmp(home, model);
+
+    free(home);
+    return gives;
+}
+
 static status check_version(const struct plan_step *p, const struct spec *before, int n, const char *key, const char *version,
                             struct err *e)
 {
@@ -235,7 +261,7 @@ static status check_version(const struct plan_step *p, const struct spec *before
 
     if (!version || p->made_by) return OK;
     for (int i = 0; i < n; i++)
-        if (before[i].kind == JOB_FINETUNE && !strcmp(before[i].model, p->spec->model)) return OK; /* it may make this one */
+        if (gives_version(&before[i], p->spec->model)) return OK; /* it may make this one */
     str_addf(&path, "%s/routers/%s/router.safetensors", p->spec->model, version);
     if (access(path.text, R_OK)) st = err_set(e, ERR_IO, "%s: %s: %s: %s", p->spec->source, key, path.text, strerror(errno));
     str_free(&path);
@@ -261,11 +287,12 @@ static status check_model(const struct plan_step *p, struct err *e)
     const struct spec *s = p->spec;
     struct shape made;
 
-    if (writes_model(s) && !p->made_by && ready_source(s, e)) return e->code;
+    if (spec_makes_model(s) && !p->made_by && ready_source(s, e)) return e->code;
     if (s->kind == JOB_FACTORIZE) return plan_factorized(&made, &p->shape, s, e);
     if (s->kind == JOB_FINETUNE && !p->shape.experts)
         return err_set(e, ERR_SPEC, "%s: model: %s is a dense model, expected a factorized one: run a factorize job first",
                        s->source, s->model);
+    if (s->kind == JOB_FINETUNE && ready_weights(s, &p->shape, &p->weights, e)) return e->code;
     if (s->kind == JOB_INFER && !p->shape.experts && s->infer.variant != VARIANT_DENSE && s->infer.variant != VARIANT_ROUTER)
         return err_set(e, ERR_SPEC, "%s: variant: %s needs a factorized model, %s is dense", s->source,
                        spec_variant_name((enum spec_variant)s->infer.variant), s->model);
@@ -316,14 +343,14 @@ status plan_step(struct plan_step *steps, const struct spec *s, int i, struct er
     for (int j = 0; j < i; j++) {
         char *made = str_join(list[j].output, "model");
 
-        if (writes_model(&list[j]) && !strcmp(made, list[i].model)) st = plan_made(p, &steps[j], e);
-        if (writes_model(&list[j]) && list[i].kind == JOB_EVAL && list[i].eval.compare_model &&
+        if (spec_makes_model(&list[j]) && !strcmp(made, list[i].model)) st = plan_made(p, &steps[j], e);
+        if (spec_makes_model(&list[j]) && list[i].kind == JOB_EVAL && list[i].eval.compare_model &&
             !strcmp(made, list[i].eval.compare_model))
             p->other_by = &steps[j];
         free(made);
     }
     if (st == OK && !p->made_by) st = read_model(p, e);
-    for (int j = 0; j < i; j++) p->routed |= list[j].kind == JOB_FINETUNE && !strcmp(list[j].model, list[i].model);
+    for (int j = 0; j < i; j++) p->routed |= gives_version(&list[j], list[i].model);
     if (st == OK) st = check_model(p, e);
     if (st == OK) st = check_files(&list[i], list, i, e);
     if (st == OK) st = plan_room(p, e);

@@ -37,6 +37,16 @@ status ready_source(const struct spec *s, struct err *e)
                    s->source, s->model);
 }
 
+static bool same_directory(const char *a, const char *b)
+{
+    char *x = realpath(a, NULL), *y = realpath(b, NULL);
+    bool same = x && y ? !strcmp(x, y) : !strcmp(a, b);
+
+    free(x);
+    free(y);
+    return same;
+}
+
 status ready_target(const struct spec *s, struct err *e)
 {
     struct shape *old = malloc(sizeof(*old));
@@ -47,13 +57,39 @@ status ready_target(const struct spec *s, struct err *e)
     BUG_ON(!old);
     bool ours = !file_exists(target);
     if (!ours && s->kind == JOB_CONVERT) ours = safetensors_present(target, WEIGHTS_PACKED);
-    else if (!ours) ours = !shape_read(old, target, &ignored) && old->experts;
-    if (!ours)
+    else if (!ours) ours = !shape_read(old, target, &ignored) && old->experts && (!spec_adapts(s) || old->adapted);
+    if (same_directory(target, s->model))
+        st = err_set(e, ERR_SPEC, "%s: output: its model would replace %s, which it is made from: expected another output",
+                     s->source, s->model);
+    else if (!ours)
         st = err_set(e, ERR_SPEC, "%s: stands where the %s model of %s should go, and is none: expected another output", target,
-                     s->kind == JOB_CONVERT ? "packed" : "factorized", s->source);
+                     s->kind == JOB_CONVERT ? "packed"
+                     : spec_adapts(s)       ? "adapted"
+                                            : "factorized",
+                     s->source);
     free(old);
     free(target);
     return st;
+}
+
+status ready_weights(const struct spec *s, const struct shape *shape, const struct weights_plan *w, struct err *e)
+{
+    enum format f = w->format[WEIGHTS_EXPERTS];
+
+    if (shape->adapted)
+        return err_set(
+            e, ERR_SPEC,
+            "%s: model: %s has adapted weights, whose sum of all experts nobody trained; expected the model that it came from",
+            s->source, s->model);
+    if (s->stage2.stage == 2 && spec_trains_experts(s) && f != FORMAT_F32 && f != FORMAT_BF16)
+        return err_set(e, ERR_SPEC, "%s: train: expected experts in f32 or bf16, to train them, found %s", s->source,
+                       format_name(f));
+    return OK;
+}
+
+char *ready_version_home(const struct spec *s)
+{
+    return spec_adapts(s) ? str_join(s->output, "model") : str_dup(s->model);
 }
 
 status ready_version(const struct spec *s, struct err *e)
@@ -61,7 +97,7 @@ status ready_version(const struct spec *s, struct err *e)
     struct str path = {0};
     status st = OK;
 
-    if (!s->finetune.version || !*s->finetune.version) return OK;
+    if (!s->finetune.version || !*s->finetune.version || spec_adapts(s)) return OK; /* a new model has none */
     str_addf(&path, "%s/routers/%s", s->model, s->finetune.version);
     if (file_exists(path.text))
         st = err_set(e, ERR_SPEC, "%s: version: %s exists already; choose another name, or none for the next free one", s->source,

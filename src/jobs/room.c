@@ -135,7 +135,7 @@ status room_finetune(struct room *r, const struct spec *s, const struct shape *s
     *r = (struct room){limits_of(s, rows, sessions, positions), (int)window};
     r->limits.oracle = !late;
     r->limits.train = late;
-    r->limits.adapt = late && (spec_trains(s, TRAIN_EXPERTS) || spec_trains(s, TRAIN_LORA));
+    r->limits.adapt = late && spec_trains_experts(s);
     r->limits.lora = late && spec_trains(s, TRAIN_LORA) ? (int)s->stage2.lora_rank : 0;
     r->limits.lora_seed = (uint64_t)s->seed;
     return OK;

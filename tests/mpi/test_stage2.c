@@ -7,6 +7,7 @@
 
 #include "../job_world.h"
 #include "../student.h"
+#include "data/sums.h"
 #include "model/router_file.h"
 #include "train/stage2.h"
 
@@ -446,6 +447,7 @@ static void adapts(void **state)
 {
     size_t n, m;
     char *was = world_bytes("%s/%s/model.safetensors", "model", &n), *is, *path = str_join(world.directory, "adapted/model");
+    struct sums_checked sums;
     struct json_t *o;
     struct shape y;
     struct err e;
@@ -463,6 +465,8 @@ static void adapts(void **state)
     assert_memory_equal(is, was, n);
     if (shape_read(&y, path, &e)) fail_msg("%s", e.text);
     assert_true(y.adapted && !y.calibrated);
+    if (sums_check(&sums, path, &e)) fail_msg("%s", e.text);
+    assert_in_range(sums.files, 3, 100);
     free(is), free(was), free(path);
 }
 
@@ -489,6 +493,18 @@ static void evaluates(void **state)
     str_free(&yaml);
 }
 
+/* Weights, what is said of them, and the router, whose version has the name of the output. */
+static void same_adapted(const char *a, const char *b)
+{
+    char x[128], y[128];
+
+    same_bytes("%s/%s/model/model.safetensors", a, b);
+    same_bytes("%s/%s/model/config.json", a, b);
+    snprintf(x, sizeof(x), "%s/model/routers/%s", a, a);
+    snprintf(y, sizeof(y), "%s/model/routers/%s", b, b);
+    same_bytes("%s/%s/router.safetensors", x, y);
+}
+
 static void stops(const char *name, const char *whole, const char *more)
 {
     int n = 0;
@@ -504,7 +520,7 @@ static void stops(const char *name, const char *whole, const char *more)
     stop_reset();
     if (s) fail_msg("%s", e.text);
     assert_int_equal(n, STEPS);
-    same_bytes("%s/%s/model/model.safetensors", name, whole);
+    same_adapted(name, whole);
 }
 
 static void adapting_stopped(void **state)
@@ -527,6 +543,24 @@ static void diverges(void **state)
         fail_msg("%s", e.text);
     assert_false(file_exists(path));
     free(path);
+}
+
+/* The model that an adapted one would take the place of, and experts that cannot be trained. */
+static void refused_adaptations(void **state)
+{
+    char *taken = str_join(world.directory, "taken/model"), *from = str_join(world.directory, "model/config.json"),
+         *to = str_join(world.directory, "taken/model/config.json");
+    struct err e;
+
+    (void)state;
+    assert_int_equal(world_finetune(NULL, "mine", ".", "stage: 2\nfrom: first\ntokens: 200\ntrain: [norms]\n", &e), ERR_SPEC);
+    if (!strstr(e.text, "would replace")) fail_msg("%s", e.text);
+    if (file_make_directory(taken, &e) || file_copy(from, to, &e)) fail_msg("%s", e.text);
+    assert_int_equal(finetune(NULL, "taken", "stage: 2\nfrom: first\ntokens: 200\ntrain: [norms]\n", &e), ERR_SPEC);
+    if (!strstr(e.text, "stands where the adapted model")) fail_msg("%s", e.text);
+    assert_int_equal(end_to_end(NULL, "quantized", "train: [experts]\nprecision: {experts: q8}\n", &e), ERR_SPEC);
+    if (!strstr(e.text, "train: expected experts in f32 or bf16, to train them, found q8")) fail_msg("%s", e.text);
+    free(taken), free(from), free(to);
 }
 
 static void refusals(void **state)
@@ -561,7 +595,7 @@ static void adapted_elsewhere(const char *name, const char *whole, const char *m
     struct err e;
 
     if (end_to_end(NULL, name, more, &e)) fail_msg("%s", e.text);
-    same_bytes("%s/%s/model/model.safetensors", name, whole);
+    same_adapted(name, whole);
     same_curve(name, whole);
 }
 
@@ -596,6 +630,7 @@ static int lead(int turn)
                                        cmocka_unit_test(evaluates),
                                        cmocka_unit_test(adapting_stopped),
                                        cmocka_unit_test(diverges),
+                                       cmocka_unit_test(refused_adaptations),
                                        cmocka_unit_test(refusals)};
     const struct CMUnitTest second[] = {cmocka_unit_test(round_robin)}, third[] = {cmocka_unit_test(on_one_rank)};
     struct rng r;

@@ -255,6 +255,9 @@ static void test_errors(void **state)
         {TUNE "loss: paper\nselect: threshold\n", "select: expected loss: bce with select: threshold"},
         {TUNE "labels: energy\nloss: listwise\nselect: threshold\n", "select: expected loss: bce or regression"},
         {TUNE "labels: gram\nloss: regression\n", "loss: expected labels: energy or norm"},
+        {TUNE "stage: 2\ntrain: [router]\ncompensation_rank: 3\n",
+         "compensation_rank: expected compensation in train, found none"},
+        {TUNE "stage: 2\ntrain: [router, norms]\ncompensation: constant\n", "compensation: expected compensation in train"},
         {TUNE "stage: 2\nstart: ridge\n", "start: expected only with stage: 1"},
         {TUNE "router: wide\n", "router: expected"},
         {TUNE "router_rank: 0\n", "router_rank: expected"},
@@ -444,6 +447,25 @@ static void test_pipeline(void **state)
 }
 
 /* A spec, what it prints read again, and what it packs unpacked again, print the same. */
+/* A step that trains weights makes a model, and the steps behind it work on that; they may name it, too. */
+static void test_adapted_step(void **state)
+{
+    struct spec *s = good("kind: pipeline\nmodel: dense\noutput: out\nsteps:\n"
+                          "  - {kind: factorize, experts: 8, active: 4, budget: uniform, grouping: contiguous}\n"
+                          "  - {kind: finetune, text: {file: t}}\n"
+                          "  - {kind: finetune, name: weights, text: {file: t}, stage: 2, train: [norms]}\n"
+                          "  - {kind: eval, text: {file: t}}\n"
+                          "  - {kind: eval, text: {file: t}, model: out/factorize/model, compare_model: weights}\n",
+                          NULL, 0);
+
+    (void)state;
+    assert_true(!spec_makes_model(&s->steps[1]) && spec_makes_model(&s->steps[2]));
+    assert_string_equal(s->steps[2].model, "out/factorize/model");
+    assert_string_equal(s->steps[3].model, "out/weights/model");
+    assert_string_equal(s->steps[4].eval.compare_model, "out/weights/model");
+    spec_free(s);
+}
+
 static void survives(const char *text)
 {
     struct spec *s = good(text, NULL, 0), *again, *arrived;
@@ -646,6 +668,7 @@ int main(void)
         cmocka_unit_test(test_most_experts_with_compensation),
         cmocka_unit_test(test_overrides),
         cmocka_unit_test(test_pipeline),
+        cmocka_unit_test(test_adapted_step),
         cmocka_unit_test(test_round_trips),
         cmocka_unit_test(test_reals_are_exact),
         cmocka_unit_test(test_damaged_yaml),
