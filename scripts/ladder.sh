@@ -51,7 +51,9 @@ YAML
     model paper "method: factorllm, experts: $coarse, active: $(active "$coarse" "$2")"
     train paper router "method: factorllm, tokens: $TOKENS"
     [ "$EXPERT_TOKENS" = 0 ] || train paper experts "stage: 2, from: router, select: top_k, train: [experts], tokens: $EXPERT_TOKENS"
-    measure paper "static, random, router@router$([ "$EXPERT_TOKENS" = 0 ] || echo ', router@experts'), neurons"
+    measure paper "static, random, router@router, neurons"
+    [ "$EXPERT_TOKENS" = 0 ] ||
+        echo "  - {kind: eval, name: experts-eval, model: $dir/paper-experts/model, compare_model: $MODEL, variants: [dense, router@experts], $valid}"
     model unscaled "method: factorllm, experts: $coarse, active: $(active "$coarse" "$2"), scale: one"
     train unscaled router "method: factorllm, tokens: $TOKENS"
     measure unscaled router@router
@@ -101,13 +103,13 @@ row() { # LABEL EVAL VARIANT: the runs of a row, f after f
 kind: report
 output: $OUT/report
 title: "$(basename "$MODEL"): from the published factorization to ours, one part at a time"
-about: "Frozen weights. Stage 1: $TOKENS tokens, stage 2: $TOKENS2; measured on the first $BYTES bytes of $(basename "$VALID"), the oracles on $ORACLE_BYTES; seeds $SEEDS. Made by scripts/ladder.sh."
+about: "Frozen weights$([ "$EXPERT_TOKENS" = 0 ] || echo ", but for the row with trained experts ($EXPERT_TOKENS tokens)"). Stage 1: $TOKENS tokens, stage 2: $TOKENS2; measured on the first $BYTES bytes of $(basename "$VALID"), the oracles on $ORACLE_BYTES; seeds $SEEDS. Made by scripts/ladder.sh."
 shares: [${SHARES// /, }]
 rows:
 YAML
     row "static: the same neurons, means of the others" paper-eval static
     row "random router" paper-eval random
-    [ "$EXPERT_TOKENS" = 0 ] || row "FactorLLM with trained experts" paper-eval router@experts
+    [ "$EXPERT_TOKENS" = 0 ] || row "FactorLLM with trained experts" experts-eval router@experts
     row "FactorLLM: $COARSE experts, PA labels, × N/k" paper-eval router@router
     row "+ no × N/k" unscaled-eval router@router
     row "+ $EXPERTS experts at random, Gram sets" random-eval router@gram

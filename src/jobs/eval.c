@@ -39,6 +39,12 @@ const struct eval_variant *eval_find(const struct eval_side *side, enum spec_var
     return NULL;
 }
 
+const struct eval_variant *eval_dense(const struct eval_run *r, const struct eval_side *side)
+{
+    if (!side->adapted) return eval_find(side, VARIANT_DENSE);
+    return r->n_sides == 2 ? eval_find(&r->side[side == &r->side[0]], VARIANT_DENSE) : NULL;
+}
+
 const struct eval_variant *eval_find_name(const struct eval_side *side, const char *name)
 {
     for (int i = 0; i < side->n; i++)
@@ -74,6 +80,7 @@ static void list_variants(struct eval_side *side, const struct spec *s, const ch
 /* NULL if the model can be routed so, or why not. */
 static const char *missing(const struct eval_variant *x, const struct shape *shape, bool has_router)
 {
+    if (x->kind == VARIANT_DENSE && shape->adapted) return "the weights were adapted, and nobody trained the sum of all experts";
     if (x->kind == VARIANT_DENSE) return NULL;
     if (!shape->experts) return "the model is dense";
     if (x->kind == VARIANT_STATIC && !shape->calibrated) return "the model was factorized without calibration";
@@ -279,7 +286,7 @@ static void reference_open(struct eval_run *r, const struct eval_side *side, con
     bool dense = false;
 
     for (int i = 0; i < side->n; i++) dense = dense || side->variant[i].kind == VARIANT_DENSE;
-    if (!dense || side->n < 2 || !r->n_windows || !shape->experts) return;
+    if (!dense || side->n < 2 || !r->n_windows || !shape->experts || shape->adapted) return;
     if (rows > EVAL_REFERENCE_BYTES / row) rows = EVAL_REFERENCE_BYTES / row;
     r->reference = (struct eval_reference){.tokens = r->corpus.tokens, .hidden = malloc(rows * row), .rows = rows};
     if (!r->reference.hidden) log_warn(r->job->log, "no memory for %zu states of the dense model: KL is left out", rows);
@@ -354,6 +361,7 @@ static status measure_side(struct eval_run *r, struct model *model, const char *
     m.side->name = version ? version : directory;
     m.side->layers = shape->layers;
     m.side->experts = shape->experts;
+    m.side->adapted = shape->adapted;
     list_variants(m.side, s, version, r->n_sides == 1);
     if (shape->experts && eval_has_router(&has, directory, e)) return e->code;
     if (!version) reference_close(r);
@@ -382,6 +390,11 @@ static status prepare(struct model **m, struct eval_run *r, struct shape *shape,
     bool text = s->eval.text.file || s->eval.text.sample_tokens > 0;
 
     if (shape_read(shape, s->model, e)) return e->code;
+    if (shape->adapted && s->eval.max_drop >= 0 && !s->eval.compare_model)
+        return err_set(e, ERR_SPEC,
+                       "%s: max_drop: expected compare_model, the model that %s came from, whose dense variant is the measure of "
+                       "adapted weights",
+                       s->source, s->model);
     struct room room;
     if (room_eval(&room, s, shape, 0, e)) return e->code;
     if (tokenizer_open(&r->tokenizer, s->model, e) || eval_check_ids(r, shape, s->model, e)) return e->code;
@@ -429,7 +442,7 @@ static double mean_agreement(const struct eval_side *side, const struct eval_var
 static status gate(const struct eval_run *r, struct err *e)
 {
     const struct spec *s = r->job->spec;
-    const struct eval_variant *dense = eval_find(&r->side[0], VARIANT_DENSE), *router = eval_find(&r->side[0], VARIANT_ROUTER);
+    const struct eval_variant *dense = eval_dense(r, &r->side[0]), *router = eval_find(&r->side[0], VARIANT_ROUTER);
     bool drops = s->eval.max_drop >= 0, agrees = s->eval.min_agreement >= 0;
 
     if (!drops && !agrees) return OK;

@@ -142,6 +142,7 @@ struct eval_variant {
 struct eval_side { /* a model, or a router version of it */
     const char *name;
     int layers, experts;
+    bool adapted; /* weights were trained: it has no variant dense */
     struct eval_variant variant[EVAL_VARIANTS_MAX];
     int n;
 };
@@ -167,6 +168,8 @@ bool eval_is_routed(enum spec_variant kind);     /* by experts: it has a load */
 void eval_variant_clear(struct eval_variant *x); /* of what was measured */
 /* The first variant of a kind that was measured (router@VERSION is none), or NULL; by its name. */
 const struct eval_variant *eval_find(const struct eval_side *side, enum spec_variant kind);
+/* The dense model that a side is held against: its own, or of adapted weights the other side's (compare_model); or NULL. */
+const struct eval_variant *eval_dense(const struct eval_run *r, const struct eval_side *side);
 const struct eval_variant *eval_find_name(const struct eval_side *side, const char *name);
 
 /* --- eval.c --- */

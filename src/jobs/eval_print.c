@@ -37,13 +37,16 @@ static void print_head(struct log *l, bool text, bool pairs, bool choices, bool 
 /* FFN %: f as measured; add %: the router's and the compensation's multiply-adds over the dense FFN's; gap %: of static -> neurons, in nats. */
 static void print_side(struct log *l, const struct eval_run *r, const struct eval_side *side, const struct json_t *result)
 {
-    const struct eval_variant *dense = eval_find(side, VARIANT_DENSE);
+    const struct eval_variant *dense = eval_dense(r, side);
     struct str line = {0};
     bool has[METRICS] = {false};
 
     for (int m = 0; m < METRICS; m++)
         for (int i = 0; i < side->n; i++) has[m] = has[m] || eval_has(r, (enum eval_metric)m, &side->variant[i]);
-    log_line(l, "%s", side->name);
+    log_line(l, "%s%s", side->name,
+             !side->adapted ? ""
+             : dense        ? ", adapted: beside the dense model compared with"
+                            : ", adapted");
     print_head(l, has[METRIC_NATS], has[METRIC_PAIRS], has[METRIC_CHOICES], has[METRIC_WORDS]);
     for (int i = 0; i < side->n; i++) {
         const struct eval_variant *x = &side->variant[i];

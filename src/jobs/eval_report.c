@@ -181,7 +181,7 @@ static struct json_t *ratio_of_perplexities(const struct eval_run *r, const stru
 
 static void figures_json(struct json_t *to, const struct eval_run *r, const struct eval_side *side)
 {
-    const struct eval_variant *dense = eval_find(side, VARIANT_DENSE), *from = eval_find(side, VARIANT_STATIC),
+    const struct eval_variant *dense = eval_dense(r, side), *from = eval_find(side, VARIANT_STATIC),
                               *ceiling = eval_find(side, VARIANT_NEURONS);
     struct json_t *figures = json_object_new(), *ratio = json_object_new(), *kept = json_object_new(), *gap = json_object_new();
 
@@ -230,7 +230,7 @@ static void compare_json(struct json_t *to, const struct eval_run *r)
 {
     const struct eval_side *side = &r->side[0];
     const char *baseline = r->job->spec->eval.baseline;
-    const struct eval_variant *of[] = {eval_find(side, VARIANT_DENSE), baseline ? eval_find_name(side, baseline) : NULL,
+    const struct eval_variant *of[] = {eval_dense(r, side), baseline ? eval_find_name(side, baseline) : NULL,
                                        eval_find(side, VARIANT_STATIC)};
 
     for (int i = 0; i < side->n; i++)

@@ -466,7 +466,10 @@ static status put_eval(struct report *r, const struct report_run *run, struct er
         str_addz(out, "<p class=\"note\">It has no figures: no variant could be measured, or it was stopped.</p>\n");
         report_missing(r, "%s: no variant has a figure", run->source);
     } else if (!s) {
-        if (!x->dense) report_missing(r, "%s: dense was not measured, so there is no kept and no \xc3\x97 dense", run->source);
+        bool held = x->dense != NULL; /* against a dense model: its own, or that of compare_model */
+
+        for (int i = 0; i < x->n; i++) held |= isfinite(x->v[i].times.value);
+        if (!held) report_missing(r, "%s: dense was not measured, so there is no kept and no \xc3\x97 dense", run->source);
         s = put_text(out, run, e);
         if (!s) {
             put_table(out, x, false);

@@ -89,6 +89,10 @@ static void print_variants(struct log *l, const struct json_t *eval)
     const struct json_t *compare = json_at(eval, "compare"), *other = compare ? json_at(compare, "other") : NULL;
     double dense_ppl = number(perplexity, "dense"), dense_acc = number(accuracy, "dense");
 
+    if (isnan(dense_ppl) && other) { /* of adapted weights */
+        dense_ppl = number(json_at(other, "perplexity"), "dense");
+        dense_acc = number(json_at(other, "accuracy"), "dense");
+    }
     if (!perplexity) return;
     log_line(l, "\n  %-15s %10s %11s %8s %9s %7s %9s   %s", "variant", "FFN active", "perplexity", "x dense", "accuracy", "kept",
              "tokens/s", "what it is");

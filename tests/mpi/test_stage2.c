@@ -470,7 +470,7 @@ static void adapts(void **state)
     free(is), free(was), free(path);
 }
 
-/* As eval sees it: the router of the new model gives the loss that the job has measured with it at the end. */
+/* As eval sees it: the new model is held against the dense model that it came from, or against none. */
 static void evaluates(void **state)
 {
     struct str yaml = {0};
@@ -483,7 +483,22 @@ static void evaluates(void **state)
         "kind: eval\nmodel: %s/adapted/model\noutput: %s/eval\nvariants: [dense, router]\ntext: {file: %s/text}\nwindow: 20\n",
         world.directory, world.directory, world.directory);
     if (world_run(&o, yaml.text, &e)) fail_msg("%s", e.text);
-    assert_non_null(o);
+    assert_null(json_at(json_at(o, "perplexity"), "dense")); /* nobody trained it */
+    assert_null(json_at(json_at(o, "ppl_ratio"), "router"));
+    double alone = json_number(json_at(json_at(o, "perplexity"), "router"));
+    json_free(o);
+    str_addf(&yaml, "max_drop: 0.9\n");
+    assert_int_equal(world_run(NULL, yaml.text, &e), ERR_SPEC);
+    if (!strstr(e.text, "max_drop: expected compare_model")) fail_msg("%s", e.text);
+    str_addf(&yaml, "compare_model: %s/model\nbootstrap: 10\n", world.directory);
+    status s = world_run(&o, yaml.text, &e);
+    if (s && s != ERR_GATE) fail_msg("%s", e.text);
+    assert_int_equal(s, OK);
+    const struct json_t *other = json_at(json_at(json_at(o, "compare"), "other"), "perplexity");
+    double ratio = json_number(json_at(json_at(json_at(o, "ppl_ratio"), "router"), "value"));
+    assert_true(json_number(json_at(json_at(o, "perplexity"), "router")) == alone);
+    assert_true(fabs(ratio / (alone / json_number(json_at(other, "dense"))) - 1) < 1e-9);
+    assert_true(json_number(json_at(json_at(o, "gate"), "drop")) <= 0.9);
     json_free(o);
     str_free(&yaml);
     str_addf(&yaml, "kind: finetune\nmodel: %s/adapted/model\noutput: %s/again\ntext: {file: %s/text}\ntokens: 200\n",
