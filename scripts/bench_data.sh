@@ -40,6 +40,7 @@ for side in "$@"; do
         name=$cut run factorize "$to/dense" "experts: $n
 active: $(((n + 1) / 2))
 grouping: contiguous
+budget: uniform
 shard_mib: 0"
     fi
     name=$side run convert "$to/$cut" "precision: {experts: $format, attention: $format, head: $format}"

@@ -10,6 +10,7 @@ output: $dir/e4
 experts: 4
 active: 2
 grouping: contiguous
+budget: uniform
 YAML
     "$FACTORLLM" run --quiet "$dir/f.yaml"
 }
