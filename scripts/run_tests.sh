@@ -21,6 +21,23 @@ jobs=${TEST_JOBS:-$(nproc)}
 [ -n "${TEST_JOBS:-}" ] || { [ "$jobs" -ge 2 ] || jobs=2; [ "$jobs" -le 4 ] || jobs=4; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+# what was started ends with this: each test is the process group of its timeout, whose number is in $work/*.pid
+stop() {
+    local file left
+    trap '' INT TERM
+    echo "stopped by SIG$1: ending the tests that run" >&2
+    for left in TERM KILL; do
+        for file in "$work"/*.pid; do [ ! -s "$file" ] || kill -$left -- "-$(cat "$file")" 2>/dev/null; done
+        [ $left = KILL ] || for _ in $(seq 100); do
+            [ -n "$(jobs -rp)" ] || break
+            sleep 0.1
+        done
+    done
+    wait
+    exit "$2"
+}
+trap 'stop INT 130' INT
+trap 'stop TERM 143' TERM
 
 if [ -d "$FACTORLLM_SHARED/models" ]; then
     echo "real models: $FACTORLLM_SHARED is there, they are tested too"
@@ -33,8 +50,9 @@ one() {
     local out=$work/$1.out name=$2 status ok bad skip took
     shift 2
     TIMEFORMAT='%R %U %S'
-    took=$({ time timeout 1200 "$@" >"$out" 2>&1 </dev/null; } 2>&1; exit $?)
+    took=$({ time bash -c 'echo $$ >"$0"; exec timeout 1200 "$@"' "${out%.out}.pid" "$@" >"$out" 2>&1 </dev/null; } 2>&1; exit $?)
     status=$?
+    rm -f "${out%.out}.pid"
     took=$(awk '{printf "%6.1f s %6.1f s", $1, $2 + $3}' <<<"${took##*$'\n'}")
     skip=$(grep -ciE '^(not )?ok .*# *skip' "$out") # cmocka 1.1.5 says "not ok 7 # SKIP"
     ok=$(grep -E '^ok ' "$out" | grep -civE '# *skip')
