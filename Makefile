@@ -66,9 +66,9 @@ $(BUILD)/%.o: %.c | $(PROTO).h
 ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine)),)
 $(BUILD)/src/num/kernel_avx2.o: CFLAGS += -mavx2 -mfma
 # sanitizers see kernel_avx2.c; its bodies unrolled for 32 registers take them half an hour to compile, so these two are those of the build around
-# build/sanitize, and are compiled once
+# build/sanitize (of another BUILD with SAN: in BUILD/plain), and are compiled once
 ifdef SAN
-AROUND    := $(patsubst %/,%,$(dir $(BUILD)))
+AROUND    := $(if $(filter %/sanitize,$(BUILD)),$(patsubst %/,%,$(dir $(BUILD))),$(BUILD)/plain)
 UNCHANGED := src/num/kernel_avx512.o src/num/kernel_vnni.o
 $(UNCHANGED:%=$(BUILD)/%) &: FORCE
 	@$(MAKE) --no-print-directory -s BUILD=$(AROUND) SAN= $(UNCHANGED:%=$(AROUND)/%)
