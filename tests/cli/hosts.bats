@@ -36,7 +36,7 @@ YAML
     "$FACTORLLM" run configs/factorize.yaml --quiet --set model="$toy" --set output="$dir/made" --set experts=4 --set active=2 \
         --set method=default --set grouping=random --set compensation=none --set budget=uniform --set calibration.sample_tokens=0
     for i in $(seq 400); do echo "{\"id\": \"p$i\", \"prompt\": \"go $i\"}"; done >"$dir/prompts.jsonl"
-    printf 'kind: infer\nmodel: %s\ninput: %s\noutput: %s\nvariant: random\nmax_tokens: 100\nignore_eos: true\ncluster: {deadline_seconds: 3}\n' \
+    printf 'kind: infer\nmodel: %s\ninput: %s\noutput: %s\nvariant: random\nmax_tokens: 100\nignore_eos: true\ncluster: {deadline_seconds: 10}\n' \
         "$dir/made/model" "$dir/prompts.jsonl" "$dir/infer" >"$dir/infer.yaml"
     for how in KILL STOP unplugged; do
         rank=
@@ -62,7 +62,7 @@ YAML
                 sleep 0.1
             done
             [ ! -e "/proc/$rank" ]
-            grep -q 'rank 1 (factorllm-b.*was lost: no answer for .*(deadline 3.0 s)' "$dir/out"
+            grep -q 'rank 1 (factorllm-b.*was lost: no answer for .*(deadline 10.0 s)' "$dir/out"
             ip -n "${card/#fb/factorllm-b}" link set "$card" up
         else
             kill -"$how" "$rank"

@@ -14,14 +14,14 @@ input: $dir/prompts.jsonl
 variant: random
 max_tokens: 100
 ignore_eos: true
-cluster: {deadline_seconds: 3}
+cluster: {deadline_seconds: 10}
 limits: {sessions: 8}
 YAML
 }
 
-# Starts the job on three ranks and waits until rows are on disk.
+# start JOB ROWS [KEY=VALUE]: on three ranks; waits until rows are on disk
 start() {
-    mpirun -n 3 "$FACTORLLM" run "$1" --quiet >"$dir/out" 2>&1 &
+    mpirun -n 3 "$FACTORLLM" run "$1" --quiet ${3:+--set "$3"} >"$dir/out" 2>&1 &
     mpirun_pid=$!
     for i in $(seq 600); do
         [ -s "$2" ] && [ "$(wc -l <"$2")" -ge 3 ] && return
@@ -63,7 +63,8 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
     for how in "$@"; do
         set -- $how
         rm -rf "$dir/infer"
-        start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+        # only a silent rank has to wait for its deadline
+        start "$dir/infer.yaml" "$dir/infer/responses.jsonl" "$([ "$2" != STOP ] || echo cluster.deadline_seconds=3)"
         kill -"$2" "$(pid_of_rank "$1")"
         finish
         echo "$how"
@@ -91,7 +92,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
 
 @test "ranks that wait long for the coordinator do not burn their processors" {
     make_infer_job
-    sed -i 's/deadline_seconds: 3/deadline_seconds: 60/' "$dir/infer.yaml"
+    sed -i 's/deadline_seconds: 10/deadline_seconds: 60/' "$dir/infer.yaml"
     ticks() { awk '{print $14 + $15}' "/proc/$1/stat"; } # of 10 ms
     for memory in auto never; do
         rm -rf "$dir/infer"
@@ -116,13 +117,13 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
 
 @test "with attention over all ranks a killed or silent rank is named once" {
     make_infer_job
-    sed -i 's/deadline_seconds: 3/deadline_seconds: 3, tensor_parallel: true/' "$dir/infer.yaml"
+    sed -i 's/deadline_seconds: 10/deadline_seconds: 10, tensor_parallel: true/' "$dir/infer.yaml"
     named_once "1 KILL" "2 STOP" "0 KILL"
 }
 
 @test "under two coordinators a killed or silent rank is named once, whichever it is" {
     make_infer_job
-    sed -i 's/deadline_seconds: 3/deadline_seconds: 3, coordinators: 2/' "$dir/infer.yaml"
+    sed -i 's/deadline_seconds: 10/deadline_seconds: 10, coordinators: 2/' "$dir/infer.yaml"
     named_once "1 KILL" "2 KILL" "1 STOP" "2 STOP" "0 KILL"
 }
 
@@ -130,7 +131,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
     make_infer_job
     words=$(printf 'a %.0s' $(seq 60))
     for i in $(seq 4000); do echo "{\"id\": \"p$i\", \"prompt\": \"$words$i\"}"; done >"$dir/prompts.jsonl"
-    sed -i -e 's/deadline_seconds: 3/deadline_seconds: 10, coordinators: 2/' -e 's/max_tokens: 100/max_tokens: 1/' \
+    sed -i -e 's/deadline_seconds: 10/deadline_seconds: 10, coordinators: 2/' -e 's/max_tokens: 100/max_tokens: 1/' \
         -e 's/sessions: 8/sessions: 512, batch_rows: 65536/' "$dir/infer.yaml"
     for how in TERM INT; do
         rm -rf "$dir/infer"
@@ -147,7 +148,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
 
 @test "a silent rank is named when the deadline has passed" {
     make_infer_job
-    start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
+    start "$dir/infer.yaml" "$dir/infer/responses.jsonl" cluster.deadline_seconds=3
     kill -STOP "$(pid_of_rank 2)"
     finish
     [ "$status" = 6 ]

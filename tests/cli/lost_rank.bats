@@ -58,19 +58,19 @@ says() {
 }
 
 @test "a follower is stopped: named after the deadline, and nothing stays behind" {
-    job 1 stop
+    job 1 stop 0 2
     [ "$status" = 6 ]
     says "lost_rank: rank 1 \(.+\) was lost: no answer for ([2-9]|[0-9]{2})\.[0-9] s to 'experts', layer 2 \(deadline 2\.0 s\)"
 }
 
 @test "a follower hangs: named after the deadline" {
-    job 2 hang
+    job 2 hang 0 2
     [ "$status" = 6 ]
     says "lost_rank: rank 2 \(.+\) was lost: no answer for ([2-9]|[0-9]{2})\.[0-9] s to 'experts', layer 2 \(deadline 2\.0 s\)"
 }
 
 @test "the coordinator hangs: one follower names it, though both wait" {
-    job 0 hang
+    job 0 hang 0 2
     [ "$status" = 6 ]
     says "rank 0 \(.+, the coordinator\) was lost: rank 1 heard nothing for ([2-9]|[0-9]{2})\.[0-9] s after 'experts', layer 1 \(deadline"
 }
@@ -82,7 +82,7 @@ says() {
 }
 
 @test "a follower hangs while the coordinator computes for longer than the deadline: named, and the others are patient" {
-    job 2 hang 4
+    job 2 hang 4 2
     [ "$status" = 6 ]
     says "lost_rank: rank 2 \(.+\) was lost: no answer for [0-9.]+ s to 'experts', layer 2"
 }
@@ -94,7 +94,7 @@ says() {
 }
 
 @test "the coordinator is stopped: a follower names it after the deadline" {
-    job 0 stop
+    job 0 stop 0 2
     [ "$status" = 6 ]
     says "rank 0 \(.+, the coordinator\) was lost: rank 1 heard nothing for ([2-9]|[0-9]{2})\.[0-9] s after 'experts', layer 1 \(deadline"
 }

@@ -81,7 +81,7 @@ static status follow(struct exchange *x, const char *how, struct err *e)
 
 int main(int argc, char **argv)
 {
-    struct exchange_limits limits = {.request_bytes = BYTES, .answer_bytes = BYTES, .deadline = 2};
+    struct exchange_limits limits = {.request_bytes = BYTES, .answer_bytes = BYTES, .deadline = argc > 4 ? atof(argv[4]) : 10};
     struct err e = {0};
     struct exchange *x;
     struct arena *a;
