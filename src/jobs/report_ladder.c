@@ -53,13 +53,15 @@ struct gathering {
     int n_ends;
 };
 
+/* -1: further than this from all of them, so that its figures are not like for like. */
 static int column_of(const struct ladder *l, double share)
 {
+    const double beside = 0.03;
     int best = 0;
 
     for (int c = 1; c < l->columns; c++)
         if (fabs(share - l->share[c]) < fabs(share - l->share[best])) best = c;
-    return best;
+    return l->given && !(fabs(share - l->share[best]) <= beside) ? -1 : best;
 }
 
 static const struct report_variant *variant_of(const struct report_eval *x, const struct report_run *run)
@@ -96,6 +98,7 @@ static status add_ends(struct gathering *g, const struct report_run *run, const 
     if (text_of(&text, run, e)) return e->code;
     if (!text || !x->dense || !(fixed || best)) return OK;
     int column = column_of(g->l, fixed ? fixed->share : best->share);
+    if (column < 0) return OK;
     struct ends *to = ends_of(g, text, x->dense->perplexity, column);
     if (!to) {
         to = &g->ends[g->n_ends++];
@@ -160,9 +163,11 @@ static status add_run(struct gathering *g, struct ladder_line *line, const struc
     if (!s && !v)
         report_missing(g->r, "%s: has no figure of %s, so it is not in the ladder", run->source,
                        run->variant ? run->variant : "a router");
-    if (v) {
-        int column = column_of(g->l, v->share);
-
+    int column = v ? column_of(g->l, v->share) : -1;
+    if (v && column < 0)
+        report_missing(g->r, "%s: f of %s is %.1f %%, more than 3 %% beside all shares, so it is not in the ladder", run->source,
+                       v->name, 100 * v->share);
+    if (column >= 0) {
         add_figures(&line->cell[column], x, v, closed(g, text, x, v, column));
         if (!line->variant) line->variant = v->name;
     }

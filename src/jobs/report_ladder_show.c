@@ -16,7 +16,7 @@ static const struct figure figures[] = {
     {LADDER_CLOSED, "gap %", "closed: share of the way from static to the ceiling of single neurons, in nats", 1, true, false,
      false},
     {LADDER_KL, "KL", "from the dense model's distribution, nats a token", 4, true, true, false},
-    {LADDER_SHARE, "f %", "share of the FFN's neurons that is active, as measured", 2, false, true, false},
+    {LADDER_SHARE, "f %", "share of the FFN's neurons that is active, as measured", 2, true, true, false},
     {LADDER_COST, "cost %", "multiply-adds of router and compensation, of those of the dense FFN", 2, false, true, false},
     {LADDER_PAIRS, "pairs %", "minimal pairs judged rightly", 1, true, true, false},
     {LADDER_CHOICES, "choices %", "questions answered rightly", 1, true, true, false},
@@ -247,9 +247,12 @@ void ladder_put_markdown(struct str *out, const struct ladder *l)
         const char *head;
         int decimals;
         bool spread;
-    } all[] = {{LADDER_TIMES, "\xc3\x97 dense", 3, true}, {LADDER_KEPT, "kept %", 1, true},
-               {LADDER_CLOSED, "gap %", 1, false},        {LADDER_KL, "KL", 3, false},
-               {LADDER_SHARE, "f %", 1, false},           {LADDER_COST, "cost %", 1, false}};
+    } all[] = {{LADDER_TIMES, "\xc3\x97 dense", 3, true},
+               {LADDER_KEPT, "kept %", 1, true},
+               {LADDER_CLOSED, "gap %", 1, true},
+               {LADDER_KL, "KL", 3, true},
+               {LADDER_SHARE, "f %", 1, true},
+               {LADDER_COST, "cost %", 1, false}};
     enum { ALL = sizeof(all) / sizeof(all[0]) };
 
     str_addz(out, "| row |");
