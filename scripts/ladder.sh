@@ -7,7 +7,7 @@
 # an interruption, with more SEEDS, or with more tokens (then what they change).  Needs nothing but the program.
 #
 #   SEEDS="1 2 3"  SHARES="0.5 0.25"   f = k / N
-#   EXPERTS=32                         of the fine rows; COARSE=4 of the published ones (more where f asks for it)
+#   EXPERTS=32                         of the fine rows; COARSE=4 of the published ones (doubled where f is less than one of them)
 #   CALIBRATE=60000                    first bytes of TEXT for groups, means and the static control
 #   TRAIN=0                            first bytes of TEXT to train on, 0: all
 #   TOKENS=20000  TOKENS2=300000       of stage 1, of stage 2; TOKENS2=0: no stage 2
@@ -28,10 +28,16 @@ mkdir -p "$OUT"
 run() { if [ "$RANKS" -gt 1 ]; then mpirun -n "$RANKS" "$program" run "$@"; else "$program" run "$@"; fi; }
 active() { awk -v n="$1" -v f="$2" 'BEGIN { k = int(n * f + 0.5); print k < 1 ? 1 : k }'; } # EXPERTS F
 
+coarse_of() { # F: COARSE, doubled until an expert of them is no more than f
+    local n=$COARSE
+    while awk -v n="$n" -v f="$1" 'BEGIN { exit !(n * f < 0.999) }'; do n=$((2 * n)); done
+    echo "$n"
+}
+
 # One (seed, f).  Models: paper, unscaled (coarse), and of fine experts random, coactivation, predicted, budget.
 pipeline() { # SEED F
-    local coarse=$COARSE
-    while awk -v n="$coarse" -v f="$2" 'BEGIN { exit !(n * f < 0.999) }'; do coarse=$((2 * coarse)); done
+    local coarse
+    coarse=$(coarse_of "$2")
     local text="text: {file: $TEXT, bytes: $TRAIN}" calibration="compensation: none, calibration: {file: $TEXT, bytes: $CALIBRATE}"
     local valid="text: {file: $VALID, bytes: $BYTES}, agreement_tokens: 0" few="text: {file: $VALID, bytes: $ORACLE_BYTES}, agreement_tokens: 0"
     local dir=$OUT/$1-$2 part="experts: $EXPERTS, active: $(active "$EXPERTS" "$2"), scale: one"
@@ -51,7 +57,7 @@ YAML
     model paper "method: factorllm, experts: $coarse, active: $(active "$coarse" "$2")"
     train paper router "method: factorllm, tokens: $TOKENS"
     [ "$EXPERT_TOKENS" = 0 ] || train paper experts "stage: 2, from: router, select: top_k, train: [experts], tokens: $EXPERT_TOKENS"
-    measure paper "static, random, router@router, neurons"
+    measure paper "static, router@router, neurons"
     [ "$EXPERT_TOKENS" = 0 ] ||
         echo "  - {kind: eval, name: experts-eval, model: $dir/paper-experts/model, compare_model: $MODEL, variants: [dense, router@experts], $valid}"
     model unscaled "method: factorllm, experts: $coarse, active: $(active "$coarse" "$2"), scale: one"
@@ -72,7 +78,7 @@ YAML
     train budget fixed "$ours, $COMPENSATION, select: top_k, tokens: $TOKENS"
     train budget threshold "$ours, $COMPENSATION, select: threshold, tokens: $TOKENS"
     [ "$TOKENS2" = 0 ] || train budget end "stage: 2, from: threshold, select: threshold, tokens: $TOKENS2${STAGE2:+, $STAGE2}"
-    measure budget "router@fixed, router@threshold$([ "$TOKENS2" = 0 ] || echo ', router@end')"
+    measure budget "random, router@fixed, router@threshold$([ "$TOKENS2" = 0 ] || echo ', router@end')"
     if [ "$DEFAULTS" = 1 ]; then
         echo "  - {kind: factorize, name: default, model: $MODEL, experts: $EXPERTS, active: $(active "$EXPERTS" "$2"), calibration: {file: $TEXT, bytes: $CALIBRATE}}"
         train default one "tokens: $TOKENS"
@@ -93,6 +99,11 @@ for seed in $SEEDS; do
     done
 done
 
+published="$COARSE experts"
+for f in $SHARES; do
+    n=$(coarse_of "$f")
+    [ "$n" = "$COARSE" ] || published="$published ($n at f $f)"
+done
 row() { # LABEL EVAL VARIANT: the runs of a row, f after f
     local seed f runs=
     for f in $SHARES; do for seed in $SEEDS; do runs="$runs, \"$OUT/$seed-$f/$2#$3\""; done; done
@@ -108,9 +119,9 @@ shares: [${SHARES// /, }]
 rows:
 YAML
     row "static: the same neurons, means of the others" paper-eval static
-    row "random router" paper-eval random
-    [ "$EXPERT_TOKENS" = 0 ] || row "FactorLLM with trained experts" experts-eval router@experts
-    row "FactorLLM: $COARSE experts, PA labels, × N/k" paper-eval router@router
+    row "random router, of $EXPERTS experts" budget-eval random
+    [ "$EXPERT_TOKENS" = 0 ] || row "FactorLLM with trained experts, $TOKENS + $EXPERT_TOKENS tokens" experts-eval router@experts
+    row "FactorLLM: $published, PA labels, × N/k, $TOKENS tokens" paper-eval router@router
     row "+ no × N/k" unscaled-eval router@router
     row "+ $EXPERTS experts at random, Gram sets" random-eval router@gram
     row "+ groups by co-activation" coactivation-eval router@gram
@@ -119,8 +130,8 @@ YAML
     row "+ $COMPENSATION" predicted-eval router@means
     row "+ k of every layer by KL" budget-eval router@fixed
     row "+ threshold" budget-eval router@threshold
-    [ "$TOKENS2" = 0 ] || row "+ stage 2, end to end${STAGE2:+, $STAGE2}" budget-eval router@end
-    [ "$DEFAULTS" = 0 ] || row "all defaults of the program" default-eval "$([ "$TOKENS2" = 0 ] && echo router@one || echo router@two)"
+    [ "$TOKENS2" = 0 ] || row "+ stage 2, end to end${STAGE2:+, $STAGE2}, $TOKENS + $TOKENS2 tokens" budget-eval router@end
+    [ "$DEFAULTS" = 0 ] || row "all defaults of the program, $TOKENS$([ "$TOKENS2" = 0 ] || echo " + $TOKENS2") tokens" default-eval "$([ "$TOKENS2" = 0 ] && echo router@one || echo router@two)"
     if [ "$ORACLE_BYTES" != 0 ]; then
         row "oracle, fixed k" oracles oracle
         row "oracle, variable k" oracles oracle_variable
