@@ -144,7 +144,7 @@ static void add_default(struct str *out, const struct key *k)
 
         while (k->set && k->set[all]) all++;
         for (const char *at = k->plain; *at; at++) plain += *at == ',';
-        if (all > plain) str_addf(out, "all but %d", all - plain);
+        if (all > plain) str_addz(out, k->plain);
         else str_addz(out, "all");
     } else {
         str_addz(out, k->plain);
@@ -166,7 +166,8 @@ void spec_help(FILE *to, enum job_kind kind)
             add_default(&text, k);
             if (pass == 0) {
                 if ((int)strlen(k->name) > name_width) name_width = (int)strlen(k->name);
-                if ((int)text.length > default_width) default_width = (int)text.length;
+                if ((int)text.length > default_width && k->type != KEY_LIST)
+                    default_width = (int)text.length; /* lists may stick out */
                 continue;
             }
             fprintf(to, "  %-*s  %-*s  %s", name_width, k->name, default_width, text.text, k->help);

@@ -214,6 +214,10 @@ static void print_figures(FILE *to, const char *name, const struct json_t *o)
     if (json_at(o, "active_share") && json_at(o, "experts"))
         fprintf(to, "%.0f experts a layer, %.0f active: f = %.1f %%; %s", number(o, "experts"), number(o, "active"),
                 100 * number(o, "active_share"), text(o, "model"));
+    else if (json_at(o, "version") && json_at(o, "stage"))
+        fprintf(to, "router %s, end to end: KL %.4f -> %.4f, f %.1f %%, %.0f tokens", text(o, "version"),
+                number(json_at(o, "kl"), "before"), number(json_at(o, "kl"), "after"),
+                100 * number(json_at(o, "active_share"), "after"), number(o, "tokens"));
     else if (json_at(o, "version"))
         fprintf(to, "router %s: loss %.4f -> %.4f, agreement %.3f -> %.3f, %.0f tokens", text(o, "version"),
                 number(loss, "before"), number(loss, "after"), mean(agreement, "before"), mean(agreement, "after"),
@@ -258,15 +262,55 @@ static status print_output(FILE *to, const char *directory, const char *path, st
     return OK;
 }
 
-static status verify_files(struct sums_checked *found, const char *directory, bool is_model, struct err *e)
+struct verified {
+    struct sums_checked files;
+    int without; /* routers of a program that wrote no sums beside them */
+};
+
+static status verify_router(struct verified *found, const char *directory, struct err *e)
+{
+    char *sums = str_join(directory, SUMS_FILE);
+    struct sums_checked of_it = {0};
+    bool has = file_exists(sums);
+    status st = has ? sums_check(&of_it, directory, e) : OK;
+
+    found->without += !has;
+    found->files.files += of_it.files;
+    found->files.bytes += of_it.bytes;
+    free(sums);
+    return st;
+}
+
+static status verify_files(struct verified *found, const char *directory, bool is_model, struct err *e)
 {
     if (!is_model) return err_set(e, ERR_SPEC, "--verify: expected a model, found %s without config.json", directory);
-    return sums_check(found, directory, e);
+    char *names[VERSIONS_MAX], *routers = str_join(directory, "routers");
+    int n = list_versions(names, routers);
+    status st = sums_check(&found->files, directory, e);
+
+    for (int i = 0; i < n; i++) {
+        char *version = str_join(routers, names[i]);
+
+        if (st == OK) st = verify_router(found, version, e);
+        free(version);
+        free(names[i]);
+    }
+    free(routers);
+    return st;
+}
+
+static void print_verified(FILE *to, const struct verified *found)
+{
+    fprintf(to, "verified     %d files, %.1f MiB: what " SUMS_FILE " says", found->files.files,
+            (double)found->files.bytes / 0x1p20);
+    if (found->without)
+        fprintf(to, "; %d router%s without " SUMS_FILE " not looked at", found->without, found->without == 1 ? "" : "s");
+    fputc('\n', to);
 }
 
 status inspect_print(FILE *to, const char *directory, bool verify, struct err *e)
 {
-    struct sums_checked found = {0};
+    struct verified found = {0};
     char *config, *result;
     status st = OK;
 
@@ -279,8 +323,7 @@ status inspect_print(FILE *to, const char *directory, bool verify, struct err *e
         st = err_set(e, ERR_IO, "%s: expected a model (config.json) or a job's output (result.json), found neither", directory);
     if (st == OK && verify) st = verify_files(&found, directory, is_model, e);
     if (is_model && st == OK) st = print_model(to, directory, e);
-    if (verify && st == OK)
-        fprintf(to, "verified     %d files, %.1f MiB: what " SUMS_FILE " says\n", found.files, (double)found.bytes / 0x1p20);
+    if (verify && st == OK) print_verified(to, &found);
     if (is_model && is_output && st == OK) fputc('\n', to);
     if (is_output && st == OK) st = print_output(to, directory, result, e);
     free(config);

@@ -204,7 +204,10 @@ static void print_writes(FILE *to, const struct plan_step *p)
         fprintf(to, "\n              %s, %.*s.meta.json", s->infer.result, (int)n, s->infer.result);
         break;
     case JOB_REPORT:
-        fputs(", report.html", to);
+        fprintf(to, ", report.html%s",
+                s->report.rows.n > 0     ? ", ladder.md"
+                : s->report.inputs.n > 1 ? ", and of two evals or more ladder.md"
+                                         : "");
         break;
     case JOB_BENCH:
         fputs(", bench.csv, bench.jsonl", to);

@@ -12,6 +12,7 @@
 #include "jobs/infer_input.h"
 #include "jobs/plan.h"
 #include "jobs/ready.h"
+#include "jobs/report.h"
 #include "model/router_file.h"
 
 status plan_factorized(struct shape *out, const struct shape *dense, const struct spec *s, struct err *e)
@@ -253,19 +254,39 @@ static bool gives_version(const struct spec *s, const char *model)
     return gives;
 }
 
+/* A finetune job without `version` takes the first vN that is free. */
+static bool trains_version(const struct spec *s, const char *version)
+{
+    if (s->finetune.version) return !strcmp(s->finetune.version, version);
+    return version[0] == 'v' && version[1] && !version[1 + strspn(version + 1, "0123456789")];
+}
+
+/* There already, or by one of n steps; a converted model has the routers of the one before, too. */
+static bool has_version(const char *model, const char *version, const struct spec *steps, int n)
+{
+    struct str path = {0};
+    bool found = false;
+
+    for (int i = n - 1; i >= 0 && !found; i--) {
+        char *made = str_join(steps[i].output, "model");
+        bool of_it = !strcmp(made, model);
+
+        free(made);
+        if (gives_version(&steps[i], model)) found = trains_version(&steps[i], version);
+        if (steps[i].kind == JOB_CONVERT && of_it) found = has_version(steps[i].model, version, steps, i);
+    }
+    str_addf(&path, "%s/routers/%s/router.safetensors", model, version);
+    found = found || !access(path.text, R_OK);
+    str_free(&path);
+    return found;
+}
+
 static status check_version(const struct plan_step *p, const struct spec *before, int n, const char *key, const char *version,
                             struct err *e)
 {
-    struct str path = {0};
-    status st = OK;
-
-    if (!version || p->made_by) return OK;
-    for (int i = 0; i < n; i++)
-        if (gives_version(&before[i], p->spec->model)) return OK; /* it may make this one */
-    str_addf(&path, "%s/routers/%s/router.safetensors", p->spec->model, version);
-    if (access(path.text, R_OK)) st = err_set(e, ERR_IO, "%s: %s: %s: %s", p->spec->source, key, path.text, strerror(errno));
-    str_free(&path);
-    return st;
+    if (!version || has_version(p->spec->model, version, before, n)) return OK;
+    return err_set(e, ERR_IO, "%s: %s: %s/routers/%s/router.safetensors: %s", p->spec->source, key, p->spec->model, version,
+                   n > 0 ? "not there, and no step before makes it" : strerror(ENOENT));
 }
 
 static status check_router(const struct plan_step *p, const struct spec *before, int n, struct err *e)
@@ -316,19 +337,36 @@ static status read_model(struct plan_step *p, struct err *e)
     return OK;
 }
 
+static status check_result(const struct plan_step *p, const char *key, const char *directory, const struct spec *before, int n,
+                           struct err *e)
+{
+    for (int i = 0; i < n; i++)
+        if (!strcmp(before[i].output, directory)) return OK;
+    if (file_is_directory(directory)) return OK;
+    return err_set(e, ERR_IO, "%s: %s: %s: expected the output directory of a job, found none", p->spec->source, key, directory);
+}
+
+static status check_row(const struct plan_step *p, const char *row, const struct spec *before, int n, struct err *e)
+{
+    char *label, *directory, *variant;
+
+    report_row_parse(&label, &directory, &variant, row);
+    status s = check_result(p, "rows", directory, before, n, e);
+    free(label);
+    free(directory);
+    free(variant);
+    return s;
+}
+
 /* A report has no model: what it reads is there, or an earlier step will have made it. */
 static status plan_report(const struct plan_step *p, const struct spec *before, int n, struct err *e)
 {
-    const struct spec_list *inputs = &p->spec->report.inputs;
+    const struct spec_list *inputs = &p->spec->report.inputs, *rows = &p->spec->report.rows;
 
-    for (int i = 0; i < inputs->n; i++) {
-        bool made = false;
-
-        for (int j = 0; j < n; j++) made |= !strcmp(before[j].output, inputs->items[i]);
-        if (!made && !file_is_directory(inputs->items[i]))
-            return err_set(e, ERR_IO, "%s: inputs: %s: expected the output directory of a job, found none", p->spec->source,
-                           inputs->items[i]);
-    }
+    for (int i = 0; i < inputs->n; i++)
+        if (check_result(p, "inputs", inputs->items[i], before, n, e)) return e->code;
+    for (int i = 0; i < rows->n; i++)
+        if (check_row(p, rows->items[i], before, n, e)) return e->code;
     return ready_directory(p->spec->output, e);
 }
 

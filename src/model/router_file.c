@@ -11,6 +11,7 @@
 #include "base/directory.h"
 #include "base/file.h"
 #include "base/rng.h"
+#include "data/sums.h"
 #include "model/router_versions.h"
 #include "model/weights.h"
 
@@ -339,6 +340,7 @@ status router_write(const struct router *r, const char *directory, const char *v
 
     if (!s) s = write_tensors(r, tensors, e);
     if (!s) s = json_write(description, about, e);
+    if (!s) s = sums_write(temporary, NULL, e);
     if (!s) s = directory_replace(temporary, path, e);
     if (s) directory_remove(temporary, &ignored);
     if (!s && promote) s = router_promote(directory, version, e);

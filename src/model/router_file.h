@@ -29,7 +29,7 @@ void router_random(struct router *r, uint64_t seed);
 /* version NULL: the current one.  ERR_IO if there is none; shapes are checked against the model. */
 status router_read(struct router *r, const char *directory, const char *version, const struct shape *s, struct err *e);
 /* Writes the version's directory (atomically: under a temporary name, renamed) and, with `promote`, makes it current.  `about` (borrowed): parent, spec,
- * data digest, metrics. */
+ * data digest, metrics.  With SHA256SUMS of both files. */
 status router_write(const struct router *r, const char *directory, const char *version, const struct json_t *about, bool promote,
                     struct err *e);
 status router_current(char version[64], const char *directory, struct err *e);      /* "" if there is none */

@@ -203,7 +203,7 @@ static void top_many(uint64_t *set, const float *x, int n, int k)
     }
 }
 
-/* k passes: each takes the largest that the passes before did not.  NaN counts as smaller than everything. */
+/* Few: k passes, each takes the largest that the passes before did not.  Many: top_many(), the same set.  NaN counts as smaller than everything. */
 void top_k(uint64_t *set, const float *x, int n, int k)
 {
     memset(set, 0, (size_t)bits_words(n) * sizeof(*set));

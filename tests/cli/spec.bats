@@ -168,6 +168,17 @@ YAML
     plan_refuses 5 "rank 0 needs" configs/demo.yaml --set limits.memory_mib=8
     plan_refuses 2 "experts: expected 1 to 768, so that each has a neuron" configs/demo.yaml --set factorize.experts=1000
     plan_refuses 3 "has no router yet" configs/infer.yaml --set model="$(made_by_factorize)"
+    printf 'kind: report\noutput: %s/report\nrows: {a: ["%s/none#router"]}\n' "$dir" "$dir" >"$dir/report.yaml"
+    plan_refuses 3 "rows: $dir/none: expected the output directory of a job, found none" "$dir/report.yaml"
+    # a router version is there, or a step before makes it
+    printf 'kind: pipeline\nmodel: %s\noutput: %s/p\nsteps:\n' "$model" "$dir" >"$dir/job.yaml"
+    printf '  - %s\n' "{kind: factorize, calibration: {sample_tokens: 64}}" "{kind: finetune, version: here, text: {file: README.md}}" \
+        "{kind: finetune, text: {file: README.md}}" "{kind: convert, precision: {experts: q8}}" >>"$dir/job.yaml"
+    for version in here v1 nothere; do
+        { cat "$dir/job.yaml"; echo "  - {kind: eval, text: {file: README.md}, variants: [dense, router@$version]}"; } >"$dir/with.yaml"
+        [ $version = nothere ] || "$FACTORLLM" plan "$dir/with.yaml"
+    done
+    plan_refuses 3 "variants: $dir/p/convert/model/routers/nothere/router.safetensors: not there, and no step before makes it" "$dir/with.yaml"
     plan_refuses 5 "limits.positions: expected 2 to the model's 256, found 300" configs/demo.yaml --set limits.positions=300
     echo '{"ranks": 2, "layers": [[0, 1], [0, 1]]}' >"$dir/p.json"
     plan_refuses 2 "$dir/p.json: ranks: expected 3, the ranks of this launch, found 2" configs/demo.yaml --ranks 3 \
@@ -250,6 +261,18 @@ made_by_factorize() {
         malformed "$file: " run "$dir/infer.yaml" --quiet
         cp "$dir/kept" "$file"
     done
+    # routers have sums of their own; those that were written without are said to be left out
+    printf 'kind: finetune\nmodel: %s\noutput: %s\ntext: {file: README.md, bytes: 3000}\nsequence: 32\ntokens: 64\nbatch_tokens: 32\n' "$made" "$dir/t" >"$dir/train.yaml"
+    "$FACTORLLM" run "$dir/train.yaml" --quiet
+    (cd "$made/routers/v1" && sha256sum --quiet -c SHA256SUMS)
+    "$FACTORLLM" inspect --verify "$made" | grep -qE '^verified .* says$'
+    cp "$made/routers/v1/router.safetensors" "$dir/kept"
+    size=$(stat -c %s "$dir/kept")
+    printf "\\$(printf %o $(($(tail -c 1 "$dir/kept" | od -An -tu1) ^ 1)))" | dd of="$made/routers/v1/router.safetensors" bs=1 seek=$((size - 1)) conv=notrunc status=none
+    refuses 4 "$made/routers/v1/router.safetensors: is not what was written" inspect --verify "$made"
+    cp "$dir/kept" "$made/routers/v1/router.safetensors"
+    rm "$made/routers/v1/SHA256SUMS"
+    "$FACTORLLM" inspect --verify "$made" | grep -qE '^verified .*; 1 router without SHA256SUMS not looked at$'
     rm "$made/permutation.json"
     refuses 3 "permutation.json: No such file" inspect --verify "$made"
     echo "not a sum" >"$made/SHA256SUMS"
