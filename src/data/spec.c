@@ -307,7 +307,14 @@ static status find_kind(struct draft *d, const struct yaml *map, struct err *e)
     return OK;
 }
 
-static void put_default(struct spec *s, const struct key *k, const char *text)
+const char *key_default(const struct spec *s, const struct key *k)
+{
+    bool stage2 = k->flags & KEY_STAGE1 && s->stage2.stage == 2;
+
+    return k->paper && (stage2 || key_method_is_paper(s)) ? k->paper : k->plain;
+}
+
+void key_put_default(struct spec *s, const struct key *k, const char *text)
 {
     struct err e;
 
@@ -351,9 +358,7 @@ status draft_finish(struct draft *d, const struct spec *parent, struct err *e)
             key_copy(s, parent, k);
             d->line[i] = FROM_PARENT;
         } else {
-            bool stage2 = k->flags & KEY_STAGE1 && s->stage2.stage == 2;
-
-            put_default(s, k, k->paper && (stage2 || key_method_is_paper(s)) ? k->paper : k->plain);
+            key_put_default(s, k, key_default(s, k));
         }
         if (k->flags & KEY_REQUIRED && !parent) return draft_fail(d, k->name, e, "expected %s, found no such key", k->help);
         if (k->flags & KEY_REQUIRED && !own) return draft_fail(d, k->name, e, "expected %s, found no such key", k->help);

@@ -199,44 +199,18 @@ static bool good_version(const char *name)
            !name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")];
 }
 
-/* Keys of stage 1 that stage 2, which begins with a router version, would not look at.  By their values: a message and a resolved spec have every key. */
-static status check_stage1_keys(const struct draft *d, struct err *e)
-{
-    const struct spec *s = d->s;
-    const struct {
-        const char *key;
-        bool asked;
-    } keys[] = {
-        {"router", s->finetune.router != SPEC_ROUTER_LINEAR},
-        {"start", s->finetune.start != START_RANDOM},
-        {"compensation", s->finetune.compensation == REFIT_UNSELECTED},
-        {"scale", s->finetune.refit_scale != REFIT_SCALE_MODEL},
-    };
-
-    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]) && s->stage2.stage == 2; i++)
-        if (keys[i].asked)
-            return draft_fail(d, keys[i].key, e,
-                              "expected only with stage: 1: stage 2 keeps what the router that it starts from has");
-    return OK;
-}
-
 static status check_finetune(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
+    bool labelled = s->stage2.stage == 1;
 
     if (check_text(d, &s->finetune.text, "text", e)) return e->code;
     if (!s->finetune.text.file && s->finetune.text.sample_tokens == 0)
         return draft_fail(d, "text", e, "expected text to learn from in text.file or text.sample_tokens, found none");
-    if (s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_PAPER)
+    if (draft_idle_keys(d, e)) return e->code;
+    if (labelled && s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_PAPER)
         return draft_fail(d, draft_given(d, "select") ? "select" : "loss", e,
                           "expected loss: bce with select: threshold, found loss: paper, whose scores have no common zero");
-    if (s->stage2.stage == 1 && (s->stage2.from || s->stage2.lm_loss > 0 || s->stage2.load_balance > 0))
-        return draft_fail(d,
-                          s->stage2.from          ? "from"
-                          : s->stage2.lm_loss > 0 ? "lm_loss"
-                                                  : "load_balance",
-                          e, "expected only with stage: 2, which trains end to end");
-    if (check_stage1_keys(d, e)) return e->code;
     if (s->stage2.train.n == 0)
         return draft_fail(d, "train", e, "expected at least one of router, compensation, norms, experts, lora");
     if (spec_trains(s, TRAIN_EXPERTS) && spec_trains(s, TRAIN_LORA))
@@ -245,7 +219,7 @@ static status check_finetune(const struct draft *d, struct err *e)
         (s->finetune.compensation_rank > 0 || s->finetune.compensation == REFIT_CONSTANT))
         return draft_fail(d, s->finetune.compensation_rank > 0 ? "compensation_rank" : "compensation", e,
                           "expected compensation in train, found none: what begins as zero has to be trained");
-    if (s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_LISTWISE)
+    if (labelled && s->finetune.select == SELECT_THRESHOLD && s->finetune.loss == LOSS_LISTWISE)
         return draft_fail(d, draft_given(d, "select") ? "select" : "loss", e,
                           "expected loss: bce or regression with select: threshold, found loss: listwise, whose scores have no "
                           "common zero");

@@ -55,7 +55,7 @@ static void dump_pairs(struct str *out, const struct spec_list *list, bool lists
     str_free(&name);
 }
 
-static void dump_value(struct str *out, const struct spec *s, const struct key *k)
+void key_value(struct str *out, const struct spec *s, const struct key *k)
 {
     struct str number = {0};
 
@@ -117,7 +117,7 @@ static void dump_job(struct str *out, const struct spec *s, bool step)
             str_addf(out, "%s%.*s:\n", margin, section, k->name);
         open = section ? k->name : "";
         str_addf(out, "%s%s%s: ", margin, section ? "  " : "", dot ? dot + 1 : k->name);
-        dump_value(out, s, k);
+        key_value(out, s, k);
         str_addz(out, "\n");
     }
     if (s->kind != JOB_PIPELINE) return;

@@ -22,7 +22,8 @@ enum {
     KEY_VERSIONS = 16, /* KEY_LIST with names: router@VERSION, too */
     KEY_MAP = 32,      /* KEY_LIST: a map NAME: TEXT in YAML, items "NAME=TEXT" everywhere else */
     KEY_LISTS = 64, /* KEY_MAP: NAME: [TEXT, ...] too, any name without =; items "NAME=TEXT" for each, those of a name together */
-    KEY_STAGE1 = 128,   /* of a router's beginning: with stage: 2 the default is the one below of `method: factorllm`, which changes nothing */
+    KEY_STAGE1 =
+        128, /* of a router's beginning: with stage: 2 the default is the one below of `method: factorllm`, which changes nothing */
 };
 
 struct key {
@@ -61,9 +62,12 @@ status key_put(struct spec *s, const struct key *k, const struct scalar *items, 
 status key_put_word(struct spec *s, const struct key *k, const char *word, const char *where, const char *prefix, struct err *e);
 void key_copy(struct spec *to, const struct spec *from, const struct key *k);
 void key_clear(struct spec *s, const struct key *k);
-bool key_has_value(const struct spec *s, const struct key *k); /* false: not set, nothing to write */
-void key_expected(struct str *out, const struct key *k);       /* "an integer from 1 to 64" */
-bool key_method_is_paper(const struct spec *s);                /* of a factorize or finetune job */
+bool key_has_value(const struct spec *s, const struct key *k);              /* false: not set, nothing to write */
+void key_expected(struct str *out, const struct key *k);                    /* "an integer from 1 to 64" */
+void key_value(struct str *out, const struct spec *s, const struct key *k); /* as YAML; a key that has a value */
+const char *key_default(const struct spec *s, const struct key *k); /* in a job of this kind, method and stage; NULL: none */
+void key_put_default(struct spec *s, const struct key *k, const char *text); /* NULL: leaves it as it is */
+bool key_method_is_paper(const struct spec *s);                              /* of a factorize or finetune job */
 
 static inline bool *key_bool(const struct spec *s, const struct key *k)
 {
@@ -102,6 +106,8 @@ bool draft_given(const struct draft *d, const char *key);
 status draft_finish(struct draft *d, const struct spec *parent, struct err *e);
 /* Combinations that cannot be, by name. */
 status draft_check(const struct draft *d, struct err *e);
+/* Keys of a finetune job that would do nothing. */
+status draft_idle_keys(const struct draft *d, struct err *e);
 /* ERR_SPEC "FILE:LINE: KEY: TEXT". */
 status draft_fail(const struct draft *d, const char *key, struct err *e, const char *format, ...)
     __attribute__((format(printf, 4, 5)));

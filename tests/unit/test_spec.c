@@ -259,6 +259,27 @@ static void test_errors(void **state)
          "compensation_rank: expected compensation in train, found none"},
         {TUNE "stage: 2\ntrain: [router, norms]\ncompensation: constant\n", "compensation: expected compensation in train"},
         {TUNE "stage: 2\nstart: ridge\n", "start: expected only with stage: 1"},
+        {TUNE "router_rank: 8\n", "job.yaml:5: router_rank: expected only with router: low_rank, bottleneck or gate; found 8"},
+        {TUNE "train: [experts]\n", "job.yaml:5: train: expected only with stage: 2, which trains end to end; found [experts]"},
+        {TUNE "gate_temperature: 0.5\n", "gate_temperature: expected only with stage: 2, which trains end to end; found 0.5"},
+        {TUNE "lora_rank: 3\n", "lora_rank: expected only with stage: 2"},
+        {TUNE "expert_rate: 3\n", "expert_rate: expected only with stage: 2"},
+        {TUNE "budget: 3\n", "budget: expected only with stage: 2"},
+        {TUNE "balance_over: rank\n", "balance_over: expected only with stage: 2, which trains end to end; found rank"},
+        {TUNE "compensation_rate: 3\n", "compensation_rate: expected only with stage: 2"},
+        {TUNE "stage: 2\nlabels: gram\n",
+         "job.yaml:6: labels: expected only with stage: 1: stage 2 learns from the dense model's logits; found gram"},
+        {TUNE "stage: 2\nloss: bce\n", "loss: expected only with stage: 1"},
+        {TUNE "stage: 2\nridge: 0.5\n", "ridge: expected only with stage: 1, which fits by least squares; found 0.5"},
+        {TUNE "stage: 2\nfit_tokens: 99\n", "fit_tokens: expected only with stage: 1"},
+        {TUNE "stage: 2\nrouter_rank: 8\n", "router_rank: expected only with stage: 1"},
+        {TUNE "stage: 2\ncompensation: unselected\n", "compensation: expected only with stage: 1"},
+        {TUNE "stage: 2\nselect: top_k\nbudget: 2\n", "budget: expected only with select: threshold; found 2"},
+        {TUNE "stage: 2\nbalance_over: rank\n", "balance_over: expected only with load_balance above 0; found rank"},
+        {TUNE "stage: 2\nlora_rank: 3\ntrain: [experts]\n", "lora_rank: expected only with lora in train; found 3"},
+        {TUNE "stage: 2\nexpert_rate: 3\n", "expert_rate: expected only with experts or lora in train; found 3"},
+        {TUNE "stage: 2\ntrain: [router]\ncompensation_rate: 1\n",
+         "compensation_rate: expected only with compensation in train; found 1"},
         {TUNE "router: wide\n", "router: expected"},
         {TUNE "router_rank: 0\n", "router_rank: expected"},
         {TUNE "method: factorllm\nrouter: gate\n", "router: expected router: linear"},
@@ -513,6 +534,12 @@ static void test_round_trips(void **state)
     survives(TUNE "version: v7\nlearning_rate: 0.1\nbeta2: 0.999\n");
     survives(TUNE "method: factorllm\nloss: bce\n");
     survives(TUNE "stage: 2\ngate_temperature: 0.3\ntrain: [router]\n");
+    survives(TUNE "stage: 2\n");
+    survives(TUNE "stage: 2\nmethod: factorllm\n");
+    survives(TUNE "stage: 2\nmethod: factorllm\nselect: threshold\nbudget: 2\n");
+    survives(TUNE "stage: 2\nselect: top_k\ncompensation_rank: 3\nload_balance: 1\nbalance_over: rank\n");
+    survives(TUNE "stage: 2\nfrom: v1\ntrain: [router, compensation, norms, lora]\nlora_rank: 3\nexpert_rate: 0.1\n");
+    survives(TUNE "labels: gram\n");
     survives(TUNE "labels: norm\nloss: listwise\nrouter: gate\nrouter_rank: 8\nstart: ridge\nridge: 0.5\nscale: fitted\n"
                   "compensation: unselected\ncompensation_rank: 4\nfit_tokens: 99\n");
     survives(EVAL "variants: [router, router@v1, dense]\nbaseline: router@v1\ndomains: {b: 'x y', a-1: /z=1}\nlast_word: "
