@@ -35,20 +35,6 @@ static const struct stage2_tally *tally_of(const struct finetune_run *r)
 
 /* ---- what it starts from ---- */
 
-static status check(struct finetune_run *r, struct err *e)
-{
-    const struct spec *s = r->spec;
-
-    if (adapted_check(s, &r->shape, e)) return e->code;
-    if (s->stage2.from) {
-        if (router_check_version(s->stage2.from, e)) return e->code;
-        snprintf(r->from, sizeof(r->from), "%s", s->stage2.from);
-    } else if (router_current(r->from, s->model, e)) return e->code;
-    if (*r->from) return OK;
-    return err_set(e, ERR_SPEC, "%s: stage: 2 starts from a router, and %s has none: expected a finetune job of stage 1 first",
-                   s->source, s->model);
-}
-
 static void copy_parts(struct router *to, struct router *from)
 {
     struct router_part a[ROUTER_PARTS], b[ROUTER_PARTS];
@@ -82,6 +68,29 @@ static status form_of(struct router_form *form, struct router *old, const struct
     else form->means = form->means || model || (spec_trains(s, TRAIN_COMPENSATION) && !router_compensates(old));
     form->constant = !form->low_rank && (constant || form->constant);
     return OK;
+}
+
+/* What can be known before the model is opened and text is read. */
+static status check(struct finetune_run *r, struct err *e)
+{
+    const struct spec *s = r->spec;
+    struct router_form form;
+    struct router old;
+
+    if (adapted_check(s, &r->shape, e)) return e->code;
+    if (s->stage2.from) {
+        if (router_check_version(s->stage2.from, e)) return e->code;
+        snprintf(r->from, sizeof(r->from), "%s", s->stage2.from);
+    } else if (router_current(r->from, s->model, e)) return e->code;
+    if (!*r->from)
+        return err_set(e, ERR_SPEC,
+                       "%s: stage: 2 starts from a router, and %s has none: expected a finetune job of stage 1 first", s->source,
+                       s->model);
+    if (router_read(&old, s->model, r->from, &r->shape, e)) return e->code;
+    status code = form_of(&form, &old, r, e);
+
+    router_free(&old);
+    return code;
 }
 
 /* d of a router whose means go: what they add in the mean, if all experts are left out as often. */

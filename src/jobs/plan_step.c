@@ -294,6 +294,7 @@ static status check_router(const struct plan_step *p, const struct spec *before,
     const struct spec *s = p->spec;
     const char *version = s->kind == JOB_EVAL ? s->eval.compare_router : NULL;
 
+    if (s->kind == JOB_FINETUNE && check_version(p, before, n, "from", s->stage2.from, e)) return e->code;
     if (check_version(p, before, n, "compare_router", version, e)) return e->code;
     for (int i = 0; s->kind == JOB_EVAL && i < s->eval.variants.n; i++) {
         spec_variant_of(s->eval.variants.items[i], &version);
@@ -314,6 +315,10 @@ static status check_model(const struct plan_step *p, struct err *e)
         return err_set(e, ERR_SPEC, "%s: model: %s is a dense model, expected a factorized one: run a factorize job first",
                        s->source, s->model);
     if (s->kind == JOB_FINETUNE && ready_weights(s, &p->shape, &p->weights, e)) return e->code;
+    if (s->kind == JOB_FINETUNE && s->stage2.stage == 2 && !p->routed && (!s->stage2.from || p->made_by))
+        return err_set(e, ERR_SPEC,
+                       "%s: stage: 2 starts from a router, and %s has none: expected a finetune job of stage 1 first", s->source,
+                       s->model);
     if (s->kind == JOB_INFER && !p->shape.experts && s->infer.variant != VARIANT_DENSE && s->infer.variant != VARIANT_ROUTER)
         return err_set(e, ERR_SPEC, "%s: variant: %s needs a factorized model, %s is dense", s->source,
                        spec_variant_name((enum spec_variant)s->infer.variant), s->model);

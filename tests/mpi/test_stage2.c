@@ -578,12 +578,26 @@ static void refused_adaptations(void **state)
     free(taken), free(from), free(to);
 }
 
+/* Refused before any text is looked at: there is none. */
+static void too_early(const char *more, status code, const char *expected)
+{
+    struct str yaml = {0};
+    struct err e;
+
+    str_addf(&yaml, "kind: finetune\nmodel: %s/model\noutput: %s/none\ntext: {file: %s/no-text}\nstage: 2\n%s", world.directory,
+             world.directory, world.directory, more);
+    assert_int_equal(world_run(NULL, yaml.text, &e), code);
+    if (!strstr(e.text, expected)) fail_msg("%s", e.text);
+    str_free(&yaml);
+}
+
 static void refusals(void **state)
 {
     struct err e;
 
     (void)state;
-    assert_int_equal(finetune(NULL, "none", "stage: 2\nfrom: nobody\ntokens: 200\n", &e), ERR_IO);
+    too_early("from: nobody\n", ERR_IO, "routers/nobody");
+    too_early("from: first\ncompensation_rank: 5000\n", ERR_SPEC, "compensation_rank: expected at most");
     assert_int_equal(end_to_end(NULL, "none", "compensation: constant\n", &e), ERR_SPEC); /* the model has means */
     assert_int_equal(end_to_end(NULL, "none", "compensation_rank: 5000\n", &e), ERR_SPEC);
     assert_non_null(strstr(e.text, "compensation_rank: expected at most"));
