@@ -196,7 +196,7 @@ YAML
 @test "what is missing is said, what is malformed is one line with file and key" {
     two_runs
     rm "$dir/b/finetune/log.jsonl"
-    jq 'del(.eval.load, .eval.agreement, .eval.accuracy, .eval.perplexity.dense, .factorize.source, .finetune.loss)' "$dir/b/result.json" >"$dir/r.json"
+    jq 'del(.eval.load, .eval.agreement, .eval.accuracy, .eval.perplexity.dense, .eval.ppl_ratio, .factorize.source, .finetune.loss)' "$dir/b/result.json" >"$dir/r.json"
     cp "$dir/r.json" "$dir/b/result.json"
     mkdir -p "$dir/empty"
     sed -i "s|inputs: .*|inputs: [$dir/a, $dir/b, $dir/empty]|" "$dir/report.yaml"
