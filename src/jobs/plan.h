@@ -26,10 +26,10 @@ struct plan_step {
     const char *made_by; /* name of the step that makes this model, or NULL: it is on disk */
     bool routed;         /* there is a router, or there will be */
     struct weights_plan weights;
-    bool opens;            /* it runs the model; else it only reads its files */
-    const char *directory; /* of the tokenizer: of the model, or of that which it will be made from */
-    struct room room;      /* as the job will ask for */
-    struct shape other;    /* of compare_model */
+    bool opens;                       /* it runs the model; else it only reads its files */
+    const char *directory;            /* of the tokenizer: of the model, or of that which it will be made from */
+    struct room room;                 /* as the job will ask for */
+    struct shape other;               /* of compare_model */
     const struct plan_step *other_by; /* the step that will make it, or NULL: it is there */
     struct weights_plan other_weights;
     bool has_other;

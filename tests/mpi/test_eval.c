@@ -119,9 +119,10 @@ static void test_make_model(void **state)
     if (run_job(&result, "f", yaml.text, &e)) fail_msg("%s", e.text);
     json_free(result);
     str_clear(&yaml);
-    str_addf(&yaml, "kind: finetune\nmodel: %s/f/model\ntext: {file: %s}\ntokens: 600\nbatch_tokens: 200\n"
-             "labels: gram\nselect: top_k\nstart: random\ncompensation: model\ncompensation_rank: 0\n", world.directory,
-             world.text);
+    str_addf(&yaml,
+             "kind: finetune\nmodel: %s/f/model\ntext: {file: %s}\ntokens: 600\nbatch_tokens: 200\n"
+             "labels: gram\nselect: top_k\nstart: random\ncompensation: model\ncompensation_rank: 0\n",
+             world.directory, world.text);
     if (run_job(&result, "t", yaml.text, &e)) fail_msg("%s", e.text);
     json_free(result);
     str_free(&yaml);
