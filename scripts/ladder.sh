@@ -118,7 +118,7 @@ about: "Frozen weights$([ "$EXPERT_TOKENS" = 0 ] || echo ", but for the row with
 shares: [${SHARES// /, }]
 rows:
 YAML
-    row "static: the same neurons, means of the others" paper-eval static
+    row "static: the same neurons, nothing of the others" paper-eval static
     row "random router, of $EXPERTS experts" budget-eval random
     [ "$EXPERT_TOKENS" = 0 ] || row "FactorLLM with trained experts, $TOKENS + $EXPERT_TOKENS tokens" experts-eval router@experts
     row "FactorLLM: $published, PA labels, × N/k, $TOKENS tokens" paper-eval router@router

@@ -24,6 +24,12 @@ static double seconds_so_far(const struct finetune_run *r)
 
 /* ---- what the stages share ---- */
 
+struct adamw_options finetune_adamw(const struct spec *s)
+{
+    return (struct adamw_options){
+        .beta1 = s->finetune.beta1, .beta2 = s->finetune.beta2, .epsilon = 1e-8, .weight_decay = s->finetune.weight_decay};
+}
+
 bool finetune_alive(void *run)
 {
     cluster_alive(((struct finetune_run *)run)->job->cluster);

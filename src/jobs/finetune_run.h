@@ -12,6 +12,7 @@
 #include "jobs/job.h"
 #include "jobs/room.h"
 #include "model/router_file.h"
+#include "num/adamw.h"
 #include "train/checkpoint.h"
 #include "train/windows.h"
 
@@ -82,6 +83,7 @@ void finetune_close(struct finetune_run *r);
 
 /* For the stages. */
 bool finetune_alive(void *run); /* a trainer's `alive`: true once the job is to stop at once */
+struct adamw_options finetune_adamw(const struct spec *s);
 struct json_t *finetune_measured(struct finetune_run *r, struct err *e); /* tally() of the probe; NULL: error */
 struct json_t *finetune_reals(const double *x, int n);
 struct json_t *finetune_loads(const struct finetune_run *r, const uint64_t *load,
