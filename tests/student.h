@@ -25,8 +25,8 @@ struct student {
     double *embed, *norm, *head, *rope; /* rope: [positions][head_dim / 2][2] */
     /* What is trained, [layers] of each; a router with a factor is one of kind gate. */
     const struct router *r;
-    double *weight, *bias, *factor, *mu, *inward, *outward, *offset;
-    double scale, lm, budget, load, target, temperature;
+    double *weight, *bias, *factor, *mu, *inward, *outward, *offset, *scale; /* scale: [layers] */
+    double lm, budget, load, target, temperature;
     /* The point at which gates are relaxed, [layers][rows][N], and T of every layer: temperature * the deviation of its scores. */
     int rows;
     double *z0, *t0, *hard, spread[MODEL_LAYERS_MAX];
@@ -104,7 +104,7 @@ static inline void student_open(struct student *s, const char *directory, const 
     size_t n = (size_t)r->layers * (size_t)r->experts, d = (size_t)r->width;
     struct err e;
 
-    *s = (struct student){.r = r, .scale = 1};
+    *s = (struct student){.r = r};
     if (shape_read(&s->y, directory, &e) || safetensors_open(&s->file, directory, &e)) fail_msg("%s", e.text);
     const struct shape *y = &s->y;
     int q = y->heads * y->head_dim, kv = y->kv_heads * y->head_dim, half = y->head_dim / 2;
@@ -137,6 +137,8 @@ static inline void student_open(struct student *s, const char *directory, const 
     s->inward = student_widened(r->inward, (size_t)r->layers * (size_t)r->low_rank * d);
     s->outward = student_widened(r->outward, (size_t)r->layers * (size_t)r->low_rank * d);
     s->offset = student_widened(r->offset, (size_t)r->layers * d);
+    s->scale = student_widened(r->scale, (size_t)r->layers);
+    for (int l = 0; l < r->layers && !r->scale; l++) s->scale[l] = s->y.scale;
 }
 
 static inline void student_close(struct student *s)
@@ -146,8 +148,8 @@ static inline void student_close(struct student *s)
         free(s->layer[l].o), free(s->layer[l].gate), free(s->layer[l].up), free(s->layer[l].down);
     }
     free(s->embed), free(s->norm), free(s->head), free(s->rope);
-    free(s->weight), free(s->bias), free(s->factor), free(s->mu), free(s->inward), free(s->outward), free(s->offset), free(s->z0),
-        free(s->t0), free(s->hard), free(s->taught);
+    free(s->weight), free(s->bias), free(s->factor), free(s->mu), free(s->inward), free(s->outward), free(s->offset),
+        free(s->scale), free(s->z0), free(s->t0), free(s->hard), free(s->taught);
     safetensors_close(s->file);
 }
 
@@ -270,7 +272,7 @@ static inline void student_ffn(struct student *s, int l, const double *h, double
 
     for (int i = -1; i < y->experts; i++) {
         int n = i < 0 ? y->shared[l] : shape_expert_neurons(y, l, i);
-        double gate = i < 0 || !g ? 1 : g[i] * s->scale;
+        double gate = i < 0 || !g ? 1 : g[i] * s->scale[l];
 
         for (int c = 0; i >= 0 && g && c < d; c++) x[c] += (1 - g[i]) * s->mu[(l * y->experts + i) * d + c];
         for (int end = j + n; j < end; j++) {

@@ -148,10 +148,10 @@ struct spec {
         char *from;             /* router version to start from; NULL: the current one */
         struct spec_list train; /* names of enum spec_train */
         double lm_loss, budget, load_balance;
-        int64_t balance_over;     /* enum spec_balance */
-        double gate_temperature;  /* of the gates' gradients, in standard deviations of the scores */
-        double compensation_rate; /* learning rate of the means over that of the router */
-        double expert_rate;       /* of the experts over that of the router */
+        int64_t balance_over;                                  /* enum spec_balance */
+        double gate_temperature, final_gate_temperature_ratio; /* of the gates' gradients, in standard deviations of the scores */
+        double compensation_rate;                              /* learning rate of the means over that of the router */
+        double expert_rate;                                    /* of the experts over that of the router */
         int64_t lora_rank;
     } stage2;
     struct {

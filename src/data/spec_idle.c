@@ -76,6 +76,7 @@ static const struct idle {
     {"load_balance", SECOND, stage_2},
     {"balance_over", SECOND, stage_2},
     {"gate_temperature", SECOND, stage_2},
+    {"final_gate_temperature_ratio", SECOND, stage_2},
     {"compensation_rate", SECOND, stage_2},
     {"expert_rate", SECOND, stage_2},
     {"lora_rank", SECOND, stage_2},

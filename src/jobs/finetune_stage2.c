@@ -46,7 +46,7 @@ static void copy_parts(struct router *to, struct router *from)
                 memcpy(*a[i].where, *b[j].where, (size_t)to->layers * a[i].rows * a[i].cols * sizeof(float));
 }
 
-/* What the router is to consist of: what the version has; with means unless it compensates otherwise or the spec wants a constant; with a term of low rank if the spec does. */
+/* What the router is to consist of: what the version has; with a scale if compensation is trained; with means unless it compensates otherwise or the spec wants a constant; with a term of low rank if the spec does. */
 static status form_of(struct router_form *form, struct router *old, const struct finetune_run *r, struct err *e)
 {
     const struct spec *s = r->spec;
@@ -63,6 +63,7 @@ static status form_of(struct router_form *form, struct router *old, const struct
     if (constant && model)
         return err_set(e, ERR_SPEC, "%s: compensation: expected model, because %s has means itself, found constant", s->source,
                        s->model);
+    if (spec_trains(s, TRAIN_COMPENSATION)) form->scaled = true;
     if (wanted) form->low_rank = wanted;
     if (constant) form->means = false;
     else form->means = form->means || model || (spec_trains(s, TRAIN_COMPENSATION) && !router_compensates(old));
@@ -130,6 +131,7 @@ static status read_router(struct finetune_run *r, struct err *e)
         to->by_threshold = old.by_threshold;
         memcpy(to->threshold, old.threshold, (size_t)y->layers * sizeof(float));
         if (old.mu && to->offset && !to->mu) constant_of(to, &old, y);
+        for (int l = 0; to->scale && !old.scale && l < y->layers; l++) to->scale[l] = (float)y->scale;
         if (to->low_rank && !old.low_rank) start_term(to, (uint64_t)r->spec->seed);
     }
     for (int l = 0; !code && form.means && !old.mu && l < y->layers; l++)
@@ -156,13 +158,14 @@ static status open_adapt(struct finetune_run *r, struct err *e)
 {
     const struct spec *s = r->spec;
     struct adapt_options o = {.term = spec_trains(s, TRAIN_COMPENSATION) && r->router.offset,
+                              .scale = spec_trains(s, TRAIN_COMPENSATION),
                               .norms = spec_trains(s, TRAIN_NORMS),
                               .experts = spec_trains_experts(s),
                               .offset_rate = s->stage2.compensation_rate,
                               .expert_rate = s->stage2.expert_rate,
                               .rows = r->room.limits.rows};
 
-    return o.term || spec_adapts(s) ? adapt_open(&own(r)->adapt, r->model, &r->router, &o, e) : OK;
+    return o.term || o.scale || spec_adapts(s) ? adapt_open(&own(r)->adapt, r->model, &r->router, &o, e) : OK;
 }
 
 static status open_trainer(struct finetune_run *r, struct err *e)
@@ -257,14 +260,29 @@ static status identify(const struct finetune_run *r, struct json_t *o, struct er
     json_put_text(o, "balance_over", s->stage2.balance_over == BALANCE_RANKS ? "rank" : "expert");
     json_put_int(o, "balance groups", ((const struct end_to_end *)r)->groups);
     json_put_real(o, "gate_temperature", s->stage2.gate_temperature);
+    json_put_real(o, "final_gate_temperature_ratio", s->stage2.final_gate_temperature_ratio);
     json_put_real(o, "compensation_rate", s->stage2.compensation_rate);
     return OK;
 }
 
 /* ---- the trainer ---- */
 
+static int64_t steps(const struct finetune_run *r)
+{
+    return stage2_steps(((const struct end_to_end *)r)->trainer);
+}
+
+/* Linear: the first step has gate_temperature. */
+static double temperature_of(const struct finetune_run *r)
+{
+    double done = (double)steps(r) / (double)r->steps;
+
+    return r->spec->stage2.gate_temperature * (1 + (r->spec->stage2.final_gate_temperature_ratio - 1) * done);
+}
+
 static status batch(struct finetune_run *r, bool learn, struct err *e)
 {
+    if (learn) stage2_set_temperature(own(r)->trainer, temperature_of(r));
     return stage2_batch(own(r)->trainer, learn ? STAGE2_LEARN : STAGE2_MEASURE, r->windows.batch, r->windows.n_batch, e);
 }
 
@@ -276,11 +294,6 @@ static status update(struct finetune_run *r, double rate, double *norm, struct e
 static double loss_of(const struct finetune_run *r)
 {
     return tally_of(r)->kl;
-}
-
-static int64_t steps(const struct finetune_run *r)
-{
-    return stage2_steps(((const struct end_to_end *)r)->trainer);
 }
 
 static void set_steps(struct finetune_run *r, int64_t n)

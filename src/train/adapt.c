@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bits.h"
 #include "num/backward.h"
 
 enum { MIRRORS = 3 }; /* parameters, m, v */
@@ -16,7 +17,7 @@ struct adapt {
     struct adapt_options o;
     struct router_param param[ADAPT_PARAMS];
     int params;
-    struct router_param *norm[3], *inward, *outward, *offset; /* of these, or NULL */
+    struct router_param *norm[3], *inward, *outward, *offset, *scale; /* of these, or NULL */
     float *first; /* norms as the model was opened: those of param[0 .. 2], one behind the other */
     bool student;
     float *low, *dlow, *turned; /* [rows][c], the same, [c][D] */
@@ -89,12 +90,13 @@ status adapt_open(struct adapt **out, struct model *m, struct router *r, const s
     struct adapt *a = calloc(1, sizeof(*a));
 
     *out = NULL;
-    BUG_ON((o->experts && !model_limits_of(m)->adapt));
+    BUG_ON((o->experts && !model_limits_of(m)->adapt) || (o->scale && !r->scale));
     if (!a) return err_set(e, ERR_LIMIT, "out of memory for weights to be trained");
     *a = (struct adapt){
         .model = m, .router = r, .moe = model_moe(m), .gemm = model_gemm(m), .shape = model_shape(m), .o = *o, .student = true};
     if (o->norms) open_norms(a);
     if (o->term && r->offset) open_term(a);
+    if (o->scale) a->scale = add(a, "scale", r->scale, (size_t)r->layers, false);
     if (o->experts) a->floats = expert_floats(a);
     if (failed(a)) {
         adapt_close(a);
@@ -169,6 +171,19 @@ void adapt_term(struct adapt *a, int layer, const float *h, const float *dy, int
     gemm_atb(a->gemm, a->inward->gradient + at, a->dlow, (int)c, h, (int)d, rows);
 }
 
+/* With y = e_s + s sum_A e_i: dL/ds = sum_A <dy, e_i>. */
+void adapt_scale(struct adapt *a, int layer, const uint64_t *set, const float *dgate, int rows)
+{
+    int n = a->router->experts, words = bits_words(n);
+    float scale = a->router->scale ? a->router->scale[layer] : 0;
+    double sum = 0;
+
+    if (!a->scale || scale == 0) return; /* what a scale of 0 lets through says nothing of it */
+    for (int t = 0; t < rows; t++, set += words, dgate += n)
+        for (int i = bits_next(set, n, 0); i < n; i = bits_next(set, n, i + 1)) sum += (double)dgate[i];
+    a->scale->gradient[layer] += (float)(sum / (double)scale);
+}
+
 void adapt_norm(struct adapt *a, enum adapt_norm which, int layer, const float *dy, const float *x, int rows)
 {
     size_t width = (size_t)a->shape->width;
@@ -223,7 +238,8 @@ int adapt_arrays(struct adapt *a, struct checkpoint_array out[ADAPT_ARRAYS])
                 {"norm.last", "norm.last.m", "norm.last.v"},
                 {"offset", "offset.m", "offset.v"},
                 {"inward", "inward.m", "inward.v"},
-                {"outward", "outward.m", "outward.v"}};
+                {"outward", "outward.m", "outward.v"},
+                {"scale", "scale.m", "scale.v"}};
     int n = 0;
 
     for (int i = 0; i < a->params; i++)

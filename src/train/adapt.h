@@ -3,6 +3,7 @@
  * What is trained here makes another model of the student.  The teacher stays what it was: adapt_use() says which of the two sets of weights forward passes run with, and
  * backward passes are the student's.  Gradients are sums over the rows of a batch, as stage2.h has them.
  *   term      A, B and d of the term B A h + d of the router version, as far as it has them; here.  The teacher has no such term
+ *   scale     of active experts, one number a layer, of the router version; here.  The teacher has the model's
  *   norms     of every layer in front of attention and in front of the FFN, and the last one; here
  *   experts   gate, up and down of all experts, the shared one too, or updates of low rank of them (limits.adapt, limits.lora): gradients, moments and steps on the
  *             ranks that hold them (moe/adapted.h)
@@ -19,9 +20,9 @@
 #include "train/router_model.h"
 
 struct adapt_options {
-    bool term, norms, experts;
+    bool term, scale, norms, experts; /* scale: the router has one */
     double offset_rate,
-        expert_rate; /* learning rates of d and of the experts over that of the router, which A, B and norms have */
+        expert_rate; /* learning rates of d and of the experts over that of the router, which A, B, scales and norms have */
     int rows;        /* of a pass */
 };
 
@@ -44,12 +45,14 @@ status adapt_step(struct adapt *a, int64_t steps, double gscale, double rate, co
 
 /* From dy [rows, D], the error of what stands behind the layer, and the states h that entered its FFN. */
 void adapt_term(struct adapt *a, int layer, const float *h, const float *dy, int rows);
+/* From set [rows][words] and dgate [rows][N], <dy, scale e_i> (moe/moe.h). */
+void adapt_scale(struct adapt *a, int layer, const uint64_t *set, const float *dgate, int rows);
 /* From dy, the error behind a norm, and x in front of it. */
 enum adapt_norm { ADAPT_ATTENTION, ADAPT_FFN, ADAPT_LAST };
 void adapt_norm(struct adapt *a, enum adapt_norm which, int layer, const float *dy, const float *x, int rows);
 
 /* What is trained here. */
-enum { ADAPT_PARAMS = 6 };
+enum { ADAPT_PARAMS = 7 };
 int adapt_params(struct adapt *a, struct router_param *out[ADAPT_PARAMS]);
 /* For a checkpoint.  Those of the experts have a place here between adapt_gather(), with `fill` from the ranks, and adapt_scatter(), with `use` to the ranks. */
 enum { ADAPT_ARRAYS = 3 * ADAPT_PARAMS + 3 };

@@ -71,9 +71,9 @@ status stage2_open(struct stage2 **out, struct router *r, struct model *m, const
     *out = NULL;
     BUG_ON(o->rows < 1 || o->sessions < 1 || !model_limits_of(m)->train || o->rows > model_limits_of(m)->rows);
     BUG_ON(o->train_means && !r->mu);
-    BUG_ON(!(o->temperature > 0));
     if (!s) return err_set(e, ERR_LIMIT, "out of memory for the training");
     *s = (struct stage2){.router = r, .model = m, .moe = model_moe(m), .gemm = model_gemm(m), .shape = model_shape(m), .o = *o};
+    stage2_set_temperature(s, o->temperature);
     if (s->o.target <= 0) s->o.target = shape_active_share(s->shape);
     if (arena_open(&s->arena, "end-to-end training", stage2_cost(s->shape, r, o), e)) goto fail;
     t.arena = s->arena;
@@ -180,6 +180,7 @@ static status layers_backward(struct stage2 *s, const struct batch *b, struct er
                                                           below ? s->dh : NULL, s->dgate, e))
             return e->code;
         if (s->o.adapt) adapt_term(s->o.adapt, l, s->h, s->dx, b->rows);
+        if (s->o.adapt) adapt_scale(s->o.adapt, l, stage2_sets(s, l), s->dgate, b->rows);
         stage2_gates_backward(s, l, b->rows, below);
         stage2_relax(s, l, b->rows);
         router_model_backward(s->trained, l, s->h, s->dz, b->rows, below ? s->dh : NULL);
@@ -290,6 +291,12 @@ status stage2_update(struct stage2 *s, double learning_rate, double *norm, struc
     if (s->means.n)
         adamw_step(&s->means.adam, s->means.value, s->means.gradient, scale, learning_rate * s->o.means_rate, &without_decay);
     return OK;
+}
+
+void stage2_set_temperature(struct stage2 *s, double temperature)
+{
+    BUG_ON(!(temperature > 0));
+    s->temperature = temperature;
 }
 
 const struct stage2_tally *stage2_tally(const struct stage2 *s)

@@ -66,6 +66,8 @@ enum stage2_mode {
 };
 /* One batch.  ERR_RANK, ERR_LIMIT, STOPPED: nothing was learned. */
 status stage2_batch(struct stage2 *s, enum stage2_mode mode, const struct window *w, int n, struct err *e);
+/* Of the gates' gradients from now on, > 0. */
+void stage2_set_temperature(struct stage2 *s, double temperature);
 /* One optimizer step with the gradients of the last STAGE2_LEARN batch; norm: theirs before clipping.  ERR_RANK. */
 status stage2_update(struct stage2 *s, double learning_rate, double *norm, struct err *e);
 const struct stage2_tally *stage2_tally(const struct stage2 *s);

@@ -33,7 +33,7 @@ static void relax_task(void *ctx, int item, int worker)
     const struct router *r = s->router;
     int n = r->experts, words = bits_words(n),
         end = (item + 1) * STAGE2_TASK_ROWS < x->rows ? (item + 1) * STAGE2_TASK_ROWS : x->rows;
-    double by = s->spread[x->layer] > 0 ? 1 / (s->o.temperature * s->spread[x->layer]) : 0;
+    double by = s->spread[x->layer] > 0 ? 1 / (s->temperature * s->spread[x->layer]) : 0;
 
     (void)worker;
     for (int t = item * STAGE2_TASK_ROWS; t < end; t++) {

@@ -20,6 +20,7 @@ struct stage2 {
     struct backward *backward;
     struct router_param means; /* n 0: none */
     struct stage2_tally tally;
+    double temperature;
     bool learned; /* there is a batch to update from */
 
     /* one pass: states, scores and sets of every layer */

@@ -116,6 +116,7 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
     for (int l = 0; l < r.layers && r.mu; l++)
         memcpy(r.mu + (size_t)l * (size_t)(r.experts * r.width), model_means(m, l),
                (size_t)(r.experts * r.width) * sizeof(float));
+    for (int l = 0; l < r.layers && r.scale; l++) r.scale[l] = 0.8f + 0.3f * (float)l;
     if (r.offset) random_numbers(r.offset, (size_t)(r.layers * r.width), 0.05, 7);
     if (r.inward) random_numbers(r.inward, (size_t)(r.layers * r.low_rank * r.width), 0.2, 8);
     if (r.inward) random_numbers(r.outward, (size_t)(r.layers * r.low_rank * r.width), 0.2, 9);
@@ -135,15 +136,21 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
                                .rows = TOKENS,
                                .sessions = 2,
                                .adamw = {0.9, 0.95, 1e-8, 0.01}};
-    const struct adapt_options more = {
-        .term = true, .norms = weights, .experts = weights, .offset_rate = 0.5, .expert_rate = 0.1, .rows = TOKENS};
+    const struct adapt_options more = {.term = true,
+                                       .scale = r.scale,
+                                       .norms = weights,
+                                       .experts = weights,
+                                       .offset_rate = 0.5,
+                                       .expert_rate = 0.1,
+                                       .rows = TOKENS};
 
     if (adapt_open(&o.adapt, m, &r, &more, &e)) fail_msg("%s", e.text);
     if (stage2_open(&trainer, &r, m, &o, &e) || stage2_batch(trainer, STAGE2_LEARN, w, 2, &e)) fail_msg("%s", e.text);
     const struct stage2_tally *tally = stage2_tally(trainer);
 
     student_open(&s, directory, &r);
-    s.scale = 1.25, s.lm = 0.3, s.budget = 0.5, s.load = 0.2, s.target = 0.4, s.temperature = temperature;
+    for (int l = 0; l < r.layers && !r.scale; l++) s.scale[l] = 1.25;
+    s.lm = 0.3, s.budget = 0.5, s.load = 0.2, s.target = 0.4, s.temperature = temperature;
     s.frozen = weights;
     s.capture = true;
     double loss = student_loss(&s, w, 2) / TOKENS;
@@ -153,18 +160,18 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
     assert_true(fabs(s.nll / TOKENS - tally->nll) < 1e-5);
     assert_true(fabs(loss - tally->loss) < 2e-5);
     int params = stage2_params(trainer, param);
-    assert_int_equal(params,
-                     2 + (r.factor != NULL) + (r.mu != NULL) + (r.offset != NULL) + 2 * (r.low_rank > 0) + (weights ? 3 : 0));
+    assert_int_equal(params, 2 + (r.factor != NULL) + (r.mu != NULL) + (r.offset != NULL) + (r.scale != NULL) +
+                                 2 * (r.low_rank > 0) + (weights ? 3 : 0));
     for (int i = 0; i < params; i++) {
         const struct {
             const char *name;
             double *values;
-        } of[] = {{"weight", s.weight}, {"bias", s.bias},     {"mu", s.mu},          {"factor", s.factor},
-                  {"offset", s.offset}, {"inward", s.inward}, {"outward", s.outward}};
+        } of[] = {{"weight", s.weight}, {"bias", s.bias},     {"mu", s.mu},           {"factor", s.factor},
+                  {"offset", s.offset}, {"inward", s.inward}, {"outward", s.outward}, {"scale", s.scale}};
         size_t k = 0;
 
-        while (k < 7 && strcmp(of[k].name, param[i]->name) != 0) k++;
-        if (k < 7) compare(&s, w, param[i], of[k].values);
+        while (k < 8 && strcmp(of[k].name, param[i]->name) != 0) k++;
+        if (k < 8) compare(&s, w, param[i], of[k].values);
         else compare_norms(&s, w, param[i]);
     }
     if (weights) compare_experts(&s, w, model_moe(m));
@@ -191,13 +198,14 @@ static void top_k_router(void **state)
 static void threshold_router(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.means = true}, true, 0.7, false);
+    gradients(&(struct router_form){.means = true, .scaled = true}, true, 0.7, false);
 }
 
 static void gate_router(void **state)
 {
     (void)state;
-    gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true, .low_rank = 3}, true, 1.6, true);
+    gradients(&(struct router_form){.kind = ROUTER_GATE, .rank = 5, .means = true, .scaled = true, .low_rank = 3}, true, 1.6,
+              true);
 }
 
 static void no_means(void **state)
@@ -374,6 +382,21 @@ static void same_curve(const char *a, const char *b)
     free(y);
 }
 
+/* A version that learned to compensate has a scale a layer that is its own, another none. */
+static void trained_scale(const char *version, bool wanted)
+{
+    char *model = str_join(world.directory, "model");
+    struct router r;
+    struct shape y;
+    struct err e;
+
+    if (shape_read(&y, model, &e) || router_read(&r, model, version, &y, &e)) fail_msg("%s", e.text);
+    assert_true((r.scale != NULL) == wanted);
+    for (int l = 0; l < y.layers && wanted; l++) assert_true(r.scale[l] != y.scale && fabsf(r.scale[l] - y.scale) < 0.2f);
+    router_free(&r);
+    free(model);
+}
+
 static void learns(void **state)
 {
     struct json_t *o;
@@ -390,9 +413,11 @@ static void learns(void **state)
                 0.03); /* 0.2 + 0.8 * 3 / 6, on other text than was looked at */
     assert_string_equal(json_text(json_at(o, "from")), "first");
     json_free(o);
+    trained_scale("whole", true);
     if (end_to_end(&o, "top", "select: top_k\ntrain: [router]\n", &e)) fail_msg("%s", e.text);
     assert_true(fabs(json_number(json_at(json_at(o, "active_share"), "after")) - 0.6) < 0.02); /* k is k */
     json_free(o);
+    trained_scale("top", false);
 }
 
 /* A router of top-k gets thresholds whatever the room of a pass is to the text: a window of its own, more than the text has, more than any batch. */

@@ -261,6 +261,8 @@ static void test_errors(void **state)
         {TUNE "stage: 2\nstart: ridge\n", "start: expected only with stage: 1"},
         {TUNE "router_rank: 8\n", "job.yaml:5: router_rank: expected only with router: low_rank, bottleneck or gate; found 8"},
         {TUNE "train: [experts]\n", "job.yaml:5: train: expected only with stage: 2, which trains end to end; found [experts]"},
+        {TUNE "final_gate_temperature_ratio: 0.5\n",
+         "final_gate_temperature_ratio: expected only with stage: 2, which trains end to end; found 0.5"},
         {TUNE "gate_temperature: 0.5\n", "gate_temperature: expected only with stage: 2, which trains end to end; found 0.5"},
         {TUNE "lora_rank: 3\n", "lora_rank: expected only with stage: 2"},
         {TUNE "expert_rate: 3\n", "expert_rate: expected only with stage: 2"},
@@ -533,7 +535,7 @@ static void test_round_trips(void **state)
     survives(FACTOR "shared: 0.1\nseed: 9007199254740991\nshard_mib: 0\n");
     survives(TUNE "version: v7\nlearning_rate: 0.1\nbeta2: 0.999\n");
     survives(TUNE "method: factorllm\nloss: bce\n");
-    survives(TUNE "stage: 2\ngate_temperature: 0.3\ntrain: [router]\n");
+    survives(TUNE "stage: 2\ngate_temperature: 0.3\nfinal_gate_temperature_ratio: 0.5\ntrain: [router]\n");
     survives(TUNE "stage: 2\n");
     survives(TUNE "stage: 2\nmethod: factorllm\n");
     survives(TUNE "stage: 2\nmethod: factorllm\nselect: threshold\nbudget: 2\n");
