@@ -38,6 +38,7 @@ enum spec_budget { BUDGET_UNIFORM, BUDGET_KL, BUDGET_KL_SHARED };
 enum spec_scale { SCALE_ONE, SCALE_PAPER /* N/k */ };
 enum spec_compensation { COMPENSATE_NONE, COMPENSATE_MEAN };
 enum spec_labels { LABELS_PAPER, LABELS_GRAM, LABELS_ENERGY, LABELS_NORM };
+enum spec_token_weights { TOKENS_EVEN, TOKENS_LENGTH, TOKENS_SQUARE };
 enum spec_loss { LOSS_PAPER /* KL(softmax(0/1 label) || router) */, LOSS_BCE, LOSS_LISTWISE, LOSS_REGRESSION };
 enum spec_router { SPEC_ROUTER_LINEAR, SPEC_ROUTER_BOTTLENECK, SPEC_ROUTER_GATE, SPEC_ROUTER_LOW_RANK }; /* as enum router_kind */
 enum spec_start { START_RANDOM, START_RIDGE, START_CURRENT };
@@ -128,6 +129,7 @@ struct spec {
     struct {
         int64_t method, labels, loss, select;
         int64_t router, router_rank;       /* enum spec_router; of the bottleneck and the gate */
+        int64_t token_weights;             /* enum spec_token_weights */
         int64_t start;                     /* enum spec_start */
         double ridge;                      /* of start: ridge, and of compensation_rank */
         int64_t compensation, refit_scale; /* enum spec_refit, enum spec_refit_scale */

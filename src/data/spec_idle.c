@@ -61,6 +61,7 @@ static const struct idle {
 } keys[] = {
     {"labels", LABELS, stage_1},
     {"loss", LABELS, stage_1},
+    {"token_weights", LABELS, stage_1},
     {"router", FIRST, stage_1},
     {"router_rank", FIRST, stage_1},
     {"start", FIRST, stage_1},

@@ -25,6 +25,7 @@ static const char *const compensation_names[] = {"none", "mean", NULL};
 static const char *const labels_names[] = {"paper", "gram", "energy", "norm", NULL};
 static const char *const loss_names[] = {"paper", "bce", "listwise", "regression", NULL};
 static const char *const router_names[] = {"linear", "bottleneck", "gate", "low_rank", NULL};
+static const char *const token_weights_names[] = {"even", "length", "square", NULL};
 static const char *const start_names[] = {"random", "ridge", "current", NULL};
 static const char *const refit_names[] = {"model", "unselected", "constant", NULL};
 static const char *const refit_scale_names[] = {"model", "fitted", NULL};
@@ -108,6 +109,7 @@ static const struct key table[] = {
     {"method", T, KEY_ENUM, AT(finetune.method), "default", NULL, 0, 0, method_names, 0, "default: the best we have measured; factorllm: the paper's choices"},
     {"labels", T, KEY_ENUM, AT(finetune.labels), "energy", "paper", 0, 0, labels_names, 0, "which experts a token should have chosen"},
     {"loss", T, KEY_ENUM, AT(finetune.loss), "regression", "paper", 0, 0, loss_names, 0, "of the router against the labels"},
+    {"token_weights", T, KEY_ENUM, AT(finetune.token_weights), "length", "even", 0, 0, token_weights_names, 0, "what a token counts in the loss and in start: ridge: all the same; by the length of its FFN's output, or by its square"},
     {"select", T, KEY_ENUM, AT(finetune.select), "threshold", "top_k", 0, 0, select_names, 0, "how the router chooses; threshold: k in the mean"},
     {"router", T, KEY_ENUM, AT(finetune.router), "linear", "linear", 0, 0, router_names, 0, "low_rank: W V h + b; bottleneck: W silu(V h) + b; gate: W (silu(V h) * U h) + b"},
     {"router_rank", T, KEY_INT, AT(finetune.router_rank), "16", NULL, 1, 1 << 16, NULL, 0, "rows of V, of all but the linear one"},

@@ -59,6 +59,7 @@ static status open_trainer(struct finetune_run *r, struct err *e)
     struct stage1_options o = {
         .labels = (enum spec_labels)s->finetune.labels,
         .loss = (enum spec_loss)s->finetune.loss,
+        .token_weights = (enum spec_token_weights)s->finetune.token_weights,
         .active = r->shape.active_of,
         .compensate = r->shape.compensate,
         .rows = r->room.limits.rows,
@@ -81,6 +82,7 @@ static status identify(const struct finetune_run *r, struct json_t *o, struct er
     (void)e;
     json_put_text(o, "labels", (const char *const[]){"paper", "gram", "energy", "norm"}[s->finetune.labels]);
     json_put_text(o, "loss", (const char *const[]){"paper", "bce", "listwise", "regression"}[s->finetune.loss]);
+    json_put_text(o, "token_weights", (const char *const[]){"even", "length", "square"}[s->finetune.token_weights]);
     finetune_identity(o, s);
     return OK;
 }

@@ -25,7 +25,7 @@ status moments_open(struct moments *m, int in, int out, struct gemm *g, struct e
 
     *m = (struct moments){.in = in, .out = out, .gemm = g};
     m->xx = calloc(sums(m), sizeof(*m->xx));
-    m->shift = calloc(wide * (ROWS_AT_ONCE + 1) + most * (size_t)in, sizeof(*m->shift));
+    m->shift = calloc(wide * (ROWS_AT_ONCE + 1) + ROWS_AT_ONCE + most * (size_t)in, sizeof(*m->shift));
     if (!m->xx || !m->shift) {
         moments_close(m);
         return err_set(e, ERR_LIMIT, "no memory for least squares of %d inputs and %d outputs", in, out);
@@ -35,7 +35,8 @@ status moments_open(struct moments *m, int in, int out, struct gemm *g, struct e
     m->y = m->x + in;
     m->wait_x = m->shift + wide;
     m->wait_y = m->wait_x + ROWS_AT_ONCE * (size_t)in;
-    m->product = m->wait_y + ROWS_AT_ONCE * (size_t)out;
+    m->wait_w = m->wait_y + ROWS_AT_ONCE * (size_t)out;
+    m->product = m->wait_w + ROWS_AT_ONCE;
     return OK;
 }
 
@@ -51,6 +52,7 @@ void moments_clear(struct moments *m)
     memset(m->xx, 0, sums(m) * sizeof(*m->xx));
     memset(m->shift, 0, ((size_t)m->in + (size_t)m->out) * sizeof(*m->shift));
     m->rows = 0;
+    m->weight = 0;
     m->waiting = 0;
 }
 
@@ -91,10 +93,18 @@ static void find_shift(float *shift, const float *x, int rows, int n)
     }
 }
 
-static void take_shift(float *x, double *sum, const float *shift, int rows, int n)
+/* Of rows with the root of their weight, products are weighted. */
+static void take_shift(float *x, double *sum, const float *shift, const float *weight, int rows, int n)
 {
-    for (int t = 0; t < rows; t++, x += n)
-        for (int i = 0; i < n; i++) sum[i] += x[i] -= shift[i];
+    for (int t = 0; t < rows; t++, x += n) {
+        float root = sqrtf(weight[t]);
+
+        for (int i = 0; i < n; i++) {
+            x[i] -= shift[i];
+            sum[i] += (double)weight[t] * x[i];
+            x[i] *= root;
+        }
+    }
 }
 
 /* The rows that wait become sums. */
@@ -107,14 +117,15 @@ static void flush(struct moments *m)
         find_shift(m->shift, m->wait_x, m->waiting, m->in);
         find_shift(shift_y, m->wait_y, m->waiting, m->out);
     }
-    take_shift(m->wait_x, m->x, m->shift, m->waiting, m->in);
-    take_shift(m->wait_y, m->y, shift_y, m->waiting, m->out);
+    take_shift(m->wait_x, m->x, m->shift, m->wait_w, m->waiting, m->in);
+    take_shift(m->wait_y, m->y, shift_y, m->wait_w, m->waiting, m->out);
+    for (int t = 0; t < m->waiting; t++) m->weight += m->wait_w[t];
     add_product(m, m->xx, m->wait_x, m->in);
     add_product(m, m->xy, m->wait_y, m->out);
     m->waiting = 0;
 }
 
-void moments_add(struct moments *m, const float *x, const float *y, int rows)
+void moments_add(struct moments *m, const float *x, const float *y, const float *weight, int rows)
 {
     size_t in = (size_t)m->in, out = (size_t)m->out;
 
@@ -123,6 +134,7 @@ void moments_add(struct moments *m, const float *x, const float *y, int rows)
 
         memcpy(m->wait_x + at * in, x + (size_t)t * in, n * in * sizeof(*x));
         memcpy(m->wait_y + at * out, y + (size_t)t * out, n * out * sizeof(*y));
+        for (size_t i = 0; i < n; i++) m->wait_w[at + i] = weight ? weight[(size_t)t + i] : 1;
         m->waiting += (int)n;
         m->rows += (int64_t)n;
         t += (int)n;
@@ -148,19 +160,19 @@ static void solution_free(struct solution *s)
 
 static double mean_x(const struct moments *m, size_t i)
 {
-    return m->rows ? m->x[i] / (double)m->rows : 0;
+    return m->weight > 0 ? m->x[i] / m->weight : 0;
 }
 
 static double mean_y(const struct moments *m, size_t j)
 {
-    return m->rows ? m->y[j] / (double)m->rows : 0;
+    return m->weight > 0 ? m->y[j] / m->weight : 0;
 }
 
 /* C and the products of x and y, both of what is left when the means are taken away. */
 static double covariances(const struct moments *m, struct solution *s)
 {
     size_t in = (size_t)m->in, out = (size_t)m->out;
-    double n = (double)(m->rows > 0 ? m->rows : 1), trace = 0;
+    double n = m->weight > 0 ? m->weight : 1, trace = 0;
 
     for (size_t i = 0; i < in; i++) {
         for (size_t j = 0; j <= i; j++) s->factor[i * in + j] = m->xx[i * in + j] / n - mean_x(m, i) * mean_x(m, j);

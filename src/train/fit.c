@@ -36,7 +36,9 @@ struct start {
     struct walk walk;
     struct moments of_h, of_inner; /* of what V takes, or W of a linear one; of what W takes behind V */
     float *y, *inner;              /* of a pass */
-    float *target;                 /* [rows][N] of all passes: a bottleneck goes through them twice */
+    double *row;
+    float *weight; /* [rows] of all passes */
+    float *target; /* [rows][N] of all passes: a bottleneck goes through them twice */
 };
 
 static int pass_rows(const struct start *f, int pass)
@@ -64,14 +66,16 @@ static status start_rows(struct start *f, int layer, int pass, struct err *e)
     const struct router *r = f->r;
     int rows = pass_rows(f, pass);
     const float *h = pass_states(f, pass), *value;
-    float *target = pass_targets(f, pass);
+    float *target = pass_targets(f, pass), *weight = f->weight + f->walk.first[pass];
     const uint64_t *label;
 
     if (moe_dense(model_moe(f->walk.model), layer, h, rows, f->y, e) ||
         stage1_teach(f->s, layer, h, f->y, rows, &label, &value, e))
         return e->code;
+    stage1_weights(f->s, f->y, rows, f->row);
+    for (int t = 0; t < rows; t++) weight[t] = (float)f->row[t];
     targets(target, f->loss, label, value, rows, r->experts);
-    if (r->kind != ROUTER_GATE) moments_add(&f->of_h, h, target, rows);
+    if (r->kind != ROUTER_GATE) moments_add(&f->of_h, h, target, weight, rows);
     add_to(f->walk.x + (size_t)f->walk.first[pass] * (size_t)r->width, f->y, (size_t)rows * (size_t)r->width);
     return OK;
 }
@@ -107,7 +111,7 @@ static status solve_behind(struct start *f, int layer, double ridge, struct err 
     moments_clear(&f->of_inner);
     for (int p = 0; p < f->walk.passes; p++) {
         router_inputs(r, f->g, layer, pass_states(f, p), pass_rows(f, p), f->inner);
-        moments_add(&f->of_inner, f->inner, pass_targets(f, p), pass_rows(f, p));
+        moments_add(&f->of_inner, f->inner, pass_targets(f, p), f->weight + f->walk.first[p], pass_rows(f, p));
     }
     return moments_solve(&f->of_inner, ridge, r->weight + l * n * (size_t)r->rank, r->bias + l * n, e);
 }
@@ -153,11 +157,16 @@ status fit_start(struct router *r, struct stage1 *s, enum spec_loss loss, struct
     if (!st && (r->kind == ROUTER_GATE || r->kind == ROUTER_BOTTLENECK))
         st = moments_open(&f.of_inner, r->rank, r->experts, g, e);
     f.y = malloc(rows * (size_t)r->width * sizeof(float));
+    f.row = malloc(rows * sizeof(double));
+    f.weight = malloc((size_t)f.walk.rows * sizeof(float) + 1);
     f.inner = malloc(router_room(r, o->rows) + 1);
     f.target = malloc((size_t)f.walk.rows * (size_t)r->experts * sizeof(float) + 1);
-    if (!st && (!f.y || !f.inner || !f.target)) st = err_set(e, ERR_LIMIT, "no memory for the start of the routers");
+    if (!st && (!f.y || !f.row || !f.weight || !f.inner || !f.target))
+        st = err_set(e, ERR_LIMIT, "no memory for the start of the routers");
     if (!st) st = start_layers(&f, o, e);
     free(f.y);
+    free(f.row);
+    free(f.weight);
     free(f.inner);
     free(f.target);
     moments_close(&f.of_h);
@@ -276,7 +285,7 @@ static status fit_low_rank(struct compensation *c, int layer, struct err *e)
         if (student(c, layer, p, scale_of(c, layer), false, c->out, e) || moe_dense(c->moe, layer, h, rows, c->y, e))
             return e->code;
         for (size_t i = 0; i < (size_t)rows * width; i++) c->y[i] -= c->out[i];
-        moments_add(&c->sums, h, c->y, rows);
+        moments_add(&c->sums, h, c->y, NULL, rows);
     }
     return moments_reduced(&c->sums, c->o->ridge, r->low_rank, r->inward + l * term, r->outward + l * term, r->offset + l * width,
                            e);

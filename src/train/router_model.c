@@ -179,6 +179,16 @@ void router_model_clear(struct router_model *m)
     for (int i = 0; i < m->n_params; i++) memset(m->param[i].gradient, 0, m->param[i].n * sizeof(float));
 }
 
+void router_model_scale(struct router_model *m, int layer, double by)
+{
+    for (int i = 0; i < m->n_params; i++) {
+        size_t n = m->param[i].n / (size_t)m->router->layers;
+        float *gradient = m->param[i].gradient + (size_t)layer * n;
+
+        for (size_t j = 0; j < n; j++) gradient[j] = (float)(gradient[j] * by);
+    }
+}
+
 double router_model_squares(const struct router_model *m)
 {
     double sum = 0;

@@ -33,8 +33,9 @@ void router_model_scores(struct router_model *m, int layer, const float *h, int 
 /* dz[rows][N]: the error with respect to the scores of h.  Adds to the gradients of the layer, and, unless dh is NULL, the error with respect to h to dh[rows][D]. */
 void router_model_backward(struct router_model *m, int layer, const float *h, const float *dz, int rows, float *dh);
 
-void router_model_clear(struct router_model *m);           /* gradients to zero */
-double router_model_squares(const struct router_model *m); /* of all gradients: for the global norm */
+void router_model_clear(struct router_model *m);                       /* gradients to zero */
+void router_model_scale(struct router_model *m, int layer, double by); /* gradients of a layer */
+double router_model_squares(const struct router_model *m);             /* of all gradients: for the global norm */
 /* One AdamW step with gscale * gradient. */
 void router_model_step(struct router_model *m, double gscale, double learning_rate, const struct adamw_options *o);
 int64_t router_model_steps(const struct router_model *m); /* done */

@@ -23,10 +23,12 @@ struct stage1 {
     double row_weight; /* 1 / rows of the batch */
     struct stage1_tally tally;
     int64_t *common; /* [layers] */
+    double *weight;  /* [layers] of the batch's rows */
 
     /* one pass */
     float *x, *h, *y;         /* [rows, D] */
     float *z, *dz, *score;    /* [rows, N] */
+    double *row;              /* [rows] weights */
     uint64_t *label, *chosen; /* [rows][words] */
     int32_t *token, *position, *session;
 };
@@ -44,6 +46,8 @@ static status take_memory(struct stage1 *s, struct err *e)
         {&s->tally.agreement, layers, sizeof(double)},
         {&s->tally.load, layers * n, sizeof(uint64_t)},
         {&s->common, layers, sizeof(int64_t)},
+        {&s->weight, layers, sizeof(double)},
+        {&s->row, rows, sizeof(double)},
         {&s->x, states, sizeof(float)},
         {&s->h, states, sizeof(float)},
         {&s->y, states, sizeof(float)},
@@ -106,6 +110,7 @@ void stage1_begin(struct stage1 *s, int64_t rows)
     memset(s->tally.loss, 0, layers * sizeof(double));
     memset(s->tally.load, 0, layers * (size_t)s->router->experts * sizeof(uint64_t));
     memset(s->common, 0, layers * sizeof(int64_t));
+    memset(s->weight, 0, layers * sizeof(double));
     router_model_clear(s->trained);
 }
 
@@ -115,25 +120,42 @@ static double loss_of(const struct stage1 *s, const uint64_t *label, const float
 
     switch (s->o.loss) {
     case LOSS_PAPER:
-        return loss_paper(s->dz, s->z, label, rows, n, s->row_weight);
+        return loss_paper(s->dz, s->z, label, rows, n, s->row);
     case LOSS_BCE:
-        return loss_bce(s->dz, s->z, label, rows, n, s->row_weight);
+        return loss_bce(s->dz, s->z, label, rows, n, s->row);
     case LOSS_LISTWISE:
-        return loss_listwise(s->dz, s->z, value, rows, n, s->row_weight);
+        return loss_listwise(s->dz, s->z, value, rows, n, s->row);
     case LOSS_REGRESSION:
-        return loss_regression(s->dz, s->z, value, rows, n, s->row_weight);
+        return loss_regression(s->dz, s->z, value, rows, n, s->row);
     }
     return 0;
 }
 
-void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const uint64_t *label, const float *value,
-                  int rows)
+void stage1_weights(const struct stage1 *s, const float *y, int rows, double *weight)
+{
+    size_t d = (size_t)s->router->width;
+
+    BUG_ON(!y && s->o.token_weights != TOKENS_EVEN);
+    for (int t = 0; t < rows; t++) {
+        double squares = s->o.token_weights == TOKENS_EVEN ? 1 : sum_of_squares(y + (size_t)t * d, d);
+
+        weight[t] = s->o.token_weights == TOKENS_LENGTH ? sqrt(squares) : squares;
+    }
+}
+
+void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const float *y, const uint64_t *label,
+                  const float *value, int rows)
 {
     int n = s->router->experts, words = bits_words(n);
     size_t at = (size_t)layer * (size_t)n;
 
     BUG_ON(rows > s->o.rows || layer < 0 || layer >= s->router->layers || (s->o.loss >= LOSS_LISTWISE && !value));
     router_model_scores(s->trained, layer, h, rows, s->z);
+    stage1_weights(s, y, rows, s->row);
+    for (int t = 0; t < rows; t++) {
+        s->weight[layer] += s->row[t];
+        s->row[t] *= s->row_weight;
+    }
     s->tally.loss[layer] += loss_of(s, label, value, rows);
     for (int t = 0; t < rows; t++) {
         uint64_t *set = s->chosen + (size_t)t * (size_t)words;
@@ -147,6 +169,12 @@ void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const floa
 
 void stage1_end(struct stage1 *s)
 {
+    for (int l = 0; l < s->router->layers && s->o.token_weights != TOKENS_EVEN; l++) {
+        double by = s->weight[l] > 0 ? (double)s->tally.rows / s->weight[l] : 0;
+
+        s->tally.loss[l] *= by;
+        router_model_scale(s->trained, l, by);
+    }
     for (int l = 0; l < s->router->layers; l++)
         s->tally.agreement[l] = (double)s->common[l] / ((double)s->tally.rows * s->o.active[l]);
 }
@@ -207,7 +235,7 @@ static status run_pass(struct stage1 *s, enum stage1_mode mode, const struct win
             const float *value;
 
             if (stage1_teach(s, l, s->h, s->y, rows, &label, &value, e)) return e->code;
-            stage1_learn(s, mode, l, s->h, label, value, rows);
+            stage1_learn(s, mode, l, s->h, s->y, label, value, rows);
             if (!isfinite(s->tally.loss[l]))
                 return err_set(e, ERR_FORMAT,
                                "layer %d: the loss of the router is not finite: the model's states or weights are not", l);

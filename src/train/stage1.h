@@ -25,7 +25,9 @@
 struct stage1_options {
     enum spec_labels labels;
     enum spec_loss loss;
-    const int *active;          /* [layers]: k of the labels; borrowed */
+    const int *active; /* [layers]: k of the labels; borrowed */
+    enum spec_token_weights
+        token_weights;          /* each row's loss counts w_t of the sum of w: 1, |y_t| or |y_t|^2 of the dense FFN's output */
     bool compensate;            /* Gram labels with the model's compensation */
     int rows;                   /* of one pass; a window is at most this long */
     int sessions;               /* windows of one pass */
@@ -39,7 +41,7 @@ struct stage1_options {
 /* What the last batch showed, per layer. */
 struct stage1_tally {
     int64_t rows;
-    double *loss;      /* [layers] mean over rows */
+    double *loss;      /* [layers] weighted mean over rows */
     double *agreement; /* [layers] mean over rows of |top_k(z) & label| / k */
     uint64_t *load;    /* [layers][experts] rows whose top_k has the expert */
 };
@@ -66,11 +68,14 @@ status stage1_teach(struct stage1 *s, int layer, const float *h, const float *y,
 double stage1_update(struct stage1 *s, double learning_rate);
 const struct stage1_tally *stage1_tally(const struct stage1 *s);
 
-/* The pieces of stage1_batch(), for states that come from elsewhere: begin a batch of `rows`, then rows of one layer with their labels, and values if the loss
- * is about those. */
+/* What rows of these dense outputs y [rows, D] weigh: [rows], before they are made to have the sum 1. */
+void stage1_weights(const struct stage1 *s, const float *y, int rows, double *weight);
+
+/* The pieces of stage1_batch(), for states that come from elsewhere: begin a batch of `rows`, then rows of one layer with their dense outputs (NULL with
+ * even weights), their labels, and values if the loss is about those. */
 void stage1_begin(struct stage1 *s, int64_t rows);
-void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const uint64_t *label, const float *value,
-                  int rows);
+void stage1_learn(struct stage1 *s, enum stage1_mode mode, int layer, const float *h, const float *y, const uint64_t *label,
+                  const float *value, int rows);
 void stage1_end(struct stage1 *s);
 
 /* The state, for a checkpoint: routers and moments, returns how many arrays; and the number of steps done. */

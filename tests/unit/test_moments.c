@@ -43,8 +43,8 @@ static void world_open(struct world *w, int rank, double noise, int threads)
     }
     assert_int_equal(gemm_open(&w->g, threads, isa_best(), &e), OK);
     assert_int_equal(moments_open(&w->m, IN, OUT, w->g, &e), OK);
-    moments_add(&w->m, w->x, w->y, 100);
-    moments_add(&w->m, w->x + 100 * IN, w->y + 100 * OUT, ROWS - 100);
+    moments_add(&w->m, w->x, w->y, NULL, 100);
+    moments_add(&w->m, w->x + 100 * IN, w->y + 100 * OUT, NULL, ROWS - 100);
     assert_int_equal(w->m.rows, ROWS);
 }
 
@@ -101,6 +101,39 @@ static void normal_equations(void **state)
     world_close(&w);
 }
 
+/* A row of weight 3 is three rows, one of weight 0 none; weights of a common factor are no weights. */
+static void weights_are_rows(void **state)
+{
+    enum { MORE = 2 * ROWS };
+    static struct world w;
+    static float x[MORE * IN], y[MORE * OUT], weight[ROWS];
+    float as_rows[OUT * IN], weighted[OUT * IN], bias[2][OUT];
+    struct err e;
+    int n = 0;
+
+    (void)state;
+    world_open(&w, 3, 2, 1);
+    for (int t = 0; t < ROWS; t++) {
+        int times = t % 3 == 0 ? 3 : t % 3 == 1;
+
+        weight[t] = 0.125f * (float)times;
+        for (int i = 0; i < times; i++, n++) {
+            memcpy(x + n * IN, w.x + t * IN, IN * sizeof(*x));
+            memcpy(y + n * OUT, w.y + t * OUT, OUT * sizeof(*y));
+        }
+    }
+    moments_clear(&w.m);
+    moments_add(&w.m, x, y, NULL, n);
+    assert_int_equal(moments_solve(&w.m, 0.1, as_rows, bias[0], &e), OK);
+    moments_clear(&w.m);
+    moments_add(&w.m, w.x, w.y, weight, 70);
+    moments_add(&w.m, w.x + 70 * IN, w.y + 70 * OUT, weight + 70, ROWS - 70);
+    assert_int_equal(moments_solve(&w.m, 0.1, weighted, bias[1], &e), OK);
+    for (int i = 0; i < OUT * IN; i++) assert_true(fabs(as_rows[i] - weighted[i]) < 1e-4);
+    for (int j = 0; j < OUT; j++) assert_true(fabs(bias[0][j] - bias[1][j]) < 1e-4);
+    world_close(&w);
+}
+
 /* Means that are large beside the variances take no digits away from these. */
 static void large_means(void **state)
 {
@@ -113,7 +146,7 @@ static void large_means(void **state)
     moments_clear(&w.m);
     for (int t = 0; t < ROWS; t++)
         for (int i = 0; i < IN; i++) w.x[t * IN + i] += 512; /* and y is what it was: the bias tells */
-    moments_add(&w.m, w.x, w.y, ROWS);
+    moments_add(&w.m, w.x, w.y, NULL, ROWS);
     assert_int_equal(moments_solve(&w.m, 1e-9, found, bias, &e), OK);
     for (int j = 0; j < OUT; j++) {
         double want = w.b[j];
@@ -196,7 +229,7 @@ static void same_bits(void **state)
     world_open(&one, OUT, 1, 1);
     world_open(&three, OUT, 1, 3);
     moments_clear(&three.m);
-    for (int t = 0; t < ROWS; t += 50) moments_add(&three.m, three.x + t * IN, three.y + t * OUT, 50);
+    for (int t = 0; t < ROWS; t += 50) moments_add(&three.m, three.x + t * IN, three.y + t * OUT, NULL, 50);
     assert_int_equal(moments_solve(&one.m, 0.01, w[0], bias[0], &e), OK);
     assert_int_equal(moments_solve(&three.m, 0.01, w[1], bias[1], &e), OK);
     assert_memory_equal(w[0], w[1], sizeof(w[0]));
@@ -214,7 +247,7 @@ static void no_numbers(void **state)
     (void)state;
     world_open(&w, 1, 0, 1);
     w.x[5] = NAN;
-    moments_add(&w.m, w.x, w.y, 1);
+    moments_add(&w.m, w.x, w.y, NULL, 1);
     assert_int_equal(moments_solve(&w.m, 0.01, found, bias, &e), ERR_FORMAT);
     moments_clear(&w.m); /* nothing at all: nothing to say */
     assert_int_equal(moments_solve(&w.m, 0.01, found, bias, &e), OK);
@@ -228,6 +261,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(finds_what_was_put_in),
         cmocka_unit_test(normal_equations),
+        cmocka_unit_test(weights_are_rows),
         cmocka_unit_test(large_means),
         cmocka_unit_test(low_rank),
         cmocka_unit_test(same_bits),

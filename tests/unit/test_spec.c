@@ -95,6 +95,7 @@ static void test_method_factorllm(void **state)
     s = good(TUNE "method: factorllm\n", NULL, 0);
     assert_int_equal(s->finetune.labels, LABELS_PAPER);
     assert_int_equal(s->finetune.loss, LOSS_PAPER);
+    assert_int_equal(s->finetune.token_weights, TOKENS_EVEN);
     assert_int_equal(s->finetune.select, SELECT_TOP_K);
     spec_free(s);
 
@@ -272,6 +273,8 @@ static void test_errors(void **state)
         {TUNE "stage: 2\nlabels: gram\n",
          "job.yaml:6: labels: expected only with stage: 1: stage 2 learns from the dense model's logits; found gram"},
         {TUNE "stage: 2\nloss: bce\n", "loss: expected only with stage: 1"},
+        {TUNE "stage: 2\ntoken_weights: even\n", "token_weights: expected only with stage: 1"},
+        {TUNE "token_weights: squares\n", "token_weights: expected even, length or square"},
         {TUNE "stage: 2\nridge: 0.5\n", "ridge: expected only with stage: 1, which fits by least squares; found 0.5"},
         {TUNE "stage: 2\nfit_tokens: 99\n", "fit_tokens: expected only with stage: 1"},
         {TUNE "stage: 2\nrouter_rank: 8\n", "router_rank: expected only with stage: 1"},
@@ -542,7 +545,8 @@ static void test_round_trips(void **state)
     survives(TUNE "stage: 2\nselect: top_k\ncompensation_rank: 3\nload_balance: 1\nbalance_over: rank\n");
     survives(TUNE "stage: 2\nfrom: v1\ntrain: [router, compensation, norms, lora]\nlora_rank: 3\nexpert_rate: 0.1\n");
     survives(TUNE "labels: gram\n");
-    survives(TUNE "labels: norm\nloss: listwise\nrouter: gate\nrouter_rank: 8\nstart: ridge\nridge: 0.5\nscale: fitted\n"
+    survives(TUNE "labels: norm\ntoken_weights: square\nloss: listwise\nrouter: gate\nrouter_rank: 8\nstart: ridge\nridge: "
+                  "0.5\nscale: fitted\n"
                   "compensation: unselected\ncompensation_rank: 4\nfit_tokens: 99\n");
     survives(EVAL "variants: [router, router@v1, dense]\nbaseline: router@v1\ndomains: {b: 'x y', a-1: /z=1}\nlast_word: "
                   "[w]\nmin_agreement: 0.25\n");

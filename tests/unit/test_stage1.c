@@ -24,10 +24,11 @@ struct world {
     uint64_t label[ROWS];
 };
 
-static void world_open(struct world *w, enum spec_loss loss)
+static void world_open_weighted(struct world *w, enum spec_loss loss, enum spec_token_weights weights)
 {
     static const int active[LAYERS] = {K, K};
     struct stage1_options o = {.loss = loss,
+                               .token_weights = weights,
                                .active = active,
                                .rows = ROWS,
                                .sessions = 1,
@@ -43,6 +44,11 @@ static void world_open(struct world *w, enum spec_loss loss)
     for (int i = 0; i < LAYERS * N * D; i++) w->weight[i] = 0.01f * (float)rng_normal(&w->r);
     assert_int_equal(gemm_open(&w->gemm, 1, isa_best(), &e), OK);
     assert_int_equal(stage1_open(&w->s, &w->router, NULL, w->gemm, &o, &e), OK);
+}
+
+static void world_open(struct world *w, enum spec_loss loss)
+{
+    world_open_weighted(w, loss, TOKENS_EVEN);
 }
 
 static void world_close(struct world *w)
@@ -68,7 +74,7 @@ static void batch(struct world *w, enum stage1_mode mode)
     stage1_begin(w->s, ROWS);
     for (int l = 0; l < LAYERS; l++) {
         draw(w, l, ROWS);
-        stage1_learn(w->s, mode, l, w->h, w->label, NULL, ROWS);
+        stage1_learn(w->s, mode, l, w->h, NULL, w->label, NULL, ROWS);
     }
     stage1_end(w->s);
 }
@@ -118,7 +124,7 @@ static void does_not_learn_noise(void **state)
                 rng_shuffle(&w.r, order, N);
                 w.label[t] = UINT64_C(1) << order[0] | UINT64_C(1) << order[1];
             }
-            stage1_learn(w.s, STAGE1_LEARN, l, w.h, w.label, NULL, ROWS);
+            stage1_learn(w.s, STAGE1_LEARN, l, w.h, NULL, w.label, NULL, ROWS);
         }
         stage1_end(w.s);
         stage1_update(w.s, 0.01);
@@ -160,7 +166,7 @@ static void measuring_changes_nothing(void **state)
 
     stage1_begin(w.s, ROWS); /* layer 1 alone: layer 0 only decays, which without a gradient is p * (1 - lr * decay) */
     draw(&w, 1, ROWS);
-    stage1_learn(w.s, STAGE1_LEARN, 1, w.h, w.label, NULL, ROWS);
+    stage1_learn(w.s, STAGE1_LEARN, 1, w.h, NULL, w.label, NULL, ROWS);
     stage1_update(w.s, 0.01);
     for (int i = 0; i < N * D; i++) assert_true(fabsf(w.weight[i] - kept[i] * (1 - 1e-4f)) < 1e-9f);
     int moved = 0;
@@ -182,9 +188,9 @@ static void passes_are_the_batch(void **state)
     stage1_begin(three.s, ROWS);
     for (int l = 0; l < LAYERS; l++) {
         draw(&three, l, ROWS);
-        stage1_learn(three.s, STAGE1_LEARN, l, three.h, three.label, NULL, 10);
-        stage1_learn(three.s, STAGE1_LEARN, l, three.h + 10 * D, three.label + 10, NULL, 30);
-        stage1_learn(three.s, STAGE1_LEARN, l, three.h + 40 * D, three.label + 40, NULL, ROWS - 40);
+        stage1_learn(three.s, STAGE1_LEARN, l, three.h, NULL, three.label, NULL, 10);
+        stage1_learn(three.s, STAGE1_LEARN, l, three.h + 10 * D, NULL, three.label + 10, NULL, 30);
+        stage1_learn(three.s, STAGE1_LEARN, l, three.h + 40 * D, NULL, three.label + 40, NULL, ROWS - 40);
     }
     stage1_end(three.s);
     const struct stage1_tally *a = stage1_tally(one.s), *b = stage1_tally(three.s);
@@ -231,6 +237,60 @@ static void a_saved_state_goes_on(void **state)
     world_close(&b);
 }
 
+/* One token in 64 whose output is ten times as long, and whose experts are those that all others leave out: with even weights a short training hardly sees it. */
+static void a_costly_token_counts(void **state)
+{
+    float y[ROWS * D];
+
+    (void)state;
+    for (int weights = TOKENS_EVEN; weights <= TOKENS_SQUARE; weights++) {
+        struct world w;
+
+        world_open_weighted(&w, LOSS_BCE, (enum spec_token_weights)weights);
+        for (int i = 0; i < 40; i++) {
+            draw(&w, 0, ROWS);
+            for (int d = 0; d < D; d++) w.h[d] = d < 2 ? 2 : 0;
+            for (int t = 0; t < ROWS; t++) w.label[t] = t ? 3 : 12;
+            for (int j = 0; j < ROWS * D; j++) y[j] = j < D ? 10 : 1;
+            stage1_begin(w.s, ROWS);
+            stage1_learn(w.s, STAGE1_LEARN, 0, w.h, y, w.label, NULL, 24); /* in two passes: weights are of the batch */
+            stage1_learn(w.s, STAGE1_LEARN, 0, w.h + 24 * D, y + 24 * D, w.label + 24, NULL, ROWS - 24);
+            stage1_end(w.s);
+            stage1_update(w.s, 0.03);
+        }
+        stage1_begin(w.s, 1);
+        stage1_learn(w.s, STAGE1_MEASURE, 0, w.h, y, w.label, NULL, 1);
+        stage1_end(w.s);
+        assert_true(stage1_tally(w.s)->agreement[0] == (weights == TOKENS_EVEN ? 0 : 1));
+        world_close(&w);
+    }
+}
+
+/* Weights are of the sum 1 in a batch: the loss of rows that are all alike is theirs, however long their outputs. */
+static void weights_have_a_mean(void **state)
+{
+    float y[ROWS * D];
+    double loss[3], norm[3];
+
+    (void)state;
+    for (int weights = TOKENS_EVEN; weights <= TOKENS_SQUARE; weights++) {
+        struct world w;
+
+        world_open_weighted(&w, LOSS_BCE, (enum spec_token_weights)weights);
+        draw(&w, 0, ROWS);
+        for (int t = 0; t < ROWS; t++)
+            for (int d = 0; d < D; d++) w.h[t * D + d] = w.h[d], y[t * D + d] = (float)(1 + t);
+        for (int t = 0; t < ROWS; t++) w.label[t] = 3;
+        stage1_begin(w.s, ROWS);
+        for (int l = 0; l < LAYERS; l++) stage1_learn(w.s, STAGE1_LEARN, l, w.h, y, w.label, NULL, ROWS);
+        stage1_end(w.s);
+        loss[weights] = stage1_tally(w.s)->loss[0];
+        norm[weights] = stage1_update(w.s, 0.01);
+        world_close(&w);
+    }
+    for (int i = 1; i < 3; i++) assert_true(fabs(loss[i] - loss[0]) < 1e-9 && fabs(norm[i] - norm[0]) < 1e-5 * norm[0]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -239,6 +299,8 @@ int main(void)
         cmocka_unit_test(the_first_step_goes_down),
         cmocka_unit_test(measuring_changes_nothing),
         cmocka_unit_test(passes_are_the_batch),
+        cmocka_unit_test(a_costly_token_counts),
+        cmocka_unit_test(weights_have_a_mean),
         cmocka_unit_test(a_saved_state_goes_on),
     };
 
