@@ -54,15 +54,18 @@ status steps_name(struct draft *drafts, int n, struct err *e)
     return OK;
 }
 
+/* Tokens of stage 2 above which steps are larger and slower: what is best for half a million leaves a longer run above its best (src/QUALITY.md). */
+enum { LONG_RUN = 1000000 };
+
 void job_resolve(struct spec *s)
 {
-    bool late = s->stage2.stage == 2;
+    bool late = s->stage2.stage == 2, far = s->finetune.tokens > LONG_RUN;
 
     if (s->kind == JOB_INFER && !s->infer.result) s->infer.result = str_join(s->output, "responses.jsonl");
     if (s->kind != JOB_FINETUNE) return;
-    if (s->finetune.learning_rate == 0) s->finetune.learning_rate = late ? 0.004 : 0.01;
+    if (s->finetune.learning_rate == 0) s->finetune.learning_rate = late ? far ? 0.002 : 0.004 : 0.01;
     if (s->finetune.batch_tokens == 0) {
-        s->finetune.batch_tokens = late ? 2048 : 512;
+        s->finetune.batch_tokens = late ? far ? 4096 : 2048 : 512;
         if (s->finetune.batch_tokens > s->finetune.tokens) s->finetune.batch_tokens = s->finetune.tokens;
     }
 }

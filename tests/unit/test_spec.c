@@ -579,6 +579,33 @@ static void test_reals_are_exact(void **state)
     }
 }
 
+/* What nobody gave follows from the stage and the length of the run. */
+static void test_pace(void **state)
+{
+    static const struct {
+        const char *more;
+        double rate;
+        int64_t batch;
+    } wanted[] = {{"", 0.01, 512},
+                  {"stage: 2\n", 0.004, 2048},
+                  {"stage: 2\ntokens: 1000000\n", 0.004, 2048},
+                  {"stage: 2\ntokens: 1000001\n", 0.002, 4096},
+                  {"tokens: 1000001\n", 0.01, 512},
+                  {"stage: 2\ntokens: 2000000\nlearning_rate: 0.003\nbatch_tokens: 100\n", 0.003, 100},
+                  {"stage: 2\ntokens: 500\n", 0.004, 500}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++) {
+        char text[300];
+
+        snprintf(text, sizeof(text), TUNE "%s", wanted[i].more);
+        struct spec *s = good(text, NULL, 0);
+        assert_true(s->finetune.learning_rate == wanted[i].rate);
+        assert_int_equal(s->finetune.batch_tokens, wanted[i].batch);
+        spec_free(s);
+    }
+}
+
 /* Every beginning of a good file, and the file with one byte changed, is a spec or an error in one line. */
 static void test_damaged_yaml(void **state)
 {
@@ -703,6 +730,7 @@ int main(void)
         cmocka_unit_test(test_pipeline),
         cmocka_unit_test(test_adapted_step),
         cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_pace),
         cmocka_unit_test(test_reals_are_exact),
         cmocka_unit_test(test_damaged_yaml),
         cmocka_unit_test(test_damaged_message),
