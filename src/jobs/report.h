@@ -87,11 +87,13 @@ void report_heading(struct report *r, const struct report_run *run, bool step);
 void report_missing(struct report *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
 status report_runs(struct report *r, struct err *e);     /* report_runs.c: what was done, and the commands */
 status report_controls(struct report *r, struct err *e); /* report_controls.c */
-status report_ladder(struct report *r, struct err *e);   /* report_ladder.c */
-status report_scatter(struct report *r, struct err *e);  /* report_scatter.c: quality against f and speed */
-status report_curves(struct report *r, struct err *e);   /* report_curves.c: losses and agreement */
-status report_routing(struct report *r, struct err *e);  /* report_routing.c: loads, agreement by layer, the knowledge map */
-status report_bench(struct report *r, struct err *e);    /* report_bench.c */
-void report_gaps(struct report *r);                      /* what is missing */
+/* The paired differences of an eval as a table, if it has any (report_differences.c). */
+status report_differences(struct str *out, const struct report_run *run, struct err *e);
+status report_ladder(struct report *r, struct err *e);  /* report_ladder.c */
+status report_scatter(struct report *r, struct err *e); /* report_scatter.c: quality against f and speed */
+status report_curves(struct report *r, struct err *e);  /* report_curves.c: losses and agreement */
+status report_routing(struct report *r, struct err *e); /* report_routing.c: loads, agreement by layer, the knowledge map */
+status report_bench(struct report *r, struct err *e);   /* report_bench.c */
+void report_gaps(struct report *r);                     /* what is missing */
 
 #endif

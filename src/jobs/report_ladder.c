@@ -30,11 +30,41 @@ double spread_deviation(const struct spread *s)
     return v > 0 ? sqrt(v) : 0;
 }
 
-double ladder_gain(const struct ladder *l, int row, int column)
+double student_quantile(double df)
 {
-    if (row < 1 || !l->line[row].part) return NAN;
-    return spread_mean(&l->line[row - 1].cell[column].x[LADDER_LOG_TIMES]) -
-           spread_mean(&l->line[row].cell[column].x[LADDER_LOG_TIMES]);
+    static const double least[] = {12.706, 4.303, 3.182, 2.776};
+    enum { LEAST = sizeof(least) / sizeof(least[0]) };
+    const double z = 1.959964;
+
+    if (!(df > 1)) return least[0];
+    if (df < LEAST) {
+        int below = (int)df;
+
+        double part =
+            (1.0 / below - 1 / df) * below * (below + 1); /* it is nearly a straight line over 1 / df, bent downwards between */
+
+        return least[below - 1] + part * (least[below] - least[below - 1]);
+    }
+    return z + (pow(z, 3) + z) / (4 * df) + (5 * pow(z, 5) + 16 * pow(z, 3) + 3 * z) / (96 * df * df) +
+           (3 * pow(z, 7) + 19 * pow(z, 5) + 17 * pow(z, 3) - 15 * z) / (384 * pow(df, 3)); /* Abramowitz and Stegun 26.7.5 */
+}
+
+struct report_interval difference_interval(const struct spread *a, const struct spread *b)
+{
+    double mean = spread_mean(a) - spread_mean(b);
+
+    if (a->n < 2 || b->n < 2) return (struct report_interval){mean, NAN, NAN};
+    double va = pow(spread_deviation(a), 2) / a->n, vb = pow(spread_deviation(b), 2) / b->n, v = va + vb;
+    double df = v > 0 ? v * v / (va * va / (a->n - 1) + vb * vb / (b->n - 1)) : 1, half = student_quantile(df) * sqrt(v);
+
+    return (struct report_interval){mean, mean - half, mean + half};
+}
+
+struct report_interval ladder_gain(const struct ladder *l, int row, int column)
+{
+    if (row < 1 || !l->line[row].part) return (struct report_interval){NAN, NAN, NAN};
+    return difference_interval(&l->line[row - 1].cell[column].x[LADDER_LOG_TIMES],
+                               &l->line[row].cell[column].x[LADDER_LOG_TIMES]);
 }
 
 /* ---- gathering ---- */
@@ -53,15 +83,13 @@ struct gathering {
     int n_ends;
 };
 
-/* -1: further than this from all of them, so that its figures are not like for like. */
-static int column_of(const struct ladder *l, double share)
+int ladder_column(const struct ladder *l, double share)
 {
-    const double beside = 0.03;
     int best = 0;
 
     for (int c = 1; c < l->columns; c++)
         if (fabs(share - l->share[c]) < fabs(share - l->share[best])) best = c;
-    return l->given && !(fabs(share - l->share[best]) <= beside) ? -1 : best;
+    return l->given && !(fabs(share - l->share[best]) <= LADDER_BESIDE) ? -1 : best;
 }
 
 static const struct report_variant *variant_of(const struct report_eval *x, const struct report_run *run)
@@ -97,7 +125,7 @@ static status add_ends(struct gathering *g, const struct report_run *run, const 
 
     if (text_of(&text, run, e)) return e->code;
     if (!text || !x->dense || !(fixed || best)) return OK;
-    int column = column_of(g->l, fixed ? fixed->share : best->share);
+    int column = ladder_column(g->l, fixed ? fixed->share : best->share);
     if (column < 0) return OK;
     struct ends *to = ends_of(g, text, x->dense->perplexity, column);
     if (!to) {
@@ -163,10 +191,10 @@ static status add_run(struct gathering *g, struct ladder_line *line, const struc
     if (!s && !v)
         report_missing(g->r, "%s: has no figure of %s, so it is not in the ladder", run->source,
                        run->variant ? run->variant : "a router");
-    int column = v ? column_of(g->l, v->share) : -1;
+    int column = v ? ladder_column(g->l, v->share) : -1;
     if (v && column < 0)
-        report_missing(g->r, "%s: f of %s is %.1f %%, more than 3 %% beside all shares, so it is not in the ladder", run->source,
-                       v->name, 100 * v->share);
+        report_missing(g->r, "%s: f of %s is %.1f %%, more than %g %% beside all shares, so it is not in the ladder", run->source,
+                       v->name, 100 * v->share, 100 * LADDER_BESIDE);
     if (column >= 0) {
         add_figures(&line->cell[column], x, v, closed(g, text, x, v, column));
         if (!line->variant) line->variant = v->name;

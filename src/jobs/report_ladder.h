@@ -48,8 +48,16 @@ struct ladder {
     struct ladder_line *line; /* [rows], those with a run only */
 };
 
-/* Nats a token less than the row before, mean over the runs; NaN where the row is no part, or there is nothing to compare. */
-double ladder_gain(const struct ladder *l, int row, int column);
+/* Nats a token less than the row before, mean over the runs; NaN where the row is no part, or there is nothing to compare.  low, high: its 95 % interval over the
+ * seeds (difference_interval()). */
+struct report_interval ladder_gain(const struct ladder *l, int row, int column);
+/* mean(a) - mean(b) and the 95 % interval of Welch's t (two samples, each with a variance of its own); its ends are NaN where one of them has a single run. */
+struct report_interval difference_interval(const struct spread *a, const struct spread *b);
+/* 97.5 % quantile of Student's t, of df >= 1 degrees of freedom: within 1 % where df is whole or above 4, a little too much elsewhere. */
+double student_quantile(double df);
+/* The column of a run that was measured at this f: the nearest of the given shares; -1: none within LADDER_BESIDE, so that its figures are not like for like. */
+#define LADDER_BESIDE 0.03
+int ladder_column(const struct ladder *l, double share);
 
 void ladder_put_tables(struct str *out, const struct ladder *l);
 void ladder_put_drawing(struct str *out, const struct ladder *l);

@@ -23,12 +23,12 @@ static const struct figure figures[] = {
     {LADDER_STATIC_KEPT, "static kept %", "of the control without routing, at the same f", 1, false, true, true},
     {LADDER_CEILING_KEPT, "ceiling kept %", "of single neurons chosen in hindsight (else the oracle)", 1, false, true, true},
 };
-enum { FIGURES = sizeof(figures) / sizeof(figures[0]), COLUMNS_MAX = 1 + REPORT_SHARES * (2 * FIGURES + 4) };
+enum { FIGURES = sizeof(figures) / sizeof(figures[0]), COLUMNS_MAX = 1 + REPORT_SHARES * (2 * FIGURES + 5) };
 
 /* What is shown of each figure in each column: nothing, the mean, or its spread too. */
 struct table {
     const struct ladder *l;
-    bool second, runs[REPORT_SHARES], gain[REPORT_SHARES], interval[REPORT_SHARES];
+    bool second, runs[REPORT_SHARES], gain[REPORT_SHARES], sure[REPORT_SHARES], interval[REPORT_SHARES];
     bool shown[REPORT_SHARES][FIGURES], spread[REPORT_SHARES][FIGURES];
     char group[REPORT_SHARES][32];
 };
@@ -47,7 +47,8 @@ static void look(struct table *t, int c)
             t->spread[c][f] |= figures[f].deviation && x[figures[f].f].n > 1;
         }
         t->runs[c] |= l->line[i].cell[c].runs > 0;
-        t->gain[c] |= !t->second && isfinite(ladder_gain(l, i, c));
+        t->gain[c] |= !t->second && isfinite(ladder_gain(l, i, c).value);
+        t->sure[c] |= t->gain[c] && isfinite(ladder_gain(l, i, c).low);
         t->interval[c] |= t->second && x[LADDER_LOW].n > 0 && x[LADDER_HIGH].n > 0;
     }
 }
@@ -76,10 +77,30 @@ static void put_heads(struct heads *to, const struct table *t)
             if (t->spread[c][f]) add_head(to, group, "\xc2\xb1", "standard deviation over the runs of the row");
             if (f == 0 && t->gain[c])
                 add_head(to, group, "part", "what the part changes against the row above, nats a token: less is better");
+            if (f == 0 && t->sure[c])
+                add_head(to, group, "part, 95 %",
+                         "interval of that difference of two means over seeds (Welch's t): what a part brings is shown where 0 "
+                         "is outside");
         }
         if (t->interval[c])
             add_head(to, group, "\xc3\x97 dense, 95 %", "least and most of the runs' intervals of a bootstrap over the text");
     }
+}
+
+/* gain: nats less, shown as a change. */
+static void put_gain(struct str *out, struct report_interval gain, bool sure)
+{
+    str_addz(out, "<td class=\"ci\">");
+    if (isfinite(gain.value)) html_signed(out, -gain.value, 3);
+    str_addz(out, "</td>");
+    if (!sure) return;
+    str_addz(out, "<td class=\"ci\">");
+    if (isfinite(gain.low)) {
+        html_signed(out, -gain.high, 3);
+        str_addz(out, " to ");
+        html_signed(out, -gain.low, 3);
+    }
+    str_addz(out, "</td>");
 }
 
 static void put_cell(struct str *out, const struct table *t, int row, int c)
@@ -97,11 +118,7 @@ static void put_cell(struct str *out, const struct table *t, int row, int c)
             str_addz(out, "</td>");
         }
         if (f == 0 && t->gain[c]) {
-            double gain = ladder_gain(t->l, row, c);
-
-            str_addz(out, "<td class=\"ci\">");
-            if (isfinite(gain)) html_signed(out, -gain, 3);
-            str_addz(out, "</td>");
+            put_gain(out, ladder_gain(t->l, row, c), t->sure[c]);
         }
     }
     if (!t->interval[c]) return;

@@ -172,6 +172,16 @@ YAML
     sed -i 's/#random"/#nothing"/' "$dir/report.yaml"
     "$FACTORLLM" run "$dir/report.yaml" --quiet
     page | grep -qF "eval: has no figure of nothing, so it is not in the ladder"
+    # a run stands in the column that is no more than 3 % beside its f; two runs a row: the part has an interval
+    ! page | grep -qF '>part, 95 %<'
+    printf 'kind: report\noutput: %s/report\nshares: [0.5]\nrows:\n  one: ["%s/a/eval#random", "%s/b/eval#random"]\n  + two: ["%s/a/eval#router", "%s/c#router"]\n' "$dir" "$dir" "$dir" "$dir" "$dir" >"$dir/report.yaml"
+    cp "$dir/b/eval/result.json" "$dir/r.json"
+    for share in 0.471:0 0.529:0 0.469:1 0.531:1; do
+        jq ".eval.active_share.random = ${share%:*}" "$dir/r.json" >"$dir/b/eval/result.json"
+        "$FACTORLLM" run "$dir/report.yaml" --quiet
+        [ "$(page | grep -c 'more than 3 % beside all shares')" = "${share#*:}" ]
+        [ "$(page | grep -c '>part, 95 %<')" = $((1 - ${share#*:})) ]
+    done
 }
 
 @test "scripts/ladder.sh: every row has its figures, and nothing that ended well is done again" {

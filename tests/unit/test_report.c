@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "jobs/report.h"
+#include "jobs/report_ladder.h"
 
 static struct str out;
 
@@ -178,6 +179,53 @@ static void test_shades(void **state)
     assert_int_equal(svg_shade(1, 0), 0);
 }
 
+/* Tables of Student's t; two samples of variances 1 and 13: df = (14/3)^2 / ((1/3)^2 / 2 + (13/3)^2 / 2) = 2.31, for which t is 3.80. */
+static void test_difference(void **state)
+{
+    static const double table[][2] = {{1, 12.706}, {2, 4.303},  {3, 3.182},  {4, 2.776},  {5, 2.571},
+                                      {7, 2.365},  {10, 2.228}, {30, 2.042}, {1e6, 1.960}};
+    struct spread a = {0}, b = {0}, one = {0};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
+        assert_true(fabs(student_quantile(table[i][0]) / table[i][1] - 1) < 0.01);
+    for (double df = 1; df < 6; df += 0.01) assert_true(student_quantile(df + 0.01) < student_quantile(df) + 1e-9);
+    spread_add(&a, 2), spread_add(&a, 4), spread_add(&a, 9);
+    spread_add(&b, 1), spread_add(&b, 2), spread_add(&b, 3);
+    struct report_interval x = difference_interval(&a, &b);
+    assert_true(x.value == 3);
+    assert_true(fabs((x.high - x.low) / 2 / sqrt(14 / 3.0) - 3.80) < 0.1);
+    assert_true(fabs(x.high + x.low - 6) < 1e-12);
+    spread_add(&one, 7);
+    x = difference_interval(&a, &one);
+    assert_true(x.value == -2 && isnan(x.low) && isnan(x.high)); /* one seed has no spread */
+    x = difference_interval(&b, &b);
+    assert_true(x.low < 0 && x.high > 0);
+}
+
+/* A run stands in the column whose f it was measured at, give or take 0.03, or in none. */
+static void test_columns(void **state)
+{
+    struct ladder l = {.columns = 2, .given = true, .share = {0.5, 0.25}};
+
+    (void)state;
+    assert_int_equal(ladder_column(&l, 0.5), 0);
+    assert_int_equal(ladder_column(&l, 0.529), 0);
+    assert_int_equal(ladder_column(&l, 0.471), 0);
+    assert_int_equal(ladder_column(&l, 0.531), -1);
+    assert_int_equal(ladder_column(&l, 0.469), -1);
+    assert_int_equal(ladder_column(&l, 0.279), 1);
+    assert_int_equal(ladder_column(&l, 0.281), -1);
+    assert_int_equal(ladder_column(&l, 0.221), 1);
+    assert_int_equal(ladder_column(&l, 0.219), -1);
+    assert_int_equal(ladder_column(&l, NAN), -1);
+    l.share[1] = 0.47; /* columns that are close: the nearer one */
+    assert_int_equal(ladder_column(&l, 0.486), 0);
+    assert_int_equal(ladder_column(&l, 0.484), 1);
+    l.given = false, l.columns = 1; /* nobody asked for columns: one for all */
+    assert_int_equal(ladder_column(&l, 0.9), 0);
+}
+
 static void test_rows(void **state)
 {
     (void)state;
@@ -200,9 +248,10 @@ static void test_rows(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_text),   cmocka_unit_test(test_numbers),    cmocka_unit_test(test_table),
-        cmocka_unit_test(test_ticks),  cmocka_unit_test(test_ticks_more), cmocka_unit_test(test_places),
-        cmocka_unit_test(test_shades), cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_text),    cmocka_unit_test(test_numbers),    cmocka_unit_test(test_table),
+        cmocka_unit_test(test_ticks),   cmocka_unit_test(test_ticks_more), cmocka_unit_test(test_places),
+        cmocka_unit_test(test_shades),  cmocka_unit_test(test_rows),       cmocka_unit_test(test_difference),
+        cmocka_unit_test(test_columns),
     };
     int code = cmocka_run_group_tests(tests, NULL, NULL);
 
