@@ -3,7 +3,9 @@
 
 usage: make_stage2.py DIRECTORY_OF_TINY1M >tests/golden/stage2_tiny1m.json
 
-The factorization is the contiguous one, 32 experts of 11 neurons; router, means and tokens come from the formulas below, which the test has, too."""
+The factorization is the contiguous one, 32 experts of 11 neurons; router, means and tokens come from the formulas below, which the test has, too.
+experts and lora: a student whose norms and experts have moved away from the teacher's, with a scale and a term of low rank; of every gradient its norm and its product with
+a wave, layer by layer, which tells the order of its numbers."""
 import json, sys
 import numpy as np, torch
 import torch.nn.functional as F
@@ -75,7 +77,10 @@ def run(c, w, tokens, router=None, threshold=True, temperature=1.0):
         soft = torch.sigmoid((s - at) / (temperature * s.detach().std(unbiased=False)))
         g = hard + soft - soft.detach()
         share = share + g.mean() / c["num_hidden_layers"]
-        x = x + SCALE * F.linear(z * g.repeat_interleave(z.shape[-1] // N, -1), down) + (1 - g) @ mu
+        scale = router["scale"][l] if "scale" in router else SCALE
+        if "inward" in router:
+            x = x + F.linear(F.linear(h, router["inward"][l]), router["outward"][l]) + router["offset"][l]
+        x = x + scale * F.linear(z * g.repeat_interleave(z.shape[-1] // N, -1), down) + (1 - g) @ mu
     return F.linear(norm(x, w["model.norm.weight"], c["rms_norm_eps"]), w["lm_head.weight"]), share
 
 
@@ -103,6 +108,60 @@ def measure(c, w, threshold, temperature):
     return out
 
 
+TERM, LORA = 3, 2
+
+
+def moved(x, size, step, phase):  # x and what the test adds to it, in f32
+    return (x.to(torch.float32) + numbers(x.numel(), size, step, phase).view(x.shape).to(torch.float32)).to(f64)
+
+
+def adapted(c, w, lora):
+    L, D, V, each = c["num_hidden_layers"], c["hidden_size"], c["vocab_size"], c["intermediate_size"] // N
+    ids = torch.tensor([(i * i * 7 + i * 37 + 11) % V for i in range(2 * WINDOW + 1)])
+    tokens, target = ids[:-1].view(2, WINDOW), ids[1:].view(2, WINDOW)
+    leaf = {"weight": numbers(L * N * D, 0.2, 0.7, 0.1).view(L, N, D), "bias": numbers(L * N, 0.3, 1.3, 0.2).view(L, N),
+            "mu": numbers(L * N * D, 0.02, 0.9, 0.3).view(L, N, D), "scale": 1 + numbers(L, 0.2, 1.1, 0.4),
+            "inward": numbers(L * TERM * D, 0.2, 0.8, 0.5).view(L, TERM, D), "outward": numbers(L * D * TERM, 0.2, 1.2, 0.6).view(L, D, TERM),
+            "offset": numbers(L * D, 0.05, 0.6, 0.7).view(L, D)}
+    leaf["scale"] = leaf["scale"].to(torch.float32).to(f64)
+    names = ["model.layers.%d." % l for l in range(L)]
+    leaf["norm.attention"] = moved(torch.stack([w[p + "input_layernorm.weight"] for p in names]), 0.1, 0.7, 0.1)
+    leaf["norm.ffn"] = moved(torch.stack([w[p + "post_attention_layernorm.weight"] for p in names]), 0.1, 0.8, 0.2)
+    leaf["norm.last"] = moved(w["model.norm.weight"], 0.1, 0.9, 0.3)
+    student = dict(w)
+    for part, name in enumerate(("gate", "up", "down")):
+        whole = torch.stack([w[p + "mlp.%s_proj.weight" % name].T if name == "down" else w[p + "mlp.%s_proj.weight" % name] for p in names])  # [L, F, D]
+        if lora:
+            leaf[name + ".A"] = numbers(L * N * LORA * D, 0.1, 0.37, part).view(L, N, LORA, D)
+            leaf[name + ".B"] = numbers(L * N * each * LORA, 0.1, 0.53, part).view(L, N, each, LORA)
+        else:
+            leaf[name] = moved(whole, 0.02, 0.37, part)
+        leaf[name + "_"] = whole
+    for v in leaf.values():
+        v.requires_grad_(True)
+    for l, p in enumerate(names):
+        student[p + "input_layernorm.weight"], student[p + "post_attention_layernorm.weight"] = leaf["norm.attention"][l], leaf["norm.ffn"][l]
+        for name in ("gate", "up", "down"):
+            m = leaf[name + "_"][l] + (leaf[name + ".B"][l] @ leaf[name + ".A"][l]).reshape(-1, D) if lora else leaf[name][l]
+            student[p + "mlp.%s_proj.weight" % name] = m.T if name == "down" else m
+    student["model.norm.weight"] = leaf["norm.last"]
+    taught = F.log_softmax(run(c, w, tokens)[0].detach(), -1)
+    logits, share = run(c, student, tokens, leaf, True, 0.5)
+    said = F.log_softmax(logits, -1)
+    rows = tokens.numel()
+    kl, nll = F.kl_div(said, taught, log_target=True, reduction="sum"), -said.gather(-1, target[..., None]).sum()
+    loss = kl + LM * nll + rows * BUDGET * 100 * (share - TARGET) ** 2
+    loss.backward()
+    out = {"kl": kl.item() / rows, "nll": nll.item() / rows, "loss": loss.item() / rows, "share": float(share)}
+    for k, v in leaf.items():
+        if k.endswith("_"):
+            continue
+        g = v.grad.reshape(1 if k == "norm.last" else L, -1)
+        wave = torch.sin(0.41 * torch.arange(g.shape[1], dtype=f64) + 0.2)
+        out[k] = [[x.norm().item(), (x @ wave).item()] for x in g]
+    return out
+
+
 c, w = load(sys.argv[1])
-json.dump({"threshold": measure(c, w, True, 0.5), "top_k": measure(c, w, False, 0.8)}, sys.stdout, indent=1)
+json.dump({"threshold": measure(c, w, True, 0.5), "top_k": measure(c, w, False, 0.8), "experts": adapted(c, w, False), "lora": adapted(c, w, True)}, sys.stdout, indent=1)
 print()
