@@ -432,7 +432,7 @@ static void adapted_as_pytorch(const char *made, const struct json_t *golden, bo
                                .sessions = 2};
     struct router_param *param[STAGE2_PARAMS];
     int32_t ids[BOTH + 1];
-    struct stage2 *trainer;
+    struct stage2 *trainer = NULL;
     struct router r;
     struct model *m;
     struct err e;
