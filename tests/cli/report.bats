@@ -189,17 +189,17 @@ YAML
     words=(the cat sat on a mat and saw two dogs run far away .)
     for i in $(seq 1200); do echo -n "${words[(i * i * 7 + i / 5 * 3 + i / 11) % 14]} "; done >"$dir/text"
     make_ladder() {
-        MODEL=$toy TEXT=$dir/text VALID=$dir/text OUT=$dir/ladder SEEDS=1 SHARES=0.5 EXPERTS=8 CALIBRATE=2000 TRAIN=3000 TOKENS=200 TOKENS2=200 BYTES=1500 ORACLE_BYTES=800 \
+        MODEL=$toy TEXT=$dir/text VALID=$dir/text OUT=$dir/ladder SEEDS=1 SHARES=0.5 EXPERTS=8 CALIBRATE=2000 TRAIN=3000 TOKENS=200 TOKENS2=200 BYTES=1500 ORACLE_BYTES=800 EXPERT_TOKENS=200 \
             THREADS=1 scripts/ladder.sh "$FACTORLLM"
     }
     make_ladder >"$dir/first.txt"
-    [ "$(grep -c '^| ' "$dir/ladder/report/ladder.md")" = 16 ] # a head and 15 rows
+    [ "$(grep -c '^| ' "$dir/ladder/report/ladder.md")" = 17 ] # a head and 16 rows
     ! grep -F '| - | - |' "$dir/ladder/report/ladder.md"
     [ "$(grep -c '^+ \|^| + ' "$dir/ladder/report/ladder.md")" = 9 ]
     cp "$dir/ladder/report/ladder.md" "$dir/first.md"
     make_ladder >"$dir/second.txt"
-    [ "$(grep -c ' -> ' "$dir/first.txt")" = 23 ]
-    [ "$(grep -c 'done before' "$dir/second.txt")" = 23 ] # all but the page
+    [ "$(grep -c ' -> ' "$dir/first.txt")" = 25 ]
+    [ "$(grep -c 'done before' "$dir/second.txt")" = 25 ] # all but the page
     cmp "$dir/first.md" "$dir/ladder/report/ladder.md"
     run scripts/ladder.sh "$FACTORLLM"
     [ "$status" = 2 ]
