@@ -15,6 +15,8 @@
 #include "base/err.h"
 #include "base/str.h"
 
+struct json_t;
+
 enum job_kind { JOB_FACTORIZE, JOB_FINETUNE, JOB_CONVERT, JOB_EVAL, JOB_INFER, JOB_BENCH, JOB_REPORT, JOB_PIPELINE, JOB_KINDS };
 
 /* Enumerations: the order of names in spec_table.c is the order here. */
@@ -228,6 +230,11 @@ void spec_free(struct spec *s);
 
 /* The resolved spec as YAML that spec_load() reads back to the same spec. */
 void spec_dump(struct str *out, const struct spec *s);
+
+/* The settings that shape what the job makes, by key, as a flat object of JSON (lists are arrays): every row of the table that counts in
+ * this job, whatever its value, but those of the whole launch (cluster.*, limits.memory_mib) and those with KEY_ASIDE.  What a job made says
+ * with it how it was made; a new key stands in it by itself.  The caller frees with json_free(). */
+struct json_t *spec_settings(const struct spec *s);
 
 /* The protobuf message of proto/job.proto: what the coordinator broadcasts. *bytes is malloc'ed. */
 void spec_pack(uint8_t **bytes, size_t *n, const struct spec *s);

@@ -120,3 +120,12 @@ status draft_idle_keys(const struct draft *d, struct err *e)
     str_free(&found);
     return code;
 }
+
+bool key_is_idle(const struct spec *s, const struct key *k)
+{
+    bool idle = false;
+
+    for (size_t i = 0; s->kind == JOB_FINETUNE && i < sizeof(keys) / sizeof(*keys); i++)
+        idle |= !strcmp(keys[i].key, k->name) && !keys[i].works(s);
+    return idle;
+}

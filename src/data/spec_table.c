@@ -56,11 +56,11 @@ enum {
 /* name, kinds, type, field, default, default of method: factorllm, least, most, names, flags, help */
 /* clang-format off */
 static const struct key table[] = {
-    {"name", JOBS | R, KEY_TEXT, AT(name), NULL, NULL, 0, 0, NULL, 0, "name of a step in result.json and on the command line"},
-    {"model", ALL, KEY_TEXT, AT(model), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "directory of the model: config.json, safetensors, tokenizer"},
-    {"output", ALL | R, KEY_TEXT, AT(output), NULL, NULL, 0, 0, NULL, KEY_REQUIRED, "directory for everything the job writes"},
+    {"name", JOBS | R, KEY_TEXT, AT(name), NULL, NULL, 0, 0, NULL, KEY_ASIDE, "name of a step in result.json and on the command line"},
+    {"model", ALL, KEY_TEXT, AT(model), NULL, NULL, 0, 0, NULL, KEY_REQUIRED | KEY_ASIDE, "directory of the model: config.json, safetensors, tokenizer"},
+    {"output", ALL | R, KEY_TEXT, AT(output), NULL, NULL, 0, 0, NULL, KEY_REQUIRED | KEY_ASIDE, "directory for everything the job writes"},
     {"seed", ALL, KEY_INT, AT(seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of everything random"},
-    {"verify_weights", ALL, KEY_BOOL, AT(verify_weights), "true", NULL, 0, 0, NULL, 0, "look for NaN and infinity while loading"},
+    {"verify_weights", ALL, KEY_BOOL, AT(verify_weights), "true", NULL, 0, 0, NULL, KEY_ASIDE, "look for NaN and infinity while loading"},
 
     {"cluster.placement", ALL | R, KEY_ENUM, AT(cluster.placement), "block", NULL, 0, 0, placement_names, KEY_TOP, "how experts are laid over the ranks; balance: fewer on rank 0, which has attention to do as well"},
     {"cluster.coordinator_share", ALL | R, KEY_REAL, AT(cluster.coordinator_share), "0", NULL, 0, 1, NULL, KEY_TOP, "share of the experts on rank 0 with placement: balance, 0: estimated"},
@@ -79,7 +79,7 @@ static const struct key table[] = {
     {"limits.memory_mib", ALL, KEY_INT, AT(limits.memory_mib), "0", NULL, 0, 1 << 30, NULL, KEY_TOP, "memory of one rank in MiB, 0: what the machine has"},
     {"limits.batch_rows", ALL, KEY_INT, AT(limits.batch_rows), "512", NULL, 1, 1 << 20, NULL, 0, "most token rows in one step"},
     {"limits.prefill_chunk", I | P, KEY_INT, AT(limits.prefill_chunk), "0", NULL, 0, 1 << 20, NULL, 0, "most rows of prompts in a step in which a sequence decodes, 0: what is left of batch_rows"},
-    {"limits.sessions", ALL, KEY_INT, AT(limits.sessions), "16", NULL, 1, 1 << 16, NULL, 0, "most sequences in flight"},
+    {"limits.sessions", ALL, KEY_INT, AT(limits.sessions), "16", NULL, 1, 1 << 16, NULL, KEY_ASIDE, "most sequences in flight"},
     {"limits.positions", ALL, KEY_INT, AT(limits.positions), "0", NULL, 0, 1 << 24, NULL, 0, "most positions of one sequence, 0: what the job needs, at most the model's"},
 
     {"precision.experts", ALL, KEY_ENUM, AT(precision.experts), "stored", NULL, 0, 0, precision_names, 0, "format of the FFNs' weights; stored: the one that keeps every value"},
@@ -133,9 +133,9 @@ static const struct key table[] = {
     {"beta2", T, KEY_REAL, AT(finetune.beta2), "0.95", NULL, 0, 0.999999, NULL, 0, "of AdamW"},
     {"clip", T, KEY_REAL, AT(finetune.clip), "1", NULL, 0, 1e6, NULL, 0, "largest norm of a gradient, 0: no clipping"},
     {"warmup", T, KEY_REAL, AT(finetune.warmup), "0.05", NULL, 0, 1, NULL, 0, "share of the steps"},
-    {"checkpoint_tokens", T, KEY_INT, AT(finetune.checkpoint_tokens), "0", NULL, 0, LARGE, NULL, 0, "tokens between checkpoints, 0: by time only"},
-    {"checkpoint_seconds", T, KEY_REAL, AT(finetune.checkpoint_seconds), "300", NULL, 0, 1e7, NULL, 0, "seconds between checkpoints, 0: by tokens only"},
-    {"version", T, KEY_TEXT, AT(finetune.version), NULL, NULL, 0, 0, NULL, 0, "name of the router, default: v1, v2, ..., the next free"},
+    {"checkpoint_tokens", T, KEY_INT, AT(finetune.checkpoint_tokens), "0", NULL, 0, LARGE, NULL, KEY_ASIDE, "tokens between checkpoints, 0: by time only"},
+    {"checkpoint_seconds", T, KEY_REAL, AT(finetune.checkpoint_seconds), "300", NULL, 0, 1e7, NULL, KEY_ASIDE, "seconds between checkpoints, 0: by tokens only"},
+    {"version", T, KEY_TEXT, AT(finetune.version), NULL, NULL, 0, 0, NULL, KEY_ASIDE, "name of the router, default: v1, v2, ..., the next free"},
     {"stage", T, KEY_INT, AT(stage2.stage), "1", NULL, 1, 2, NULL, 0, "1: layer by layer, from labels; 2: end to end, from the dense model's logits"},
     {"from", T, KEY_TEXT, AT(stage2.from), NULL, NULL, 0, 0, NULL, 0, "stage 2: router version to start from, default: the current one"},
     {"train", T, KEY_LIST, AT(stage2.train), "[router, compensation]", NULL, 0, 0, train_names, 0, "stage 2: what is trained; norms, experts and lora (updates of low rank of experts) make another model, OUTPUT/model"},

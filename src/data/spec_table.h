@@ -24,6 +24,8 @@ enum {
     KEY_LISTS = 64, /* KEY_MAP: NAME: [TEXT, ...] too, any name without =; items "NAME=TEXT" for each, those of a name together */
     KEY_STAGE1 =
         128, /* of a router's beginning: with stage: 2 the default is the one below of `method: factorllm`, which changes nothing */
+    KEY_ASIDE =
+        256, /* says where, under which name or how safely, and nothing of what comes out: spec_settings() leaves it away */
 };
 
 struct key {
@@ -108,6 +110,7 @@ status draft_finish(struct draft *d, const struct spec *parent, struct err *e);
 status draft_check(const struct draft *d, struct err *e);
 /* Keys of a finetune job that would do nothing. */
 status draft_idle_keys(const struct draft *d, struct err *e);
+bool key_is_idle(const struct spec *s, const struct key *k); /* in this job, whatever its value */
 /* ERR_SPEC "FILE:LINE: KEY: TEXT". */
 status draft_fail(const struct draft *d, const char *key, struct err *e, const char *format, ...)
     __attribute__((format(printf, 4, 5)));

@@ -119,6 +119,37 @@ static void gram(void **state)
     stopped_after_every_step("gram-stopped", "gram", GRAM);
 }
 
+/* FITTED, in router.json: what the end fits, too. */
+static void says_how_it_was_made(const char *version)
+{
+    static const char *const words[][2] = {{"labels", "energy"}, {"loss", "regression"}, {"select", "threshold"},
+                                           {"router", "gate"},   {"start", "ridge"},     {"compensation", "unselected"},
+                                           {"scale", "fitted"}};
+    static const struct {
+        const char *key;
+        double value;
+    } numbers[] = {
+        {"router_rank", 6}, {"compensation_rank", 3}, {"fit_tokens", 300},   {"stage", 1},    {"tokens", 1200},
+        {"seed", 1},        {"sequence", 20},         {"batch_tokens", 200}, {"ridge", 0.01}, {"limits.batch_rows", 64}};
+    struct str path = {0};
+    struct json_t *o;
+    struct err e;
+
+    str_addf(&path, "%s/model/routers/%s/router.json", world.directory, version);
+    if (json_read(&o, path.text, 1 << 20, &e)) fail_msg("%s", e.text);
+    const struct json_t *spec = json_at(o, "spec");
+    for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++) {
+        assert_non_null(json_at(spec, words[i][0]));
+        assert_string_equal(json_text(json_at(spec, words[i][0])), words[i][1]);
+    }
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
+        assert_true(json_number(json_at(spec, numbers[i].key)) == numbers[i].value);
+    assert_non_null(json_at(spec, "text (digest)"));
+    assert_null(json_at(spec, "lm_loss"));
+    json_free(o);
+    str_free(&path);
+}
+
 /* Every part that is fitted, not learned: from a start by least squares, which no stop may repeat. */
 static void fitted(void **state)
 {
@@ -136,6 +167,7 @@ static void fitted(void **state)
     for (size_t l = 0; l < 3; l++) assert_true(json_number(json_item(missing, l)) > 0 && json_number(json_item(missing, l)) < 1);
     json_free(o);
     stopped_after_every_step("fitted-stopped", "fitted", FITTED);
+    says_how_it_was_made("fitted-stopped");
     if (finetune(NULL, "wide", "wide", WIDE BLIND, &e)) fail_msg("%s", e.text);
     /* and on from there */
     if (finetune(&o, "wider", "wider", WIDE "start: current\ncompensation_rank: 0\n", &e)) fail_msg("%s", e.text);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/json.h"
 #include "data/spec.h"
 #include "num/exact.h"
 
@@ -698,6 +699,62 @@ static void test_sizes(void **state)
     assert_null(s);
 }
 
+/* Every line of a resolved spec that counts is among the settings, whatever is added to the table: what does not count is listed here, once more. */
+static void same_settings(const char *text, const char *idle)
+{
+    static const char *const aside = "|kind|name|model|output|verify_weights|cluster|memory_mib|sessions|checkpoint_tokens|"
+                                     "checkpoint_seconds|version|";
+    struct spec *s = good(text, NULL, 0);
+    struct json_t *found = spec_settings(s);
+    char section[64] = "", key[64], full[130], bar[80], *at;
+    struct str dump = {0};
+    size_t n = 0;
+
+    spec_dump(&dump, s);
+    for (char *line = strtok_r(dump.text, "\n", &at); line; line = strtok_r(NULL, "\n", &at)) {
+        bool inside = line[0] == ' ', opens = line[strlen(line) - 1] == ':';
+
+        snprintf(key, sizeof(key), "%.*s", (int)strcspn(line + 2 * inside, ":"), line + 2 * inside);
+        if (!inside) snprintf(section, sizeof(section), "%s", opens ? key : "");
+        if (opens) continue;
+        snprintf(full, sizeof(full), "%s%s%s", section, *section ? "." : "", key);
+        snprintf(bar, sizeof(bar), "|%s|", *section && !strcmp(section, "cluster") ? section : key);
+        bool counts = !strstr(aside, bar) && !(strstr(idle, bar) && !*section);
+        if ((json_at(found, full) != NULL) != counts) fail_msg("%s: expected %s", full, counts ? "a setting" : "none");
+        n += counts;
+    }
+    assert_int_equal(json_length(found), n);
+    str_free(&dump);
+    json_free(found);
+    spec_free(s);
+}
+
+static void test_settings(void **state)
+{
+    struct spec *s = good(TUNE "scale: fitted\nfit_tokens: 300\nridge: 0.5\n", NULL, 0);
+    struct json_t *o = spec_settings(s);
+
+    (void)state;
+    assert_string_equal(json_text(json_at(o, "scale")), "fitted");
+    assert_string_equal(json_text(json_at(o, "compensation")), "constant");
+    assert_string_equal(json_text(json_at(o, "text.file")), "t");
+    assert_int_equal(json_int(json_at(o, "fit_tokens")), 300);
+    assert_true(json_number(json_at(o, "ridge")) == 0.5);
+    assert_int_equal(json_int(json_at(o, "stage")), 1);
+    json_free(o);
+    spec_free(s);
+    same_settings(TUNE, "|router_rank|from|train|lm_loss|budget|load_balance|balance_over|gate_temperature|compensation_rate|"
+                        "expert_rate|lora_rank|");
+    same_settings(TUNE "stage: 2\nload_balance: 1\ntrain: [router, lora]\nfrom: v1\n",
+                  "|labels|loss|router|router_rank|start|scale|ridge|fit_tokens|compensation_rate|");
+    s = good(TUNE "stage: 2\n", NULL, 0);
+    o = spec_settings(s);
+    assert_int_equal(json_length(json_at(o, "train")), 2);
+    assert_string_equal(json_text(json_item(json_at(o, "train"), 1)), "compensation");
+    json_free(o);
+    spec_free(s);
+}
+
 static void test_help(void **state)
 {
     (void)state;
@@ -735,6 +792,7 @@ int main(void)
         cmocka_unit_test(test_damaged_yaml),
         cmocka_unit_test(test_damaged_message),
         cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_settings),
         cmocka_unit_test(test_help),
     };
 
