@@ -5,32 +5,35 @@
 #include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/str.h"
+
+/* A file that can be read from, or -1. */
+static int open_file(struct stat *st, const char *path, struct err *e)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer would keep us waiting */
+
+    if (fd < 0 || fstat(fd, st)) err_set(e, ERR_IO, "%s: %s", path, strerror(errno));
+    else if (S_ISDIR(st->st_mode)) err_set(e, ERR_IO, "%s: is a directory, expected a file", path);
+    else if (!S_ISREG(st->st_mode)) err_set(e, ERR_IO, "%s: expected a file, found a pipe or a device", path);
+    else return fd;
+    if (fd >= 0) close(fd);
+    return -1;
+}
 
 status file_read(char **out, size_t *length, const char *path, size_t limit, struct err *e)
 {
     struct stat st;
     char *text = NULL;
     size_t n = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer would keep us waiting */
+    int fd = open_file(&st, path, e);
 
     *out = NULL;
     *length = 0;
-    if (fd < 0 || fstat(fd, &st)) {
-        err_set(e, ERR_IO, "%s: %s", path, strerror(errno));
-        goto fail;
-    }
-    if (S_ISDIR(st.st_mode)) {
-        err_set(e, ERR_IO, "%s: is a directory, expected a file", path);
-        goto fail;
-    }
-    if (!S_ISREG(st.st_mode)) {
-        err_set(e, ERR_IO, "%s: expected a file, found a pipe or a device", path);
-        goto fail;
-    }
+    if (fd < 0) return e->code;
     if (st.st_size < 0 || (size_t)st.st_size > limit) {
         err_set(e, ERR_LIMIT, "%s: %lld bytes, at most %zu are read", path, (long long)st.st_size, limit);
         goto fail;
@@ -59,8 +62,30 @@ status file_read(char **out, size_t *length, const char *path, size_t limit, str
 
 fail:
     free(text);
-    if (fd >= 0) close(fd);
+    close(fd);
     return e->code;
+}
+
+status file_map(struct file_map *m, const char *path, struct err *e)
+{
+    struct stat st;
+    int fd = open_file(&st, path, e);
+
+    *m = (struct file_map){0};
+    if (fd < 0) return e->code;
+    void *base = st.st_size > 0 ? mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    int why = errno;
+
+    close(fd);
+    if (base == MAP_FAILED) return err_set(e, ERR_IO, "%s: cannot be mapped: %s", path, strerror(why));
+    *m = (struct file_map){base, base ? (size_t)st.st_size : 0};
+    return OK;
+}
+
+void file_unmap(struct file_map *m)
+{
+    if (m->bytes) munmap((void *)m->bytes, m->length);
+    *m = (struct file_map){0};
 }
 
 status file_begin(struct file_writer *w, const char *path, struct err *e)

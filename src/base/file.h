@@ -12,6 +12,14 @@
 /* The whole file, with a 0 behind it (not counted).  The caller frees *out.  ERR_IO, or ERR_LIMIT if it is longer than limit. */
 status file_read(char **out, size_t *length, const char *path, size_t limit, struct err *e);
 
+/* The whole file, mapped read-only: it takes no memory but the page cache's.  For files that are replaced, never changed in place. */
+struct file_map {
+    const char *bytes; /* NULL if length is 0 */
+    size_t length;
+};
+status file_map(struct file_map *m, const char *path, struct err *e); /* ERR_IO */
+void file_unmap(struct file_map *m);
+
 /* `bytes` under path.tmp-PID, fsync, rename to path, fsync of the directory: after a crash the file is the old or the new one, whole. */
 status file_write(const char *path, const void *bytes, size_t length, struct err *e);
 

@@ -106,6 +106,11 @@ static status make_identity(struct finetune_run *r, struct err *e)
     return OK;
 }
 
+static void tick(void *cluster)
+{
+    cluster_alive(cluster);
+}
+
 static struct checkpoint_array *state_of(struct finetune_run *r, int *n)
 {
     struct checkpoint_array *arrays = calloc((size_t)r->stage->arrays, sizeof(*arrays));
@@ -118,12 +123,13 @@ static struct checkpoint_array *state_of(struct finetune_run *r, int *n)
 
 static status write_state(struct finetune_run *r, const struct json_t *progress, struct err *e)
 {
+    const struct alive alive = {tick, r->job->cluster};
     struct err ignored;
     int n;
 
     if (r->stage->gather && r->stage->gather(r, true, e)) return e->code;
     struct checkpoint_array *arrays = state_of(r, &n);
-    status s = checkpoint_write(r->checkpoint, r->identity, progress, arrays, n, e);
+    status s = checkpoint_write(r->checkpoint, r->identity, progress, arrays, n, &alive, e);
 
     free(arrays);
     if (r->stage->scatter) r->stage->scatter(r, false, &ignored);
@@ -187,6 +193,7 @@ static status read_progress(struct finetune_run *r, const struct json_t *o, stru
 
 static status resume(struct finetune_run *r, struct err *e)
 {
+    const struct alive alive = {tick, r->job->cluster};
     struct checkpoint_array *arrays;
     struct json_t *o;
     int n;
@@ -194,7 +201,7 @@ static status resume(struct finetune_run *r, struct err *e)
     if (r->stage->resume) r->stage->resume(r);
     if (r->stage->gather && r->stage->gather(r, false, e)) return e->code;
     arrays = state_of(r, &n);
-    status s = checkpoint_read(&o, r->checkpoint, r->identity, arrays, n, e);
+    status s = checkpoint_read(&o, r->checkpoint, r->identity, arrays, n, &alive, e);
     free(arrays);
     if (s) return s;
     if (r->stage->scatter) s = r->stage->scatter(r, true, e);

@@ -10,8 +10,6 @@
 
 static const char MAGIC[] = "factorllm-checkpoint-01\n";
 enum { MAGIC_BYTES = sizeof(MAGIC) - 1, DIGEST_BYTES = 64, COUNTS = 16, JSON_MAX = 1 << 24 };
-static const size_t FILE_MAX = (size_t)1 << 33;
-
 static size_t total_floats(const struct checkpoint_array *arrays, int n_arrays)
 {
     size_t n = 0;
@@ -20,13 +18,12 @@ static size_t total_floats(const struct checkpoint_array *arrays, int n_arrays)
     return n;
 }
 
-status checkpoint_encode(char **bytes, size_t *length, const struct json_t *identity, const struct json_t *progress,
-                         const struct checkpoint_array *arrays, int n_arrays, struct err *e)
+/* What stands in front of the floats, behind the digest. */
+static void describe(struct str *out, const struct json_t *identity, const struct json_t *progress,
+                     const struct checkpoint_array *arrays, int n_arrays)
 {
     struct json_t *top = json_object_new(), *list = json_array_new();
-    size_t floats = total_floats(arrays, n_arrays);
     struct str text = {0};
-    char hex[65];
 
     for (int i = 0; i < n_arrays; i++) {
         struct json_t *entry = json_array_new();
@@ -41,36 +38,74 @@ status checkpoint_encode(char **bytes, size_t *length, const struct json_t *iden
     json_dump(&text, top, false);
     json_free(top);
     BUG_ON(text.length > JSON_MAX);
+    uint64_t counts[2] = {text.length, total_floats(arrays, n_arrays)};
 
-    *length = CHECKPOINT_BODY + COUNTS + text.length + floats * sizeof(float);
+    str_add(out, (const char *)counts, COUNTS);
+    str_add(out, text.text, text.length);
+    str_free(&text);
+}
+
+static void digest_in_pieces(struct digest *d, const void *bytes, size_t length, const struct alive *alive)
+{
+    for (size_t n; length; bytes = (const char *)bytes + n, length -= n) {
+        n = length < ALIVE_BYTES ? length : ALIVE_BYTES;
+        digest_add(d, bytes, n);
+        alive_tick(alive);
+    }
+}
+
+static void digest_all(char hex[65], const struct str *head, const struct checkpoint_array *arrays, int n_arrays,
+                       const struct alive *alive)
+{
+    struct digest *d = digest_begin();
+
+    digest_add(d, head->text, head->length);
+    for (int i = 0; i < n_arrays; i++) digest_in_pieces(d, arrays[i].data, arrays[i].n * sizeof(float), alive);
+    digest_end(d, hex);
+}
+
+status checkpoint_encode(char **bytes, size_t *length, const struct json_t *identity, const struct json_t *progress,
+                         const struct checkpoint_array *arrays, int n_arrays, struct err *e)
+{
+    struct str head = {0};
+    char hex[65];
+
+    describe(&head, identity, progress, arrays, n_arrays);
+    *length = CHECKPOINT_BODY + head.length + total_floats(arrays, n_arrays) * sizeof(float);
     *bytes = malloc(*length);
     if (!*bytes) {
-        str_free(&text);
+        str_free(&head);
         return err_set(e, ERR_LIMIT, "out of memory for a checkpoint of %zu bytes", *length);
     }
-    uint64_t counts[2] = {text.length, floats};
-    char *at = *bytes + CHECKPOINT_BODY;
+    char *at = *bytes + CHECKPOINT_BODY + head.length;
 
-    memcpy(at, counts, COUNTS);
-    memcpy(at + COUNTS, text.text, text.length);
-    at += COUNTS + text.length;
-    for (int i = 0; i < n_arrays; at += arrays[i].n * sizeof(float), i++) memcpy(at, arrays[i].data, arrays[i].n * sizeof(float));
-    digest_bytes(hex, *bytes + CHECKPOINT_BODY, *length - CHECKPOINT_BODY);
+    digest_all(hex, &head, arrays, n_arrays, NULL);
     memcpy(*bytes, MAGIC, MAGIC_BYTES);
     memcpy(*bytes + MAGIC_BYTES, hex, DIGEST_BYTES);
-    str_free(&text);
+    memcpy(*bytes + CHECKPOINT_BODY, head.text, head.length);
+    for (int i = 0; i < n_arrays; at += arrays[i].n * sizeof(float), i++) memcpy(at, arrays[i].data, arrays[i].n * sizeof(float));
+    str_free(&head);
     return OK;
 }
 
 status checkpoint_write(const char *path, const struct json_t *identity, const struct json_t *progress,
-                        const struct checkpoint_array *arrays, int n_arrays, struct err *e)
+                        const struct checkpoint_array *arrays, int n_arrays, const struct alive *alive, struct err *e)
 {
-    char *bytes;
-    size_t length;
+    struct file_writer w;
+    struct str head = {0};
+    char hex[65];
 
-    if (checkpoint_encode(&bytes, &length, identity, progress, arrays, n_arrays, e)) return e->code;
-    status s = file_write(path, bytes, length, e);
-    free(bytes);
+    if (file_begin(&w, path, e)) return e->code;
+    describe(&head, identity, progress, arrays, n_arrays);
+    digest_all(hex, &head, arrays, n_arrays, alive);
+    status s = file_append(&w, MAGIC, MAGIC_BYTES, alive, e);
+
+    if (!s) s = file_append(&w, hex, DIGEST_BYTES, alive, e);
+    if (!s) s = file_append(&w, head.text, head.length, alive, e);
+    for (int i = 0; !s && i < n_arrays; i++) s = file_append(&w, arrays[i].data, arrays[i].n * sizeof(float), alive, e);
+    str_free(&head);
+    if (!s) return file_commit(&w, e);
+    file_abandon(&w);
     return s;
 }
 
@@ -118,30 +153,55 @@ static status same_arrays(const struct json_t *list, const struct checkpoint_arr
     return OK;
 }
 
-status checkpoint_decode(struct json_t **progress, const char *bytes, size_t length, const char *source,
-                         const struct json_t *identity, const struct checkpoint_array *arrays, int n_arrays, struct err *e)
+/* All of them before any is used. */
+static status check_floats(const char *at, size_t n, const char *source, const struct alive *alive, struct err *e)
 {
-    struct json_t *top = NULL;
-    const struct json_t *found, *list, *own;
-    uint64_t counts[2];
+    for (size_t i = 0; i < n; i++) {
+        float x;
+
+        if (i % (ALIVE_BYTES / sizeof(x)) == 0) alive_tick(alive);
+        memcpy(&x, at + i * sizeof(x), sizeof(x));
+        if (!isfinite(x)) return err_set(e, ERR_FORMAT, "%s: number %zu is not finite", source, i);
+    }
+    return OK;
+}
+
+static status check_body(const char *bytes, size_t length, const char *source, const struct alive *alive, uint64_t counts[2],
+                         struct err *e)
+{
     char hex[65];
 
-    *progress = NULL;
     if (length < CHECKPOINT_BODY + COUNTS || memcmp(bytes, MAGIC, MAGIC_BYTES))
         return err_set(e, ERR_FORMAT, "%s: is not a checkpoint of this program", source);
-    const char *body = bytes + CHECKPOINT_BODY;
     size_t left = length - CHECKPOINT_BODY - COUNTS;
 
-    memcpy(counts, body, COUNTS);
+    memcpy(counts, bytes + CHECKPOINT_BODY, COUNTS);
     if (counts[0] > left || counts[0] > JSON_MAX || counts[1] != (left - counts[0]) / sizeof(float) ||
         (left - counts[0]) % sizeof(float))
         return err_set(e, ERR_FORMAT, "%s: %zu bytes do not hold what its header says (%llu of JSON, %llu floats)", source,
                        length, (unsigned long long)counts[0], (unsigned long long)counts[1]);
-    digest_bytes(hex, body, length - CHECKPOINT_BODY);
+    struct digest *d = digest_begin();
+
+    digest_in_pieces(d, bytes + CHECKPOINT_BODY, length - CHECKPOINT_BODY, alive);
+    digest_end(d, hex);
     if (memcmp(hex, bytes + MAGIC_BYTES, DIGEST_BYTES))
         return err_set(e, ERR_FORMAT, "%s: is damaged: its digest does not match", source);
+    return OK;
+}
 
-    if (json_parse(&top, body + COUNTS, counts[0], source, e)) return e->code;
+static status decode(struct json_t **progress, const char *bytes, size_t length, const char *source,
+                     const struct json_t *identity, const struct checkpoint_array *arrays, int n_arrays,
+                     const struct alive *alive, struct err *e)
+{
+    struct json_t *top = NULL;
+    const struct json_t *found, *list, *own;
+    uint64_t counts[2];
+
+    *progress = NULL;
+    if (check_body(bytes, length, source, alive, counts, e)) return e->code;
+    const char *text = bytes + CHECKPOINT_BODY + COUNTS, *at = text + counts[0];
+
+    if (json_parse(&top, text, counts[0], source, e)) return e->code;
     if (!json_is_object(top)) {
         err_set(e, ERR_FORMAT, "%s: expected an object", source);
         goto fail;
@@ -156,18 +216,11 @@ status checkpoint_decode(struct json_t **progress, const char *bytes, size_t len
                 total_floats(arrays, n_arrays));
         goto fail;
     }
-    const char *at = body + COUNTS + counts[0];
-
-    for (size_t i = 0; i < counts[1]; i++) {
-        float x;
-
-        memcpy(&x, at + i * sizeof(float), sizeof(x));
-        if (!isfinite(x)) {
-            err_set(e, ERR_FORMAT, "%s: number %zu is not finite", source, i);
-            goto fail;
-        }
+    if (check_floats(at, counts[1], source, alive, e)) goto fail;
+    for (int i = 0; i < n_arrays; at += arrays[i].n * sizeof(float), i++) {
+        memcpy(arrays[i].data, at, arrays[i].n * sizeof(float));
+        alive_tick(alive);
     }
-    for (int i = 0; i < n_arrays; at += arrays[i].n * sizeof(float), i++) memcpy(arrays[i].data, at, arrays[i].n * sizeof(float));
     *progress = json_clone(own);
     json_free(top);
     return OK;
@@ -177,15 +230,20 @@ fail:
     return e->code;
 }
 
-status checkpoint_read(struct json_t **progress, const char *path, const struct json_t *identity,
-                       const struct checkpoint_array *arrays, int n_arrays, struct err *e)
+status checkpoint_decode(struct json_t **progress, const char *bytes, size_t length, const char *source,
+                         const struct json_t *identity, const struct checkpoint_array *arrays, int n_arrays, struct err *e)
 {
-    char *bytes;
-    size_t length;
+    return decode(progress, bytes, length, source, identity, arrays, n_arrays, NULL, e);
+}
+
+status checkpoint_read(struct json_t **progress, const char *path, const struct json_t *identity,
+                       const struct checkpoint_array *arrays, int n_arrays, const struct alive *alive, struct err *e)
+{
+    struct file_map m;
 
     *progress = NULL;
-    if (file_read(&bytes, &length, path, FILE_MAX, e)) return e->code;
-    status s = checkpoint_decode(progress, bytes, length, path, identity, arrays, n_arrays, e);
-    free(bytes);
+    if (file_map(&m, path, e)) return e->code;
+    status s = decode(progress, m.bytes, m.length, path, identity, arrays, n_arrays, alive, e);
+    file_unmap(&m);
     return s;
 }

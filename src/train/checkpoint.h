@@ -6,6 +6,7 @@
  *              the message names the first member that differs.
  *   progress   the caller's own: counters, metrics.
  * Written under a temporary name and renamed: the previous checkpoint stays until the new one is whole.
+ * Neither side takes memory beside the arrays: they are written from where they are, and read from the file as mapped.
  * Read as hostile: sizes against the file, then the digest, then the JSON; the arrays are filled only when all of it holds.
  */
 #ifndef TRAIN_CHECKPOINT_H
@@ -13,6 +14,7 @@
 
 #include <stddef.h>
 
+#include "base/alive.h"
 #include "data/json.h"
 
 struct checkpoint_array {
@@ -22,11 +24,11 @@ struct checkpoint_array {
 };
 
 status checkpoint_write(const char *path, const struct json_t *identity, const struct json_t *progress,
-                        const struct checkpoint_array *arrays, int n_arrays, struct err *e);
+                        const struct checkpoint_array *arrays, int n_arrays, const struct alive *alive, struct err *e);
 
 /* *progress is the caller's: json_free().  ERR_IO, ERR_FORMAT (malformed), ERR_SPEC (of another run). */
 status checkpoint_read(struct json_t **progress, const char *path, const struct json_t *identity,
-                       const struct checkpoint_array *arrays, int n_arrays, struct err *e);
+                       const struct checkpoint_array *arrays, int n_arrays, const struct alive *alive, struct err *e);
 
 /* The same from and to memory; `source` is named in errors. *bytes is malloc'ed. */
 status checkpoint_encode(char **bytes, size_t *length, const struct json_t *identity, const struct json_t *progress,

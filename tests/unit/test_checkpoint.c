@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "../check.h"
+#include "base/file.h"
 #include "base/str.h"
 #include "data/digest.h"
 #include "train/checkpoint.h"
@@ -56,28 +57,73 @@ static status decode(float out[8], struct json_t **progress, const char *bytes, 
     return s;
 }
 
+static void count(void *ticks)
+{
+    ++*(int *)ticks;
+}
+
+/* What takes long says that it goes on: more than once for every 16 MiB, on both ways. */
+static void signs_of_life(void **state)
+{
+    enum { N = 10 << 20 };
+    char path[] = "/tmp/checkpoint-XXXXXX";
+    struct json_t *identity = identity_of(0.01), *progress = progress_of(), *back;
+    float *out = malloc(N * sizeof(float)), *in = calloc(N, sizeof(float));
+    struct checkpoint_array from[] = {{"weight", out, N}}, into[] = {{"weight", in, N}};
+    int ticks = 0, fd = mkstemp(path), parts = N * (int)sizeof(float) / (int)ALIVE_BYTES;
+    const struct alive alive = {count, &ticks};
+    struct err e;
+
+    (void)state;
+    assert_true(fd >= 0 && out && in);
+    for (int i = 0; i < N; i++) out[i] = (float)i;
+    assert_int_equal(checkpoint_read(&back, path, identity, into, 1, &alive, &e), ERR_FORMAT); /* nothing in it */
+    assert_int_equal(checkpoint_write(path, identity, progress, from, 1, &alive, &e), OK);
+    assert_true(ticks >= 3 * parts); /* digest, and both sides of what makes it durable */
+    ticks = 0;
+    assert_int_equal(checkpoint_read(&back, path, identity, into, 1, &alive, &e), OK);
+    assert_true(ticks >= 2 * parts);
+    assert_memory_equal(in, out, N * sizeof(float));
+    json_free(back);
+    assert_int_equal(checkpoint_read(&back, "/tmp", identity, into, 1, &alive, &e), ERR_IO);
+    assert_int_equal(close(fd), 0); /* the file that was replaced */
+    unlink(path);
+    json_free(identity);
+    json_free(progress);
+    free(out);
+    free(in);
+}
+
 static void round_trip(void **state)
 {
     char directory[] = "/tmp/checkpoint-XXXXXX", *path;
     struct json_t *identity = identity_of(0.01), *progress = progress_of(), *back;
     float w[5], m[3];
     struct checkpoint_array into[] = {{"weight", w, 5}, {"moment", m, 3}};
+    char *encoded, *written;
+    size_t n, length;
     struct err e;
 
     (void)state;
     assert_non_null(mkdtemp(directory));
     path = str_join(directory, "checkpoint");
-    assert_int_equal(checkpoint_read(&back, path, identity, into, 2, &e), ERR_IO);
+    assert_int_equal(checkpoint_read(&back, path, identity, into, 2, NULL, &e), ERR_IO);
     assert_null(back);
     for (int i = 0; i < 2; i++) { /* over the previous one too */
-        assert_int_equal(checkpoint_write(path, identity, progress, arrays, 2, &e), OK);
-        assert_int_equal(checkpoint_read(&back, path, identity, into, 2, &e), OK);
+        assert_int_equal(checkpoint_write(path, identity, progress, arrays, 2, NULL, &e), OK);
+        assert_int_equal(checkpoint_read(&back, path, identity, into, 2, NULL, &e), OK);
         assert_memory_equal(w, weight, sizeof(w));
         assert_memory_equal(m, moment, sizeof(m));
         assert_int_equal(json_int(json_at(back, "step")), 12);
         assert_true(json_number(json_at(back, "loss")) == 0.1);
         json_free(back);
     }
+    good(&encoded, &n);
+    assert_int_equal(file_read(&written, &length, path, 1 << 20, &e), OK);
+    assert_int_equal(length, n);
+    assert_memory_equal(written, encoded, n);
+    free(encoded);
+    free(written);
     unlink(path);
     assert_int_equal(rmdir(directory), 0); /* and nothing else was left there */
     free(path);
@@ -230,8 +276,9 @@ static void forged(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip), cmocka_unit_test(truncations_and_mutations),
-                                       cmocka_unit_test(other_run), cmocka_unit_test(forged)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip), cmocka_unit_test(signs_of_life),
+                                       cmocka_unit_test(truncations_and_mutations), cmocka_unit_test(other_run),
+                                       cmocka_unit_test(forged)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
