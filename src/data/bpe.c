@@ -1,46 +1,15 @@
-/* Byte-pair encoding (Gage 1994; Sennrich et al., arXiv 1508.07909) as Hugging Face's tokenizer.json describes it.
- *
- * A piece of text begins as its characters (or, byte-level, its bytes, each spelled as one printable character); then the adjacent pair whose
- * merge stands first in the list is joined, the leftmost of equals first, until no pair has a merge.  With a heap of candidates that is
- * O(n log n), so a whole book without a pre-tokenizer is no problem.
- */
+/* Byte-pair encoding (Gage 1994; Sennrich et al., arXiv 1508.07909) as Hugging Face's tokenizer.json describes it: what that file says, and ids
+ * to text.  Text to ids: bpe_encode.c. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"
+#include "data/bpe_internal.h"
 #include "data/json.h"
-#include "data/tokenizer_parts.h"
 #include "data/utf8.h"
 
-enum { JSON_BYTES_MAX = 256 << 20, IDS_MAX = 1 << 21, MERGES_MAX = 1 << 22, BYTE_LETTERS = 324 };
-
-struct token {
-    size_t begin; /* of its text in `texts` */
-    uint32_t length;
-    bool used, special, literal; /* literal: an added token, whose text stands for itself */
-};
-
-struct merge {
-    uint64_t pair; /* left << 32 | right; UINT64_MAX: an empty place of the table */
-    int32_t rank, result;
-};
-
-struct bpe {
-    struct pretok *pretok;
-    struct str texts; /* all tokens' texts, each ended by a zero byte */
-    struct token *tokens;
-    int n_tokens;
-    int32_t *by_text; /* hash table of ids that a text may give; -1: empty */
-    size_t by_text_mask;
-    struct merge *merges; /* hash table */
-    size_t merges_mask;
-    int32_t byte_id[256]; /* byte-level: the byte's letter; with fallback: <0x00> ..; -1: none */
-    int32_t letter_byte[BYTE_LETTERS];
-    uint32_t byte_letter[256];
-    bool byte_fallback, fuse_unknown, ignore_merges, byte_level;
-    int32_t unknown; /* -1: none, such characters give nothing */
-};
+enum { JSON_BYTES_MAX = 256 << 20, IDS_MAX = 1 << 21, MERGES_MAX = 1 << 22 };
 
 /* --- tables --- */
 
@@ -67,22 +36,16 @@ static size_t table_size(size_t n)
     return size;
 }
 
-static const char *token_text(const struct bpe *b, int32_t id)
-{
-    return b->texts.text + b->tokens[id].begin;
-}
-
-/* The place of `text` in the table: its id or -1. */
-static int32_t *find_place(const struct bpe *b, const char *text, size_t length)
+int32_t *bpe_find_text(const struct bpe *b, const char *text, size_t length)
 {
     for (size_t i = hash_text(text, length) & b->by_text_mask;; i = (i + 1) & b->by_text_mask) {
         int32_t id = b->by_text[i];
 
-        if (id < 0 || (b->tokens[id].length == length && memcmp(token_text(b, id), text, length) == 0)) return &b->by_text[i];
+        if (id < 0 || (b->tokens[id].length == length && memcmp(bpe_text(b, id), text, length) == 0)) return &b->by_text[i];
     }
 }
 
-static const struct merge *find_merge(const struct bpe *b, int32_t left, int32_t right)
+const struct merge *bpe_find_merge(const struct bpe *b, int32_t left, int32_t right)
 {
     uint64_t pair = (uint64_t)left << 32 | (uint32_t)right;
 
@@ -123,7 +86,7 @@ static status put_token(struct bpe *b, const char *text, int64_t id, const char 
 
     if (t->used)
         return err_set(e, ERR_FORMAT, "%s: model.vocab: \"%.60s\" and \"%.60s\" both have id %lld", source,
-                       token_text(b, (int32_t)id), text, (long long)id);
+                       bpe_text(b, (int32_t)id), text, (long long)id);
     *t = (struct token){.begin = b->texts.length, .length = (uint32_t)strlen(text), .used = true};
     str_add(&b->texts, text, t->length + 1);
     return OK;
@@ -161,7 +124,7 @@ static status read_vocabulary(struct bpe *b, const struct json_t *vocab, const s
             if (id > most) most = id;
             if (!pass) continue;
             struct token *t = &b->tokens[id];
-            if (t->used && strcmp(token_text(b, (int32_t)id), text) == 0) { /* known from the vocabulary */
+            if (t->used && strcmp(bpe_text(b, (int32_t)id), text) == 0) { /* known from the vocabulary */
                 t->special |= special;
                 continue;
             }
@@ -182,7 +145,7 @@ static status read_vocabulary(struct bpe *b, const struct json_t *vocab, const s
     memset(b->by_text, -1, size * sizeof(*b->by_text));
     b->by_text_mask = size - 1;
     for (int32_t t = 0; t < b->n_tokens; t++)
-        if (b->tokens[t].used && !b->tokens[t].literal) *find_place(b, token_text(b, t), b->tokens[t].length) = t;
+        if (b->tokens[t].used && !b->tokens[t].literal) *bpe_find_text(b, bpe_text(b, t), b->tokens[t].length) = t;
     return OK;
 }
 
@@ -212,8 +175,8 @@ static status read_merge(struct bpe *b, const struct json_t *v, size_t rank, str
     str_clear(joined);
     str_add(joined, left, n_left);
     str_add(joined, right, n_right);
-    int32_t l = *find_place(b, left, n_left), r = *find_place(b, right, n_right);
-    int32_t result = *find_place(b, joined->text, joined->length);
+    int32_t l = *bpe_find_text(b, left, n_left), r = *bpe_find_text(b, right, n_right);
+    int32_t result = *bpe_find_text(b, joined->text, joined->length);
     if (l < 0 || r < 0 || result < 0)
         return err_set(e, ERR_FORMAT, "%s: model.merges[%zu]: \"%.60s\" is not in model.vocab", source, rank,
                        l < 0   ? left
@@ -246,7 +209,7 @@ static void find_bytes(struct bpe *b)
         char name[8];
         size_t n = b->byte_level ? utf8_put(name, b->byte_letter[i]) : (size_t)snprintf(name, sizeof(name), "<0x%02X>", i);
 
-        b->byte_id[i] = *find_place(b, name, n);
+        b->byte_id[i] = *bpe_find_text(b, name, n);
     }
 }
 
@@ -285,7 +248,7 @@ static status read_model(struct bpe *b, const struct json_t *root, const char *s
         read_vocabulary(b, vocab, added, source, e) || read_merges(b, merges, source, e))
         return e->code;
     if (dropout > 0) return err_set(e, ERR_FORMAT, "%s: model.dropout is %g, expected none", source, dropout);
-    b->unknown = unknown ? *find_place(b, unknown, strlen(unknown)) : -1;
+    b->unknown = unknown ? *bpe_find_text(b, unknown, strlen(unknown)) : -1;
     if (unknown && b->unknown < 0)
         return err_set(e, ERR_FORMAT, "%s: model.unk_token \"%.60s\" is not in model.vocab", source, unknown);
     find_bytes(b);
@@ -367,160 +330,6 @@ bool bpe_has_prefix(const struct bpe *b)
     return !b->byte_level && pretok_has_prefix(b->pretok);
 }
 
-/* --- text to ids --- */
-
-struct symbol {
-    int32_t id; /* -1: joined into an earlier one */
-    int32_t prev, next;
-};
-
-struct work { /* scratch of one call of bpe_encode */
-    struct symbol *symbols;
-    size_t n, room;
-    uint64_t *heap; /* rank << 32 | index of the left symbol; the smallest on top */
-    size_t n_heap, heap_room;
-    struct str letters;
-};
-
-static void heap_push(struct work *w, uint64_t x)
-{
-    size_t i = w->n_heap++;
-
-    if (w->n_heap > w->heap_room) {
-        w->heap_room = w->heap_room ? 2 * w->heap_room : 256;
-        w->heap = realloc(w->heap, w->heap_room * sizeof(*w->heap));
-        BUG_ON(!w->heap);
-    }
-    for (; i && w->heap[(i - 1) / 2] > x; i = (i - 1) / 2) w->heap[i] = w->heap[(i - 1) / 2];
-    w->heap[i] = x;
-}
-
-static uint64_t heap_pop(struct work *w)
-{
-    uint64_t top = w->heap[0], last = w->heap[--w->n_heap];
-    size_t i = 0;
-
-    for (;;) {
-        size_t child = 2 * i + 1;
-
-        if (child >= w->n_heap) break;
-        if (child + 1 < w->n_heap && w->heap[child + 1] < w->heap[child]) child++;
-        if (w->heap[child] >= last) break;
-        w->heap[i] = w->heap[child];
-        i = child;
-    }
-    w->heap[i] = last;
-    return top;
-}
-
-static void add_symbol(struct work *w, int32_t id)
-{
-    if (w->n == w->room) {
-        w->room = w->room ? 2 * w->room : 256;
-        w->symbols = realloc(w->symbols, w->room * sizeof(*w->symbols));
-        BUG_ON(!w->symbols);
-    }
-    w->symbols[w->n] = (struct symbol){.id = id, .prev = (int32_t)w->n - 1, .next = (int32_t)w->n + 1};
-    w->n++;
-}
-
-static void first_symbols(const struct bpe *b, struct work *w, const char *text, size_t length)
-{
-    bool after_unknown = false;
-
-    w->n = 0;
-    for (size_t at = 0, step; at < length; at += step) {
-        bool valid, bytes = true;
-
-        step = b->byte_level ? 1 : utf8_next(&valid, text + at, length - at);
-        int32_t id = b->byte_level ? b->byte_id[(unsigned char)text[at]] : *find_place(b, text + at, step);
-        if (id >= 0 && !b->tokens[id].special) {
-            add_symbol(w, id);
-            after_unknown = false;
-            continue;
-        }
-        for (size_t i = 0; i < step; i++) bytes &= b->byte_id[(unsigned char)text[at + i]] >= 0;
-        if (b->byte_fallback && bytes && !b->byte_level) {
-            for (size_t i = 0; i < step; i++) add_symbol(w, b->byte_id[(unsigned char)text[at + i]]);
-            after_unknown = false;
-            continue;
-        }
-        if (b->unknown >= 0 && !(b->fuse_unknown && after_unknown)) add_symbol(w, b->unknown);
-        after_unknown = true;
-    }
-    if (w->n) w->symbols[w->n - 1].next = -1;
-}
-
-static void offer(const struct bpe *b, struct work *w, int32_t left)
-{
-    int32_t right = left < 0 ? -1 : w->symbols[left].next;
-
-    if (right < 0) return;
-    const struct merge *m = find_merge(b, w->symbols[left].id, w->symbols[right].id);
-    if (m) heap_push(w, (uint64_t)m->rank << 32 | (uint32_t)left);
-}
-
-static void encode_piece(const struct bpe *b, struct work *w, struct ids *out, const char *text, size_t length)
-{
-    if (b->ignore_merges) { /* a piece that is a token as a whole is that token */
-        const char *whole = text;
-        size_t n = length;
-
-        if (b->byte_level) {
-            str_clear(&w->letters);
-            for (size_t i = 0; i < length; i++) {
-                char letter[4];
-
-                str_add(&w->letters, letter, utf8_put(letter, b->byte_letter[(unsigned char)text[i]]));
-            }
-            whole = w->letters.text;
-            n = w->letters.length;
-        }
-        int32_t id = *find_place(b, whole, n);
-        if (id >= 0 && !b->tokens[id].special) {
-            ids_add(out, id);
-            return;
-        }
-    }
-    first_symbols(b, w, text, length);
-    w->n_heap = 0;
-    for (size_t i = 0; i < w->n; i++) offer(b, w, (int32_t)i);
-    while (w->n_heap) {
-        uint64_t top = heap_pop(w);
-        int32_t left = (int32_t)(uint32_t)top, right = w->symbols[left].next;
-
-        /* An offer is stale if its pair changed since; a rank belongs to one pair, so it tells. */
-        if (w->symbols[left].id < 0 || right < 0) continue;
-        const struct merge *m = find_merge(b, w->symbols[left].id, w->symbols[right].id);
-        if (!m || (uint64_t)m->rank != top >> 32) continue;
-        w->symbols[left].id = m->result;
-        w->symbols[left].next = w->symbols[right].next;
-        w->symbols[right].id = -1;
-        if (w->symbols[left].next >= 0) w->symbols[w->symbols[left].next].prev = left;
-        offer(b, w, w->symbols[left].prev);
-        offer(b, w, left);
-    }
-    for (int32_t i = w->n ? 0 : -1; i >= 0; i = w->symbols[i].next) ids_add(out, w->symbols[i].id);
-}
-
-status bpe_encode(const struct bpe *b, struct ids *out, const char *text, size_t length, struct err *e)
-{
-    struct work w = {0};
-    struct pieces p;
-
-    if (pretok_run(b->pretok, &p, text, length, e)) return e->code;
-    for (size_t i = 0; i < p.n; i++) {
-        size_t begin = i ? p.end[i - 1] : 0;
-
-        encode_piece(b, &w, out, p.text.text + begin, p.end[i] - begin);
-    }
-    pieces_free(&p);
-    free(w.symbols);
-    free(w.heap);
-    str_free(&w.letters);
-    return OK;
-}
-
 /* --- ids to text --- */
 
 static bool add_letters(const struct bpe *b, struct str *out, const char *text, size_t length)
@@ -549,7 +358,7 @@ void bpe_piece(const struct bpe *b, struct str *out, int32_t id)
     int read = 0;
 
     if (!t->used || t->special) return;
-    text = token_text(b, id);
+    text = bpe_text(b, id);
     if (t->literal) {
         str_add(out, text, t->length);
     } else if (b->byte_level) {

@@ -172,6 +172,11 @@ const struct eval_variant *eval_find(const struct eval_side *side, enum spec_var
 const struct eval_variant *eval_dense(const struct eval_run *r, const struct eval_side *side);
 const struct eval_variant *eval_find_name(const struct eval_side *side, const char *name);
 
+/* --- eval_gate.c --- */
+
+/* The gates that the spec asks for, all of them into result.json; then ERR_GATE for the first that was not passed. */
+status eval_gate(const struct eval_run *r, struct err *e);
+
 /* --- eval.c --- */
 
 struct routing eval_route(enum spec_variant v, const struct shape *shape, const struct router *router, const struct spec *s);

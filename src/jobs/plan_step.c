@@ -314,6 +314,7 @@ static status check_model(const struct plan_step *p, struct err *e)
     if (s->kind == JOB_FINETUNE && !p->shape.experts)
         return err_set(e, ERR_SPEC, "%s: model: %s is a dense model, expected a factorized one: run a factorize job first",
                        s->source, s->model);
+    if (s->kind == JOB_EVAL && ready_gate(s, &p->shape, e)) return e->code;
     if (s->kind == JOB_FINETUNE && ready_weights(s, &p->shape, &p->weights, e)) return e->code;
     if (s->kind == JOB_FINETUNE && s->stage2.stage == 2 && !p->routed && (!s->stage2.from || p->made_by))
         return err_set(e, ERR_SPEC,

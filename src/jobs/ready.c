@@ -87,6 +87,15 @@ status ready_weights(const struct spec *s, const struct shape *shape, const stru
     return OK;
 }
 
+status ready_gate(const struct spec *s, const struct shape *shape, struct err *e)
+{
+    if (!shape->adapted || s->eval.max_drop < 0 || s->eval.compare_model) return OK;
+    return err_set(e, ERR_SPEC,
+                   "%s: max_drop: expected compare_model, the model that %s came from, whose dense variant is the measure of "
+                   "adapted weights",
+                   s->source, s->model);
+}
+
 char *ready_version_home(const struct spec *s)
 {
     return spec_adapts(s) ? str_join(s->output, "model") : str_dup(s->model);

@@ -14,6 +14,8 @@ status ready_target(const struct spec *s, struct err *e);
 /* finetune: nobody trained the sum of all experts of a model with adapted weights; and what trains experts needs them as they are, not quantized: ERR_SPEC.  w: how the
  * model will be opened. */
 status ready_weights(const struct spec *s, const struct shape *shape, const struct weights_plan *w, struct err *e);
+/* eval: what max_drop of a model with adapted weights is held against: ERR_SPEC. */
+status ready_gate(const struct spec *s, const struct shape *shape, struct err *e);
 /* finetune: the directory of the model that gets the router version: the caller's to free. */
 char *ready_version_home(const struct spec *s);
 /* finetune: the version that it names is not there yet. */

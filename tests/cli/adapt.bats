@@ -33,6 +33,14 @@ YAML
     echo "$output"
     [ "$status" = 0 ]
     [ "$(grep -c 'done before' <<<"$output")" = 4 ]
+    # a gate without the model that it is held against
+    printf "kind: eval\nmodel: %s\noutput: %s\ntext: {sample_tokens: 200}\nvariants: [dense, router]\nmax_drop: 0.5\n" "$dir/run/weights/model" "$dir/gate" >"$dir/gate.yaml"
+    for how in plan run; do
+        run "$FACTORLLM" $how "$dir/gate.yaml"
+        echo "$output"
+        [ "$status" = 2 ]
+        grep -qF "max_drop: expected compare_model, the model that" <<<"$output"
+    done
     printf 'x' | dd of="$dir/run/weights/model/model.safetensors" bs=1 seek=9000 conv=notrunc status=none
     run "$FACTORLLM" inspect --verify "$dir/run/weights/model"
     [ "$status" = 4 ]
