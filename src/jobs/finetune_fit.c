@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "jobs/ready.h"
+
 static status copy_current(struct router *r, const struct spec *s, const struct shape *shape, struct err *e)
 {
     struct router_part to[ROUTER_PARTS], from[ROUTER_PARTS];
@@ -37,10 +39,7 @@ status finetune_router(struct router *r, const struct spec *s, const struct shap
     _Static_assert((int)SPEC_ROUTER_LOW_RANK == (int)ROUTER_LOW_RANK && (int)SPEC_ROUTER_GATE == (int)ROUTER_GATE &&
                        (int)SPEC_ROUTER_BOTTLENECK == (int)ROUTER_BOTTLENECK,
                    "one order");
-    if (form.rank > shape->width || form.low_rank > shape->width)
-        return err_set(e, ERR_SPEC, "%s: %s: expected at most %d, the width of the model, found %d", s->source,
-                       form.rank > shape->width ? "router_rank" : "compensation_rank", shape->width,
-                       form.rank > shape->width ? form.rank : form.low_rank);
+    if (ready_ranks(s, shape, e)) return e->code;
     if (router_alloc_form(r, shape, &form, e)) return e->code;
     router_random(r, (uint64_t)s->seed);
     return s->finetune.start == START_CURRENT ? copy_current(r, s, shape, e) : OK;

@@ -233,7 +233,6 @@ static status check_output(const struct plan_step *p, struct err *e)
     if (!st && spec_makes_model(s)) st = ready_target(s, e);
     if (!st && s->kind == JOB_FINETUNE && !spec_adapts(s) && !p->made_by) {
         st = ready_version(s, e);
-        if (!st) st = ready_directory(s->model, e);
     }
     if (!st && s->kind == JOB_INFER) {
         char *directory = str_dup(s->infer.result), *slash = strrchr(directory, '/');
@@ -315,7 +314,7 @@ static status check_model(const struct plan_step *p, struct err *e)
         return err_set(e, ERR_SPEC, "%s: model: %s is a dense model, expected a factorized one: run a factorize job first",
                        s->source, s->model);
     if (s->kind == JOB_EVAL && ready_gate(s, &p->shape, e)) return e->code;
-    if (s->kind == JOB_FINETUNE && ready_weights(s, &p->shape, &p->weights, e)) return e->code;
+    if (s->kind == JOB_FINETUNE && (ready_weights(s, &p->shape, &p->weights, e) || ready_ranks(s, &p->shape, e))) return e->code;
     if (s->kind == JOB_FINETUNE && s->stage2.stage == 2 && !p->routed && (!s->stage2.from || p->made_by))
         return err_set(e, ERR_SPEC,
                        "%s: stage: 2 starts from a router, and %s has none: expected a finetune job of stage 1 first", s->source,

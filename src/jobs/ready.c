@@ -87,6 +87,17 @@ status ready_weights(const struct spec *s, const struct shape *shape, const stru
     return OK;
 }
 
+status ready_ranks(const struct spec *s, const struct shape *shape, struct err *e)
+{
+    bool factors = s->stage2.stage == 1 && s->finetune.router != SPEC_ROUTER_LINEAR,
+         router = factors && s->finetune.router_rank > shape->width;
+
+    if (!router && s->finetune.compensation_rank <= shape->width) return OK;
+    return err_set(e, ERR_SPEC, "%s: %s: expected at most %d, the width of the model, found %lld", s->source,
+                   router ? "router_rank" : "compensation_rank", shape->width,
+                   (long long)(router ? s->finetune.router_rank : s->finetune.compensation_rank));
+}
+
 status ready_gate(const struct spec *s, const struct shape *shape, struct err *e)
 {
     if (!shape->adapted || s->eval.max_drop < 0 || s->eval.compare_model) return OK;
@@ -106,7 +117,12 @@ status ready_version(const struct spec *s, struct err *e)
     struct str path = {0};
     status st = OK;
 
-    if (!s->finetune.version || !*s->finetune.version || spec_adapts(s)) return OK; /* a new model has none */
+    if (spec_adapts(s)) return OK; /* a new model has none */
+    char *routers = str_join(s->model, "routers");
+
+    st = ready_directory(routers, e); /* not only once all is trained */
+    free(routers);
+    if (st || !s->finetune.version || !*s->finetune.version) return st;
     str_addf(&path, "%s/routers/%s", s->model, s->finetune.version);
     if (file_exists(path.text))
         st = err_set(e, ERR_SPEC, "%s: version: %s exists already; choose another name, or none for the next free one", s->source,

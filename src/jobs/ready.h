@@ -14,11 +14,13 @@ status ready_target(const struct spec *s, struct err *e);
 /* finetune: nobody trained the sum of all experts of a model with adapted weights; and what trains experts needs them as they are, not quantized: ERR_SPEC.  w: how the
  * model will be opened. */
 status ready_weights(const struct spec *s, const struct shape *shape, const struct weights_plan *w, struct err *e);
+/* finetune: no rank that the spec names is above the width of the model: ERR_SPEC. */
+status ready_ranks(const struct spec *s, const struct shape *shape, struct err *e);
 /* eval: what max_drop of a model with adapted weights is held against: ERR_SPEC. */
 status ready_gate(const struct spec *s, const struct shape *shape, struct err *e);
 /* finetune: the directory of the model that gets the router version: the caller's to free. */
 char *ready_version_home(const struct spec *s);
-/* finetune: the version that it names is not there yet. */
+/* finetune: the model can take a version, ERR_IO, and the one that it names is not there yet. */
 status ready_version(const struct spec *s, struct err *e);
 
 #endif

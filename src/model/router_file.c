@@ -238,7 +238,17 @@ static bool is_kept(const struct router *r, const struct router_part *p)
     return r->by_threshold || p->where != &r->threshold;
 }
 
-static status read_layer(struct router *r, struct safetensors *f, int layer, struct err *e)
+static status check_finite(const struct mat *m, const char *path, const char *name, struct err *e)
+{
+    struct str where = {0};
+
+    str_addf(&where, "%s: %s", path, name);
+    status code = mat_check_finite(m, where.text, NULL, e);
+    str_free(&where);
+    return code;
+}
+
+static status read_layer(struct router *r, struct safetensors *f, const char *path, int layer, struct err *e)
 {
     struct router_part part[ROUTER_PARTS];
     int n = router_parts(r, part);
@@ -250,8 +260,8 @@ static status read_layer(struct router *r, struct safetensors *f, int layer, str
 
         if (!is_kept(r, &part[i])) continue;
         tensor_name(name, layer, part[i].name);
-        if (safetensors_mat(&m, f, name, (int)part[i].rows, (int)part[i].cols, e) || mat_check_finite(&m, name, NULL, e))
-            return e->code;
+        if (safetensors_mat(&m, f, name, (int)part[i].rows, (int)part[i].cols, e)) return e->code;
+        if (check_finite(&m, path, name, e)) return e->code;
         mat_widen(*part[i].where + (size_t)layer * of_layer, &m, 0, (int)part[i].rows);
     }
     return OK;
@@ -284,7 +294,7 @@ status router_read(struct router *r, const char *directory, const char *version,
     }
     r->by_threshold = by_threshold;
     for (int l = 0; l < s->layers; l++)
-        if ((code = read_layer(r, f, l, e))) goto done;
+        if ((code = read_layer(r, f, path, l, e))) goto done;
 
 done:
     free(path);

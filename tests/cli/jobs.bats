@@ -227,6 +227,12 @@ YAML
     printf 'kind: infer\nmodel: %s\noutput: %s\ninput: %s\n' "$made" "$dir/i" "$dir/prompts.jsonl" >"$dir/infer.yaml"
     echo '{"id": "p1", "prompt": "again"}' >>"$dir/prompts.jsonl"
     both 4 "lines 1 and 10 have the same id p1" "$dir/infer.yaml"
+    printf 'kind: finetune\nmodel: %s\noutput: %s\ntext: {sample_tokens: 200}\n' "$made" "$dir/t" >"$dir/tune.yaml"
+    both 2 "compensation_rank: expected at most 48, the width of the model, found 49" "$dir/tune.yaml" --set compensation_rank=49
+    both 2 "router_rank: expected at most 48, the width of the model, found 49" "$dir/tune.yaml" --set router=gate --set router_rank=49
+    mv "$made/routers" "$dir/routers"
+    : >"$made/routers" # known before anything is trained
+    both 3 "$made/routers: cannot be made: $made/routers is not a directory" "$dir/tune.yaml"
 }
 
 @test "a single infer job: rows at the end of the input are answered, anything else that changed is named in words" {

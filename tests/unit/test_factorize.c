@@ -198,7 +198,7 @@ static void test_with_a_text(void **state)
     struct json_t *r;
     struct err e;
     static const char spec[] = "experts: 7\nactive: 3\nshared: 0.15\ncompensation: mean\ncalibration: {file: "
-                               "tests/unit/test_factorize.c, bytes: 3000}\n";
+                               "tests/unit/test_factorize.c, bytes: 800}\n";
 
     if (run(b, TOY, spec, &r, &e)) fail_msg("%s", e.text);
     check_weights(TOY, b->made);
@@ -335,7 +335,7 @@ static void test_shards_and_bfloat16(void **state)
         str_free(&model);
         skip();
     }
-    if (run(b, model.text, "experts: 5\nactive: 2\nseed: 4\ncalibration: {file: tests/unit/test_factorize.c, bytes: 2000}\n",
+    if (run(b, model.text, "experts: 5\nactive: 2\nseed: 4\ncalibration: {file: tests/unit/test_factorize.c, bytes: 500}\n",
             NULL, &e))
         fail_msg("%s", e.text);
     check_weights(model.text, b->made);
