@@ -335,8 +335,8 @@ static void test_shards_and_bfloat16(void **state)
         str_free(&model);
         skip();
     }
-    if (run(b, model.text, "experts: 5\nactive: 2\nseed: 4\ncalibration: {file: tests/unit/test_factorize.c, bytes: 500}\n",
-            NULL, &e))
+    if (run(b, model.text, "experts: 5\nactive: 2\nseed: 4\ncalibration: {file: tests/unit/test_factorize.c, bytes: 500}\n", NULL,
+            &e))
         fail_msg("%s", e.text);
     check_weights(model.text, b->made);
     str_free(&model);
