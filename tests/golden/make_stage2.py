@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stage 2 by PyTorch: loss and gradients of a factorized tiny1m with straight-through gates, in double.  Writes stage2_tiny1m.json, which tests/mpi/test_stage2.c is held against.
+"""Stage 2 by PyTorch: loss and gradients of a factorized tiny1m with straight-through gates, in double.  Writes stage2_tiny1m.json, which tests/mpi/test_stage2_golden.c is held against.
 
 usage: make_stage2.py DIRECTORY_OF_TINY1M >tests/golden/stage2_tiny1m.json
 
