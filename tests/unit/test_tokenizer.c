@@ -9,9 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/file.h"
 #include "base/rng.h"
 #include "data/json.h"
@@ -274,9 +274,9 @@ static void test_long_text(void **state)
         struct err e;
 
         while (text.length < (k ? 300000 : 2000000)) str_addz(&text, "the water and the mill, thethe  ");
-        double before = clock_now();
+        clock_t before = clock(); /* of this process: a busy machine changes nothing; in quadratic time it would be an hour */
         assert_int_equal(tokenizer_encode(t, &ids, &n, text.text, text.length, &e), OK);
-        assert_true(clock_now() - before < 20);
+        assert_true(clock() - before < 60 * CLOCKS_PER_SEC);
         assert_true(n > text.length / 10 && n < text.length);
         free(ids);
         str_free(&text);
