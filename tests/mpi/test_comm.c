@@ -3,9 +3,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "comm/comm_internal.h"
 
 static struct comm *world;
@@ -111,12 +111,12 @@ static void alone(void **state)
     size_t n = 1;
     int argc = 0;
     char **argv = NULL;
-    double start = clock_now();
+    clock_t start = clock();
 
     (void)state;
     if (getenv("OMPI_COMM_WORLD_SIZE")) skip();
     assert_int_equal(comm_open(&c, &argc, &argv, &e), OK);
-    assert_true(clock_now() - start < 0.2);
+    assert_true(clock() - start < CLOCKS_PER_SEC / 5); /* processor time: MPI was not started */
     assert_int_equal(comm_size(c), 1);
     assert_int_equal(comm_rank(c), 0);
     assert_int_equal(comm_peer(c, 0)->pid, getpid());
