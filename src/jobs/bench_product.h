@@ -37,6 +37,9 @@ status bench_product_check(struct bench_product *p, struct err *e);
 /* Seconds of one run, the mean over as many as fill `seconds`; negative: a library failed. */
 double bench_product_time(struct bench_product *p, double seconds);
 
+/* The same of the first outputs of ours, so many that their weights stay in the caches: what the instructions allow.  *outputs: how many. */
+double bench_product_cached(struct bench_product *p, double seconds, int *outputs);
+
 const char *bench_product_name(const struct bench_product *p); /* "ours", "openblas f32", ... */
 double bench_product_bytes(const struct bench_product *p);     /* of the weights of one run; a library's: 0 */
 

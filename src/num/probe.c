@@ -11,7 +11,15 @@
 
 #include "base/clock.h"
 
-enum { WAYS = 2, WORKERS_MAX = 1024, CHAINS = 12, TURNS = 1 << 14, PIECES = 64 /* of the memory, to be shared by the threads */ };
+enum {
+    WAYS = 2,
+    WORKERS_MAX = 1024,
+    CHAINS = 12,
+    BYTE_CHAINS = 8,
+    BYTES_AT_ONCE = 32,
+    TURNS = 1 << 14,
+    PIECES = 64 /* of the memory, to be shared by the threads */
+};
 
 struct probe_memory {
     char *memory;
@@ -79,6 +87,32 @@ MULTIPLY(multiply_plain, , f4, 4, PLAIN)
 READ(read_avx2, __attribute__((target("avx2,fma"))), v4)
 READ(read_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), v8)
 MULTIPLY(multiply_avx2, __attribute__((target("avx2,fma"))), f8, 8, _mm256_fmadd_ps)
+
+/* As MULTIPLY, of pairs of 16 bits: the instructions stand here because compilers would take out of the loop what does not change in it. */
+__attribute__((target("avx2,fma"))) static double multiply_bytes(long turns)
+{
+    __m256i sum[BYTE_CHAINS], x = _mm256_set1_epi32(0x00010002), w = _mm256_set1_epi32(0x00030004);
+    int32_t lane[8];
+    double all = 0;
+
+#pragma GCC unroll 8
+    for (int i = 0; i < BYTE_CHAINS; i++) sum[i] = _mm256_set1_epi32(i);
+    for (long t = 0; t < turns; t++)
+#pragma GCC unroll 8
+        for (int i = 0; i < BYTE_CHAINS; i++) {
+            __m256i a, b;
+
+            __asm__("vpaddw %4, %3, %1\n\tvpaddw %3, %4, %2\n\tvpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0"
+                    : "+x"(sum[i]), "=&x"(a), "=&x"(b)
+                    : "x"(x), "x"(w));
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < BYTE_CHAINS; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)lane, sum[i]);
+        all += (double)lane[i];
+    }
+    return all;
+}
 MULTIPLY(multiply_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), f16, 16, _mm512_fmadd_ps)
 #endif
 
@@ -122,6 +156,18 @@ static void multiply_task(void *ctx, int i, int worker)
     l->sink[worker] += sum;
 }
 
+static void bytes_task(void *ctx, int i, int worker)
+{
+    struct looking *l = ctx;
+
+    (void)i;
+#if defined(__x86_64__)
+    l->sink[worker] += multiply_bytes(l->turns);
+#else
+    (void)l, (void)worker;
+#endif
+}
+
 static int lanes_of(enum isa isa)
 {
     return isa >= ISA_AVX512 ? 16 : isa >= ISA_AVX2 ? 8 : 4;
@@ -153,9 +199,27 @@ void probe_close(struct probe_memory *m)
     free(m);
 }
 
-void probe_round(struct probe *out, struct gemm *g, struct probe_memory *m, double seconds)
+/* Of all threads together. */
+static double turns_per_second(struct looking *l, struct gemm *g, void (*task)(void *ctx, int i, int worker), double seconds)
 {
     enum { SHARES = 4 }; /* of a thread's work: it evens out what else runs */
+    int threads = threads_count(gemm_threads(g));
+    double start = clock_now(), passed, sum = 0;
+
+    l->turns = TURNS;
+    gemm_parallel(g, threads, task, l); /* how long is a turn? */
+    passed = clock_now() - start;
+    l->turns = passed > 0 ? (long)(seconds / passed * TURNS / SHARES) + 1 : TURNS;
+    start = clock_now();
+    gemm_parallel(g, SHARES * threads, task, l);
+    passed = clock_now() - start;
+    for (int w = 0; w < threads; w++) sum += l->sink[w];
+    /* uses the sums, so that nothing of it is left out */
+    return passed > 0 && sum != 0.5 ? (double)l->turns * SHARES * threads / passed : 0;
+}
+
+void probe_round(struct probe *out, struct gemm *g, struct probe_memory *m, double seconds)
+{
     struct looking *l = calloc(1, sizeof(*l));
     int threads = threads_count(gemm_threads(g));
     double start, passed;
@@ -170,17 +234,7 @@ void probe_round(struct probe *out, struct gemm *g, struct probe_memory *m, doub
         passed = clock_now() - start;
         if (passed > 0 && (double)m->bytes / passed > out->read) out->read = (double)m->bytes / passed;
     }
-    l->turns = TURNS;
-    start = clock_now();
-    gemm_parallel(g, threads, multiply_task, l); /* how long is a turn? */
-    passed = clock_now() - start;
-    l->turns = passed > 0 ? (long)(seconds / passed * TURNS / SHARES) + 1 : TURNS;
-    start = clock_now();
-    gemm_parallel(g, SHARES * threads, multiply_task, l);
-    passed = clock_now() - start;
-    double sum = 0;
-    for (int w = 0; w < threads; w++) sum += l->sink[w];
-    if (passed > 0 && sum != 0.5) /* uses the sums, so that nothing of it is left out */
-        out->fma = 2.0 * CHAINS * lanes_of(l->isa) * (double)l->turns * SHARES * threads / passed;
+    out->fma = 2.0 * CHAINS * lanes_of(l->isa) * turns_per_second(l, g, multiply_task, seconds);
+    if (l->isa == ISA_AVX2) out->bytes = 2.0 * BYTE_CHAINS * BYTES_AT_ONCE * turns_per_second(l, g, bytes_task, seconds);
     free(l);
 }

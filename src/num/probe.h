@@ -9,6 +9,9 @@
 struct probe {   /* all threads of the gemm together */
     double read; /* bytes/s read from memory, of the best of the ways tried */
     double fma;  /* operations/s of f32 fused multiply-adds in registers, two each */
+    /* The same of exact products of bytes, by the instructions with which AVX2 has most of them (PAIR_SUMS in kernel_quant.h): two additions of 16 bits, a multiplication of
+     * pairs and an addition of 32 bits for 32 multiply-adds.  Of the level AVX2 only, else 0. */
+    double bytes;
 };
 
 struct probe_memory; /* what is read: larger than the caches */
@@ -17,7 +20,7 @@ struct probe_memory; /* what is read: larger than the caches */
 status probe_open(struct probe_memory **out, struct gemm *g, size_t bytes, struct err *e);
 void probe_close(struct probe_memory *m); /* NULL is fine */
 
-/* One round: the memory is read once in each way; the multiply-adds take about `seconds`. */
+/* One round: the memory is read once in each way; the multiply-adds of a kind take about `seconds`. */
 void probe_round(struct probe *out, struct gemm *g, struct probe_memory *m, double seconds);
 
 #endif

@@ -47,6 +47,7 @@ YAML
     jq -s -e 'all(.min <= .median and .median <= .max)' "$dir/bench/bench.jsonl"
     # 2 + 2 formats x 3 matrices x 2 rows; prefill and two batches of three variants
     [ "$(jq -s 'map(select(.what == "product")) | length' "$dir/bench/bench.jsonl")" = 12 ]
+    [ "$(jq -s 'map(select(.what == "product in cache" and .ratio > 0 and .bound > 0)) | length' "$dir/bench/bench.jsonl")" = 12 ]
     [ "$(jq -s 'map(select(.what == "decode" or .what == "prefill")) | length' "$dir/bench/bench.jsonl")" = 9 ]
     [ "$(jq -s 'map(select(.what == "decode" and .ratio and .bound)) | length' "$dir/bench/bench.jsonl")" = 4 ]
     # the CSV has as many rows, below its header

@@ -198,6 +198,9 @@ static void test_products(void **state)
         assert_int_equal(bench_product_ours(&p, g, &o, f, &e), OK);
         assert_int_equal(bench_product_check(p, &e), OK);
         assert_true(bench_product_time(p, 0) > 0);
+        int outputs = 0;
+        assert_true(bench_product_cached(p, 0, &outputs) > 0 && outputs == 40); /* so few are all */
+        assert_int_equal(bench_product_check(p, &e), OK);                       /* and it is as before */
         assert_true(bench_product_bytes(p) >= 40 * 96 * bench_format_bytes(f));
         for (int i = 0; i < 40 * 96; i++) o.w[i] = -o.w[i]; /* the weights are not what the product was made of */
         assert_int_equal(bench_product_check(p, &e), ERR_GATE);
