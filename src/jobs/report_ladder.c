@@ -12,22 +12,20 @@ void spread_add(struct spread *s, double x)
     if (!isfinite(x)) return;
     s->low = s->n ? fmin(s->low, x) : x;
     s->high = s->n ? fmax(s->high, x) : x;
-    s->sum += x;
-    s->squares += x * x;
     s->n++;
+    double beside = x - s->mean; /* Welford: the same bits however far from 0 the values are */
+    s->mean += beside / s->n;
+    s->squares += beside * (x - s->mean);
 }
 
 double spread_mean(const struct spread *s)
 {
-    return s->n ? s->sum / s->n : NAN;
+    return s->n ? s->mean : NAN;
 }
 
 double spread_deviation(const struct spread *s)
 {
-    if (s->n < 2) return NAN;
-    double v = (s->squares - s->sum * s->sum / s->n) / (s->n - 1);
-
-    return v > 0 ? sqrt(v) : 0;
+    return s->n < 2 ? NAN : sqrt(s->squares / (s->n - 1));
 }
 
 double student_quantile(double df)
@@ -49,22 +47,68 @@ double student_quantile(double df)
            (3 * pow(z, 7) + 19 * pow(z, 5) + 17 * pow(z, 3) - 15 * z) / (384 * pow(df, 3)); /* Abramowitz and Stegun 26.7.5 */
 }
 
+/* Without spread there is nothing to say how sure it is. */
+static struct report_interval interval_of(double mean, double variance, double df)
+{
+    double half = variance > 0 ? student_quantile(df) * sqrt(variance) : NAN;
+
+    return (struct report_interval){mean, mean - half, mean + half};
+}
+
 struct report_interval difference_interval(const struct spread *a, const struct spread *b)
 {
     double mean = spread_mean(a) - spread_mean(b);
 
     if (a->n < 2 || b->n < 2) return (struct report_interval){mean, NAN, NAN};
     double va = pow(spread_deviation(a), 2) / a->n, vb = pow(spread_deviation(b), 2) / b->n, v = va + vb;
-    double df = v > 0 ? v * v / (va * va / (a->n - 1) + vb * vb / (b->n - 1)) : 1, half = student_quantile(df) * sqrt(v);
 
-    return (struct report_interval){mean, mean - half, mean + half};
+    return interval_of(mean, v, v * v / (va * va / (a->n - 1) + vb * vb / (b->n - 1)));
+}
+
+struct report_interval pairs_interval(const struct spread *differences)
+{
+    int n = differences->n;
+
+    return interval_of(spread_mean(differences), pow(spread_deviation(differences), 2) / n, n - 1);
+}
+
+/* The only run like `x`: of its seed, on its text.  NULL: none, or several, which no seed tells apart. */
+static const struct ladder_run *twin_of(const struct ladder_run *x, const struct ladder_run *list)
+{
+    const struct ladder_run *found = NULL;
+
+    if (x->seed < 0 || !x->text) return NULL;
+    for (; list; list = list->next) {
+        if (list->seed != x->seed || !list->text || strcmp(list->text, x->text)) continue;
+        if (found) return NULL;
+        found = list;
+    }
+    return found;
+}
+
+bool ladder_pairs(struct spread *differences, const struct ladder_run *a, const struct ladder_run *b)
+{
+    *differences = (struct spread){0};
+    for (const struct ladder_run *x = b; x; x = x->next)
+        if (!twin_of(x, b) || !twin_of(x, a)) return false;
+    for (const struct ladder_run *x = a; x; x = x->next) {
+        const struct ladder_run *twin = twin_of(x, a) ? twin_of(x, b) : NULL;
+
+        if (!twin) return false;
+        spread_add(differences, x->nats - twin->nats);
+    }
+    return true;
 }
 
 struct report_interval ladder_gain(const struct ladder *l, int row, int column)
 {
+    struct spread differences;
+
     if (row < 1 || !l->line[row].part) return (struct report_interval){NAN, NAN, NAN};
-    return difference_interval(&l->line[row - 1].cell[column].x[LADDER_LOG_TIMES],
-                               &l->line[row].cell[column].x[LADDER_LOG_TIMES]);
+    const struct ladder_cell *a = &l->line[row - 1].cell[column], *b = &l->line[row].cell[column];
+
+    if (ladder_pairs(&differences, a->run, b->run)) return pairs_interval(&differences);
+    return difference_interval(&a->x[LADDER_LOG_TIMES], &b->x[LADDER_LOG_TIMES]);
 }
 
 /* ---- gathering ---- */
@@ -81,6 +125,8 @@ struct gathering {
     struct ladder *l;
     struct ends *ends;
     int n_ends;
+    struct ladder_run *runs; /* of all cells, borrowed by them */
+    int n_runs;
 };
 
 int ladder_column(const struct ladder *l, double share)
@@ -173,6 +219,28 @@ static void add_figures(struct ladder_cell *to, const struct report_eval *x, con
     to->runs++;
 }
 
+/* As its job's resolved spec has it: the results do not.  -1: it cannot be read. */
+static int64_t seed_of(const struct report_run *run)
+{
+    char *path = str_join(run->directory, "spec.yaml");
+    struct spec *s = NULL;
+    struct err ignored;
+    int64_t seed = file_exists(path) && !spec_load(&s, path, NULL, 0, &ignored) ? s->seed : -1;
+
+    spec_free(s);
+    free(path);
+    return seed;
+}
+
+static void add_to_pair(struct gathering *g, struct ladder_cell *to, const struct report_run *run, const char *text, double nats)
+{
+    if (!isfinite(nats)) return;
+    struct ladder_run *x = &g->runs[g->n_runs++];
+
+    *x = (struct ladder_run){.seed = seed_of(run), .text = text, .nats = nats, .next = to->run};
+    to->run = x;
+}
+
 /* first: only the ends of the gap are gathered. */
 static status add_run(struct gathering *g, struct ladder_line *line, const struct report_run *run, bool first, struct err *e)
 {
@@ -193,10 +261,11 @@ static status add_run(struct gathering *g, struct ladder_line *line, const struc
                        run->variant ? run->variant : "a router");
     int column = v ? ladder_column(g->l, v->share) : -1;
     if (v && column < 0)
-        report_missing(g->r, "%s: f of %s is %.1f %%, more than %g %% beside all shares, so it is not in the ladder", run->source,
-                       v->name, 100 * v->share, 100 * LADDER_BESIDE);
+        report_missing(g->r, "%s: f of %s is %.1f %%, more than %g points beside all shares, so it is not in the ladder",
+                       run->source, v->name, 100 * v->share, 100 * LADDER_BESIDE);
     if (column >= 0) {
         add_figures(&line->cell[column], x, v, closed(g, text, x, v, column));
+        add_to_pair(g, &line->cell[column], run, text, log(v->times.value));
         if (!line->variant) line->variant = v->name;
     }
 out:
@@ -369,9 +438,10 @@ status report_ladder(struct report *r, struct err *e)
     int most = r->rows > 0 ? r->rows : r->inputs;
     struct ladder l = {
         .columns = shares->n > 0 ? shares->n : 1, .given = shares->n > 0, .line = calloc((size_t)most + 1, sizeof(*l.line))};
-    struct gathering g = {.r = r, .l = &l, .ends = calloc((size_t)r->n + 1, sizeof(*g.ends))};
+    struct gathering g = {
+        .r = r, .l = &l, .ends = calloc((size_t)r->n + 1, sizeof(*g.ends)), .runs = calloc((size_t)r->n + 1, sizeof(*g.runs))};
 
-    BUG_ON(!l.line || !g.ends);
+    BUG_ON(!l.line || !g.ends || !g.runs);
     for (int c = 0; c < shares->n; c++) l.share[c] = strtod(shares->items[c], NULL);
     status s = gather(&g, e);
     for (int i = 0; i < most; i++)
@@ -379,5 +449,6 @@ status report_ladder(struct report *r, struct err *e)
     if (!s) s = show(r, &l, e);
     free(l.line);
     free(g.ends);
+    free(g.runs);
     return s;
 }

@@ -4,10 +4,10 @@
 
 #include "jobs/report.h"
 
-/* Sums over the runs of a cell. */
+/* Of a figure over the runs of a cell; {0}: of none. */
 struct spread {
     int n;
-    double sum, squares, low, high;
+    double mean, squares /* sum of (x - mean)^2 */, low, high;
 };
 void spread_add(struct spread *s, double x);     /* what is not finite is left out */
 double spread_mean(const struct spread *s);      /* NaN: none */
@@ -30,9 +30,17 @@ enum ladder_figure {
     LADDER_FIGURES
 };
 
+/* One of them, for pairs. */
+struct ladder_run {
+    int64_t seed;     /* of its eval's spec; -1: not known */
+    const char *text; /* digest, owned by its result; NULL: not known */
+    double nats;      /* LADDER_LOG_TIMES */
+    struct ladder_run *next;
+};
 /* The runs of a row at one f. */
 struct ladder_cell {
     int runs;
+    struct ladder_run *run; /* those whose nats are finite */
     struct spread x[LADDER_FIGURES];
 };
 struct ladder_line {
@@ -49,9 +57,14 @@ struct ladder {
 };
 
 /* Nats a token less than the row before, mean over the runs; NaN where the row is no part, or there is nothing to compare.  low, high: its 95 % interval over the
- * seeds (difference_interval()). */
+ * seeds alone, on this text: of the differences seed by seed where ladder_pairs(), else of difference_interval(). */
 struct report_interval ladder_gain(const struct ladder *l, int row, int column);
-/* mean(a) - mean(b) and the 95 % interval of Welch's t (two samples, each with a variance of its own); its ends are NaN where one of them has a single run. */
+/* Do both have the same seeds, each once, on the same text?  Then a's nats less those of b's run with the same seed. */
+bool ladder_pairs(struct spread *differences, const struct ladder_run *a, const struct ladder_run *b);
+/* Their mean and the 95 % interval of Student's t.  Here and in the next one the ends are NaN where there is no spread: of a single run, or of equal figures, which say
+ * nothing of how sure they are. */
+struct report_interval pairs_interval(const struct spread *differences);
+/* mean(a) - mean(b) and the 95 % interval of Welch's t: two samples that have nothing to do with each other, each with a variance of its own. */
 struct report_interval difference_interval(const struct spread *a, const struct spread *b);
 /* 97.5 % quantile of Student's t, of df >= 1 degrees of freedom: within 1 % where df is whole or above 4, a little too much elsewhere. */
 double student_quantile(double df);

@@ -78,9 +78,10 @@ static void put_heads(struct heads *to, const struct table *t)
             if (f == 0 && t->gain[c])
                 add_head(to, group, "part", "what the part changes against the row above, nats a token: less is better");
             if (f == 0 && t->sure[c])
-                add_head(to, group, "part, 95 %",
-                         "interval of that difference of two means over seeds (Welch's t): what a part brings is shown where 0 "
-                         "is outside");
+                add_head(
+                    to, group, "part, 95 %",
+                    "interval of that, over seeds alone, on this text: Student's t of the differences seed by seed where both "
+                    "rows have the same seeds, else Welch's t of two means; what a part brings is shown where 0 is outside");
         }
         if (t->interval[c])
             add_head(to, group, "\xc3\x97 dense, 95 %", "least and most of the runs' intervals of a bootstrap over the text");

@@ -172,16 +172,27 @@ YAML
     sed -i 's/#random"/#nothing"/' "$dir/report.yaml"
     "$FACTORLLM" run "$dir/report.yaml" --quiet
     page | grep -qF "eval: has no figure of nothing, so it is not in the ladder"
-    # a run stands in the column that is no more than 3 % beside its f; two runs a row: the part has an interval
+    # a run stands in the column that is no more than 3 points beside its f; two runs a row: the part has an interval
     ! page | grep -qF '>part, 95 %<'
     printf 'kind: report\noutput: %s/report\nshares: [0.5]\nrows:\n  one: ["%s/a/eval#random", "%s/b/eval#random"]\n  + two: ["%s/a/eval#router", "%s/c#router"]\n' "$dir" "$dir" "$dir" "$dir" "$dir" >"$dir/report.yaml"
     cp "$dir/b/eval/result.json" "$dir/r.json"
     for share in 0.471:0 0.529:0 0.469:1 0.531:1; do
         jq ".eval.active_share.random = ${share%:*}" "$dir/r.json" >"$dir/b/eval/result.json"
         "$FACTORLLM" run "$dir/report.yaml" --quiet
-        [ "$(page | grep -c 'more than 3 % beside all shares')" = "${share#*:}" ]
+        [ "$(page | grep -c 'more than 3 points beside all shares')" = "${share#*:}" ]
         [ "$(page | grep -c '>part, 95 %<')" = $((1 - ${share#*:})) ]
     done
+    # both rows have seeds 3 and 1: the interval is that of two differences, t 12.706
+    jq ".eval.active_share.random = 0.5" "$dir/r.json" >"$dir/b/eval/result.json"
+    "$FACTORLLM" run "$dir/report.yaml" --quiet
+    cells "+ two" >"$dir/two_samples"
+    sed -i 's/^seed: 3$/seed: 1/' "$dir/b/eval/spec.yaml"
+    "$FACTORLLM" run "$dir/report.yaml" --quiet
+    ! cmp <(cells "+ two") "$dir/two_samples"
+    read -r low high < <(jq -s -r '[.[0].eval.perplexity | (.router / .random) | log] + [((.[2].eval.perplexity | .router / .dense) | log) - ((.[1].eval.perplexity | .random / .dense) | log)] |
+        ((.[0] + .[1]) / 2) as $mean | (12.706 * ((.[0] - .[1]) / 2 | fabs)) as $half | $mean - $half, $mean + $half' \
+        "$dir/a/eval/result.json" "$dir/b/eval/result.json" "$dir/c/result.json" | awk '{printf "%+.3f ", $1} END {print ""}')
+    cells "+ two" | sed 's/â/-/g' | grep -qF -- ">$low to $high</td>"
 }
 
 @test "scripts/ladder.sh: every row has its figures, and nothing that ended well is done again" {

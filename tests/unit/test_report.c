@@ -201,6 +201,71 @@ static void test_difference(void **state)
     assert_true(x.value == -2 && isnan(x.low) && isnan(x.high)); /* one seed has no spread */
     x = difference_interval(&b, &b);
     assert_true(x.low < 0 && x.high > 0);
+    struct spread same = {0}, other = {0};
+    for (int i = 0; i < 3; i++) spread_add(&same, 0.1), spread_add(&other, 0.3);
+    x = difference_interval(&same, &other); /* nor have equal figures: no interval of no width */
+    assert_true(fabs(x.value + 0.2) < 1e-15 && isnan(x.low) && isnan(x.high));
+    assert_true(isfinite(difference_interval(&a, &same).low));
+}
+
+/* Far from 0 as near it: values and spreads that are exact in binary. */
+static void test_spread(void **state)
+{
+    struct spread near = {0}, far = {0};
+
+    (void)state;
+    for (int i = 0; i < 4; i++) spread_add(&near, i * 0.25), spread_add(&far, 0x1p40 + i * 0.25);
+    spread_add(&far, NAN), spread_add(&far, INFINITY);
+    assert_int_equal(far.n, 4);
+    assert_true(fabs(spread_deviation(&near) - sqrt(0.3125 / 3)) < 1e-15);
+    assert_true(fabs(spread_deviation(&far) - spread_deviation(&near)) < 1e-4);
+    assert_true(spread_mean(&far) == 0x1p40 + 0.375 && far.low == 0x1p40 && far.high == 0x1p40 + 0.75);
+}
+
+/* Rows of seeds 1, 2, 3 whose figures go up and down together: differences 1, 2, 3 have mean 2 and deviation 1, so 4.303 / sqrt(3) on either side. */
+static void test_pairs(void **state)
+{
+    enum { N = 3 };
+    static const double nats[2][N] = {{11, 52, 33}, {30, 10, 50}}; /* of seeds 1, 2, 3, and of 3, 1, 2 */
+    static const int seeds[2][N] = {{1, 2, 3}, {3, 1, 2}};
+    struct ladder_run run[2][N + 1];
+    struct ladder_line line[2] = {{.label = "one"}, {.label = "+ two", .part = true}};
+    struct ladder l = {.rows = 2, .columns = 1, .line = line};
+    struct spread d;
+
+    (void)state;
+    for (int r = 0; r < 2; r++) {
+        line[r].cell[0].run = run[r];
+        for (int i = 0; i < N; i++) {
+            run[r][i] = (struct ladder_run){seeds[r][i], "text", nats[r][i], i < N - 1 ? &run[r][i + 1] : NULL};
+            spread_add(&line[r].cell[0].x[LADDER_LOG_TIMES], nats[r][i]);
+        }
+    }
+    assert_true(ladder_pairs(&d, run[0], run[1]));
+    assert_true(d.n == 3 && fabs(spread_mean(&d) - 2) < 1e-15 && fabs(spread_deviation(&d) - 1) < 1e-15);
+    struct report_interval x = ladder_gain(&l, 1, 0), y = ladder_gain(&l, 0, 0);
+    assert_true(fabs(x.value - 2) < 1e-12 && fabs(x.low - (2 - 4.303 / sqrt(3))) < 1e-12);
+    assert_true(fabs(x.high - (2 + 4.303 / sqrt(3))) < 1e-12);
+    assert_true(isnan(y.value));              /* no part */
+    run[0][0].nats = 12, run[0][2].nats = 32; /* now 2, 2, 2: no spread */
+    assert_true(ladder_pairs(&d, run[0], run[1]) && isnan(pairs_interval(&d).low) && pairs_interval(&d).value == 2);
+    for (int how = 0; how < 6; how++) { /* not of one kind: two samples */
+        struct ladder_run was = run[1][1], extra = {4, "text", 1, NULL};
+
+        if (how == 0) run[1][1].seed = 2;  /* twice, and 1 not */
+        if (how == 1) run[1][1].seed = 9;  /* another */
+        if (how == 2) run[1][1].seed = -1; /* not known */
+        if (how == 3) run[1][1].text = "another text";
+        if (how == 4) run[1][1].text = NULL;
+        if (how == 5) run[1][2].next = &extra; /* one more */
+        assert_false(ladder_pairs(&d, run[0], run[1]));
+        assert_false(ladder_pairs(&d, run[1], run[0]));
+        x = ladder_gain(&l, 1, 0);
+        assert_true(x.low < -10 && x.high > 10); /* Welch's: wide */
+        run[1][1] = was;
+        run[1][2].next = NULL;
+    }
+    assert_true(ladder_pairs(&d, run[0], run[1]));
 }
 
 /* A run stands in the column whose f it was measured at, give or take 0.03, or in none. */
@@ -248,10 +313,10 @@ static void test_rows(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_text),    cmocka_unit_test(test_numbers),    cmocka_unit_test(test_table),
-        cmocka_unit_test(test_ticks),   cmocka_unit_test(test_ticks_more), cmocka_unit_test(test_places),
-        cmocka_unit_test(test_shades),  cmocka_unit_test(test_rows),       cmocka_unit_test(test_difference),
-        cmocka_unit_test(test_columns),
+        cmocka_unit_test(test_text),   cmocka_unit_test(test_numbers),    cmocka_unit_test(test_table),
+        cmocka_unit_test(test_ticks),  cmocka_unit_test(test_ticks_more), cmocka_unit_test(test_places),
+        cmocka_unit_test(test_shades), cmocka_unit_test(test_rows),       cmocka_unit_test(test_difference),
+        cmocka_unit_test(test_spread), cmocka_unit_test(test_pairs),      cmocka_unit_test(test_columns),
     };
     int code = cmocka_run_group_tests(tests, NULL, NULL);
 
