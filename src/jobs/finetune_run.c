@@ -136,6 +136,17 @@ static status write_state(struct finetune_run *r, const struct json_t *progress,
     return s;
 }
 
+/* Numbers that are not finite, or too large to be added exactly, are the steps' doing behind a step, in front of the first the model's. */
+static status diverged(const struct finetune_run *r, struct err *e)
+{
+    char what[sizeof(e->text)];
+
+    if ((e->code != ERR_FORMAT && e->code != ERR_LIMIT) || r->stage->steps(r) == 0) return e->code;
+    memcpy(what, e->text, sizeof(what));
+    return err_set(e, e->code, "%.*s; step %lld of %lld, training diverged; lower learning_rate or expert_rate",
+                   (int)sizeof(what) / 2, what, (long long)r->stage->steps(r), (long long)r->steps);
+}
+
 static status save(struct finetune_run *r, struct err *e)
 {
     struct json_t *o = json_object_new();
@@ -153,6 +164,7 @@ static status save(struct finetune_run *r, struct err *e)
     json_put(o, "before", json_clone(r->before));
     status s = write_state(r, o, e);
     json_free(o);
+    if (s == ERR_FORMAT) return diverged(r, e); /* the state before it stays */
     if (s) return s;
     r->saved_step = r->stage->steps(r);
     r->saved_tokens = r->tokens;
@@ -239,17 +251,6 @@ static status stopped(struct finetune_run *r, struct err *e)
     if (e->code != STOPPED) return e->code;
     return err_set(e, STOPPED, "stopped after step %lld of %lld; run the same job again to go on from %s", step,
                    (long long)r->steps, r->checkpoint);
-}
-
-/* Numbers that are not finite, or too large to be added exactly, are the steps' doing behind a step, in front of the first the model's. */
-static status diverged(const struct finetune_run *r, struct err *e)
-{
-    char what[sizeof(e->text)];
-
-    if ((e->code != ERR_FORMAT && e->code != ERR_LIMIT) || r->stage->steps(r) == 0) return e->code;
-    memcpy(what, e->text, sizeof(what));
-    return err_set(e, e->code, "%.*s; step %lld of %lld, training diverged; lower learning_rate or expert_rate",
-                   (int)sizeof(what) / 2, what, (long long)r->stage->steps(r), (long long)r->steps);
 }
 
 static bool is_due(const struct finetune_run *r)

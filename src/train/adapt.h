@@ -45,7 +45,7 @@ status adapt_step(struct adapt *a, int64_t steps, double gscale, double rate, co
 
 /* From dy [rows, D], the error of what stands behind the layer, and the states h that entered its FFN. */
 void adapt_term(struct adapt *a, int layer, const float *h, const float *dy, int rows);
-/* From set [rows][words] and dgate [rows][N], <dy, scale e_i> (moe/moe.h). */
+/* From set [rows][words] and dgate [rows][N], <dy, scale e_i> (moe/moe.h), which is divided by the scale: one that is exactly 0 gets no gradient and never moves. */
 void adapt_scale(struct adapt *a, int layer, const uint64_t *set, const float *dgate, int rows);
 /* From dy, the error behind a norm, and x in front of it. */
 enum adapt_norm { ADAPT_ATTENTION, ADAPT_FFN, ADAPT_LAST };

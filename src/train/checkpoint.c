@@ -88,6 +88,19 @@ status checkpoint_encode(char **bytes, size_t *length, const struct json_t *iden
     return OK;
 }
 
+/* What would never be read again does not take the place of what can be. */
+static status check_arrays(const struct checkpoint_array *arrays, int n_arrays, const char *path, const struct alive *alive,
+                           struct err *e)
+{
+    for (int i = 0; i < n_arrays; i++)
+        for (size_t k = 0; k < arrays[i].n; k++) {
+            if (k % (ALIVE_BYTES / sizeof(float)) == 0) alive_tick(alive);
+            if (!isfinite(arrays[i].data[k]))
+                return err_set(e, ERR_FORMAT, "%s: not written: number %zu of %s is not finite", path, k, arrays[i].name);
+        }
+    return OK;
+}
+
 status checkpoint_write(const char *path, const struct json_t *identity, const struct json_t *progress,
                         const struct checkpoint_array *arrays, int n_arrays, const struct alive *alive, struct err *e)
 {
@@ -95,7 +108,7 @@ status checkpoint_write(const char *path, const struct json_t *identity, const s
     struct str head = {0};
     char hex[65];
 
-    if (file_begin(&w, path, e)) return e->code;
+    if (check_arrays(arrays, n_arrays, path, alive, e) || file_begin(&w, path, e)) return e->code;
     describe(&head, identity, progress, arrays, n_arrays);
     digest_all(hex, &head, arrays, n_arrays, alive);
     status s = file_append(&w, MAGIC, MAGIC_BYTES, alive, e);

@@ -23,6 +23,7 @@ struct checkpoint_array {
     size_t n;
 };
 
+/* ERR_IO; ERR_FORMAT: an array, which is named, has a number that is not finite: the previous checkpoint stays. */
 status checkpoint_write(const char *path, const struct json_t *identity, const struct json_t *progress,
                         const struct checkpoint_array *arrays, int n_arrays, const struct alive *alive, struct err *e);
 

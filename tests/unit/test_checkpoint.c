@@ -131,6 +131,37 @@ static void round_trip(void **state)
     json_free(progress);
 }
 
+/* A state that could not be read again is not written: the checkpoint before it stays, and nothing beside it. */
+static void not_finite(void **state)
+{
+    static const float bad[] = {INFINITY, -INFINITY, NAN};
+    char directory[] = "/tmp/checkpoint-XXXXXX", *path;
+    struct json_t *identity = identity_of(0.01), *progress = progress_of(), *back;
+    float w[5], m[3], spoiled[3];
+    struct checkpoint_array from[] = {arrays[0], {"moment", spoiled, 3}}, into[] = {{"weight", w, 5}, {"moment", m, 3}};
+    struct err e;
+
+    (void)state;
+    assert_non_null(mkdtemp(directory));
+    path = str_join(directory, "checkpoint");
+    assert_int_equal(checkpoint_write(path, identity, progress, arrays, 2, NULL, &e), OK);
+    for (int i = 0; i < 3; i++) {
+        memcpy(spoiled, moment, sizeof(spoiled));
+        spoiled[i] = bad[i];
+        assert_int_equal(checkpoint_write(path, identity, progress, from, 2, NULL, &e), ERR_FORMAT);
+        assert_non_null(strstr(e.text, "of moment is not finite"));
+        assert_non_null(strstr(e.text, path));
+        assert_int_equal(checkpoint_read(&back, path, identity, into, 2, NULL, &e), OK);
+        assert_memory_equal(m, moment, sizeof(m));
+        json_free(back);
+    }
+    unlink(path);
+    assert_int_equal(rmdir(directory), 0);
+    free(path);
+    json_free(identity);
+    json_free(progress);
+}
+
 static void truncations_and_mutations(void **state)
 {
     struct json_t *progress;
@@ -276,9 +307,9 @@ static void forged(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip), cmocka_unit_test(signs_of_life),
-                                       cmocka_unit_test(truncations_and_mutations), cmocka_unit_test(other_run),
-                                       cmocka_unit_test(forged)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip),    cmocka_unit_test(not_finite),
+                                       cmocka_unit_test(signs_of_life), cmocka_unit_test(truncations_and_mutations),
+                                       cmocka_unit_test(other_run),     cmocka_unit_test(forged)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
