@@ -4,7 +4,8 @@
 #   MODEL=configs/models/quillan-6m TEXT=train.txt VALID=valid.txt OUT=runs/ladder scripts/ladder.sh build/factorllm
 #
 # Every (seed, f) is a pipeline, OUT/SEED-F.yaml; each of its jobs stands on the terminal with a line.  What ended well is not done again: run it again after
-# an interruption, with more SEEDS, or with more tokens (then what they change).  Needs nothing but the program.
+# an interruption, with more SEEDS or SHARES, or other BYTES to measure on (then what they change).  With other keys of training (TRAIN, TOKENS, TOKENS2,
+# COMPENSATION, STAGE2) into another OUT: a router version that is there is not replaced, and the run ends saying so.  Needs nothing but the program.
 #
 #   SEEDS="1 2 3"  SHARES="0.5 0.25"   f = k / N
 #   EXPERTS=32                         of the fine rows; COARSE=4 of the published ones (doubled where f is less than one of them)

@@ -50,6 +50,14 @@ bool finetune_fits(const struct router *r)
     return router_compensates(r) || r->scale;
 }
 
+static struct json_t *scales_of(const struct router *r)
+{
+    struct json_t *list = json_array_new();
+
+    for (int l = 0; l < r->layers; l++) json_append(list, json_real_new((double)r->scale[l]));
+    return list;
+}
+
 struct json_t *finetune_router_json(const struct router *r, const struct shape *shape)
 {
     struct json_t *o = json_object_new();
@@ -59,6 +67,8 @@ struct json_t *finetune_router_json(const struct router *r, const struct shape *
     json_put_bool(o, "means", r->mu != NULL);
     json_put_bool(o, "constant", r->offset && !r->low_rank);
     json_put_int(o, "compensation_rank", r->low_rank);
+    if (r->scale) json_put(o, "scale", scales_of(r));
+    else json_put_text(o, "scale", NULL);
     json_put(o, "cost", router_cost_json(r, shape));
     return o;
 }

@@ -10,7 +10,7 @@
 status finetune_router(struct router *r, const struct spec *s, const struct shape *shape, struct err *e);
 /* Anything to be fitted after training? */
 bool finetune_fits(const struct router *r);
-/* {kind, rank, compensation_rank, means, cost: {...}} */
+/* {kind, rank, means, constant, compensation_rank, scale: [of a layer, ...] or null, cost: {...}} */
 struct json_t *finetune_router_json(const struct router *r, const struct shape *shape);
 /* Into a checkpoint's identity. */
 void finetune_identity(struct json_t *o, const struct spec *s);

@@ -7,6 +7,7 @@
 #include "base/str.h"
 #include "data/digest.h"
 #include "jobs/finetune_adapted.h"
+#include "jobs/finetune_fit.h"
 #include "model/router_versions.h"
 #include "moe/route.h"
 #include "train/stage2.h"
@@ -385,12 +386,14 @@ static void result(struct finetune_run *r, struct json_t *o, const struct json_t
     put_metrics(o, r, after);
     json_put_int(o, "stage", 2);
     json_put_text(o, "from", r->from);
+    json_put(o, "router", finetune_router_json(&r->router, &r->shape));
     if (spec_adapts(r->spec)) json_put_text(o, "weights", "adapted");
     if (r->router.by_threshold) json_put_real(o, "threshold_shift", own(r)->shift);
 }
 
 static void about(const struct finetune_run *r, struct json_t *o, struct json_t *metrics, const struct json_t *after)
 {
+    json_put(o, "router", finetune_router_json(&r->router, &r->shape));
     if (spec_adapts(r->spec)) {
         json_put_text(o, "stage", "2: end to end, with weights of the model");
         json_put_text(o, "parent_model", r->spec->model); /* `parent` is a version there, not here */

@@ -134,6 +134,22 @@ static double mean(const struct json_t *o, const char *key)
     return sum / (double)json_length(list);
 }
 
+/* The factors of the active experts, one a layer, of a router that has them. */
+static void print_scale(FILE *to, const struct json_t *router)
+{
+    const struct json_t *list = router ? json_at(router, "scale") : NULL;
+    double least = INFINITY, most = -INFINITY;
+
+    for (size_t i = 0; list && json_is_array(list) && i < json_length(list); i++) {
+        const struct json_t *x = json_item(list, i);
+
+        if (!json_is_real(x)) return;
+        least = fmin(least, json_number(x));
+        most = fmax(most, json_number(x));
+    }
+    if (least <= most) fprintf(to, ", scale %.3f to %.3f", least, most);
+}
+
 static void print_router(FILE *to, const char *routers, const char *version, bool current)
 {
     char *directory = str_join(routers, version), *path = str_join(directory, "router.json");
@@ -152,6 +168,7 @@ static void print_router(FILE *to, const char *routers, const char *version, boo
 
         if (cost)
             fprintf(to, "  %.20s, %.2f %% of the FFN's multiply-adds", text(router, "kind"), 100 * number(cost, "share_of_ffn"));
+        print_scale(to, router);
         fprintf(to, "  made %.30s\n", text(about, "made"));
         json_free(about);
     }

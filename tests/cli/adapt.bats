@@ -27,6 +27,7 @@ YAML
     [ "$status" = 0 ]
     jq -e '.factorization.adapted.trained == ["norms", "experts"]' "$dir/run/weights/model/config.json"
     jq -e '.weights == "adapted" and (.parent_model | endswith("factorize/model"))' "$dir/run/weights/model/routers/v1/router.json"
+    jq -e '.weights.router | .kind == "linear" and has("scale") and .scale == null' "$dir/run/result.json" # it trained none
     jq -e '.eval | (.perplexity | has("dense") | not) and ((.ppl_ratio.router.value * .compare.other.perplexity.dense / .perplexity.router - 1) | fabs < 1e-9)' "$dir/run/eval/result.json"
     "$FACTORLLM" inspect --verify "$dir/run/weights/model"
     run "$FACTORLLM" plan "$dir/a.yaml" # with the model there

@@ -192,7 +192,8 @@ YAML
     read -r low high < <(jq -s -r '[.[0].eval.perplexity | (.router / .random) | log] + [((.[2].eval.perplexity | .router / .dense) | log) - ((.[1].eval.perplexity | .random / .dense) | log)] |
         ((.[0] + .[1]) / 2) as $mean | (12.706 * ((.[0] - .[1]) / 2 | fabs)) as $half | $mean - $half, $mean + $half' \
         "$dir/a/eval/result.json" "$dir/b/eval/result.json" "$dir/c/result.json" | awk '{printf "%+.3f ", $1} END {print ""}')
-    cells "+ two" | sed 's/â/-/g' | grep -qF -- ">$low to $high</td>"
+    echo "$low to $high: $(cells "+ two")"
+    cells "+ two" | sed 's/−/-/g' | grep -qF -- ">$low to $high</td>"
 }
 
 @test "scripts/ladder.sh: every row has its figures, and nothing that ended well is done again" {

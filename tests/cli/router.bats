@@ -98,3 +98,34 @@ says() {
     echo '{"perplexity": "x"}' >"$model/routers/v1/measured.json"
     says 4 "routers/v1/measured.json: perplexity: expected a number" list "$model"
 }
+
+@test "a step does not replace the version that it names: other keys want another output; what a version brings along is told" {
+    cat >"$dir/named.yaml" <<YAML
+kind: pipeline
+model: $toy
+output: $dir/run
+steps:
+  - {kind: factorize, experts: 8, active: 4, grouping: contiguous, calibration: {sample_tokens: 200}}
+  - {kind: finetune, name: one, version: one, text: {sample_tokens: 300}, sequence: 32, tokens: 256, batch_tokens: 128}
+  - {kind: finetune, name: two, version: two, stage: 2, from: one, text: {sample_tokens: 300}, sequence: 32, tokens: 256, batch_tokens: 128}
+YAML
+    model=$dir/run/factorize/model
+    "$FACTORLLM" run "$dir/named.yaml" --quiet
+    # stage 2 trains a scale a layer, stage 1 has none unless it is asked for
+    jq -e '.one.router.scale == null and (.two.router.scale | length == 3 and all(. > 0.5 and . < 2))' "$dir/run/result.json"
+    jq -e --slurpfile all "$dir/run/result.json" '.router.scale == $all[0].two.router.scale' "$model/routers/two/router.json"
+    run "$FACTORLLM" inspect "$model"
+    echo "$output"
+    [ "$(jq -r '.router.scale | "scale \(min * 1000 | round / 1000) to"' "$model/routers/two/router.json")" = "$(grep -oE 'scale [0-9.]+ to' <<<"$output" | sed 's/\.\?0* to/ to/')" ]
+    before=$(cat "$model"/routers/*/* "$model/routers/current" | sha256sum)
+    run "$FACTORLLM" run "$dir/named.yaml" --quiet --set one.tokens=384
+    echo "$output"
+    [ "$status" = 2 ]
+    [ "$(grep -c '^factorllm: ' <<<"$output")" = 1 ]
+    grep -qF "version: $model/routers/one exists already" <<<"$output"
+    [ "$(cat "$model"/routers/*/* "$model/routers/current" | sha256sum)" = "$before" ]
+    "$FACTORLLM" run "$dir/named.yaml" --quiet --set one.tokens=384 --set output="$dir/other"
+    # another factorization begins without versions
+    "$FACTORLLM" run "$dir/named.yaml" --quiet --set one.tokens=384 --set factorize.active=2
+    jq -e '.one.tokens > 256' "$dir/run/result.json"
+}

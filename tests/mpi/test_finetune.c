@@ -6,6 +6,7 @@
 #include <signal.h>
 
 #include "../job_world.h"
+#include "model/router_file.h"
 
 static int steps; /* of a whole run: 1200 tokens in batches of at most 200, whole windows */
 
@@ -212,6 +213,26 @@ static void starts_by_directions(void **state)
     json_free(o);
 }
 
+/* The fitted factors are there to be read, in the result and beside the version, as it has them. */
+static void tells_scale(const struct json_t *o, const char *version)
+{
+    const struct json_t *list = json_at(json_at(o, "router"), "scale");
+    char *model = str_join(world.directory, "model");
+    struct shape shape;
+    struct router r;
+    struct err e;
+
+    if (shape_read(&shape, model, &e) || router_read(&r, model, version, &shape, &e)) fail_msg("%s", e.text);
+    assert_non_null(r.scale);
+    assert_true(json_is_array(list) && json_length(list) == (size_t)r.layers);
+    for (int l = 0; l < r.layers; l++) {
+        assert_true((float)json_number(json_item(list, (size_t)l)) == r.scale[l]);
+        assert_true(r.scale[l] > 0 && r.scale[l] != 1);
+    }
+    router_free(&r);
+    free(model);
+}
+
 /* A constant leaves less missing than nothing, layer by layer, where the states are the same: in the first. */
 static void constant(void **state)
 {
@@ -228,6 +249,7 @@ static void constant(void **state)
             fail_msg("%s", e.text);
         missing[i] = json_number(json_item(json_at(o, "missing"), 0));
         assert_true(json_bool(json_at(json_at(o, "router"), "constant")) == !i);
+        tells_scale(o, i ? "with-none" : "with-constant");
         json_free(o);
     }
     assert_true(missing[0] < missing[1]);
