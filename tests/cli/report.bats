@@ -201,7 +201,7 @@ YAML
     words=(the cat sat on a mat and saw two dogs run far away .)
     for i in $(seq 1200); do echo -n "${words[(i * i * 7 + i / 5 * 3 + i / 11) % 14]} "; done >"$dir/text"
     make_ladder() {
-        MODEL=$toy TEXT=$dir/text VALID=$dir/text OUT=$dir/ladder SEEDS=1 SHARES=0.5 EXPERTS=8 CALIBRATE=2000 TRAIN=3000 TOKENS=200 TOKENS2=200 BYTES=1500 ORACLE_BYTES=800 EXPERT_TOKENS=200 \
+        MODEL=$toy TEXT=$dir/text VALID=$dir/text OUT=$dir/ladder SEEDS=1 SHARES=0.5 EXPERTS=8 CALIBRATE=2000 TRAIN=3000 TOKENS=${1:-200} TOKENS2=200 BYTES=${2:-1500} ORACLE_BYTES=800 EXPERT_TOKENS=200 \
             THREADS=1 scripts/ladder.sh "$FACTORLLM"
     }
     make_ladder >"$dir/first.txt"
@@ -213,6 +213,10 @@ YAML
     [ "$(grep -c ' -> ' "$dir/first.txt")" = 25 ]
     [ "$(grep -c 'done before' "$dir/second.txt")" = 25 ] # all but the page
     cmp "$dir/first.md" "$dir/ladder/report/ladder.md"
+    run make_ladder 300 # other training wants another OUT
+    echo "$output"
+    [ "$status" = 1 ]
+    grep -qF "version: $dir/ladder/1-0.5/paper/model/routers/router exists already" <<<"$output"
     run scripts/ladder.sh "$FACTORLLM"
     [ "$status" = 2 ]
     grep -qF 'MODEL=' <<<"$output"
