@@ -99,7 +99,7 @@ YAML
     for d in a b; do "$FACTORLLM" bench make-model --quiet --shape quillan,layers=2 "$dir/$d"; done
     "$FACTORLLM" bench make-model --quiet --shape quillan,layers=2 --seed 2 "$dir/c"
     cmp "$dir/a/model.safetensors" "$dir/b/model.safetensors"
-    ! cmp -s "$dir/a/model.safetensors" "$dir/c/model.safetensors"
+    refute cmp "$dir/a/model.safetensors" "$dir/c/model.safetensors"
     run "$FACTORLLM" bench make-model "$dir/a"
     [ "$status" = 2 ]
     run "$FACTORLLM" bench make-model --shape width=3 "$dir/d"

@@ -19,17 +19,34 @@ ranks() {
     run timeout 120 mpirun -n "$n" "$FACTORLLM" "$@"
 }
 
+# refute CMD...: CMD says no (exit code 1) and nothing else: neither yes, nor that it could not look.
+# A test cannot use `! CMD` for that: bash ends a test at the first command that fails, but never at a negated one.
+refute() {
+    local found code=0
+    found=$("$@" 2>&1) || code=$?
+    [ "$code" != 1 ] || return 0
+    echo "expected nothing from: $*; exit code $code, found: $found"
+    return 1
+}
+
+# nobody_left MPIRUN: within 20 seconds no process is left that has $dir in its command line, but for mpirun itself
+nobody_left() {
+    local left
+    for _ in $(seq 200); do
+        left=$(ps -eo stat=,pid=,args= | awk -v mpirun="$1" -v dir="$dir" '$1 !~ /^Z/ && $2 != mpirun && $3 !~ /awk/ && index($0, dir)')
+        [ "$left" ] || return 0
+        sleep 0.1
+    done
+    echo "left: $left"
+    return 1
+}
+
 # terminated_mpirun PID: waits for the end of an mpirun that was sent SIGTERM; $status is its exit code.  What is ours to promise is that
 # all ranks (what has $dir in its command line) are gone within 20 seconds.  mpirun itself may then lock up in its own end (Open MPI 4.1
 # over PMIx 4.2: PMIx_server_finalize waits for a thread that waits for a lock nobody holds, about one time in twenty); it has nothing left
 # to do then and is killed.
 terminated_mpirun() {
-    for _ in $(seq 200); do
-        left=$(ps -eo stat=,pid=,args= | awk -v mpirun="$1" -v dir="$dir" '$1 !~ /^Z/ && $2 != mpirun && $3 !~ /awk/ && index($0, dir)' | wc -l)
-        [ "$left" = 0 ] && break
-        sleep 0.1
-    done
-    [ "$left" = 0 ]
+    nobody_left "$1"
     for _ in $(seq 50); do
         kill -0 "$1" 2>/dev/null || break
         sleep 0.1

@@ -22,8 +22,8 @@ sums() {
     shift
     for s in "$@"; do sets="$sets --set $s"; done
     ranks "$n" run "$dir/factorize.yaml" --quiet $sets
-    [ "$status" = 0 ] || echo "$output"
-    output=$(cd "$dir/out/model" && cat model.safetensors calibration.safetensors permutation.json config.json | sha256sum)
+    [ "$status" = 0 ] || { echo "$output"; return 1; }
+    output=$(set -o pipefail; cd "$dir/out/model" && cat model.safetensors calibration.safetensors permutation.json config.json | sha256sum)
     rm -rf "$dir/out/model"
 }
 

@@ -21,6 +21,7 @@ limits: {sessions: 5}
 YAML
     answers() { jq -S -c '{id, text, usage}' "$dir/$1/responses.jsonl" | sort; }
     "$FACTORLLM" run "$dir/infer.yaml" --quiet --set output="$dir/alone"
+    [ "$(answers alone | wc -l)" = 12 ]
     for how in "2 1 placement=block" "1 2 tensor_parallel=true" "1 1 coordinators=2" "2 2 coordinators=3"; do
         set -- $how
         run timeout 150 scripts/two_hosts.sh "$1" "$2" "$FACTORLLM" run "$dir/infer.yaml" --quiet --set output="$dir/$3" --set cluster."$3"
@@ -33,6 +34,7 @@ YAML
 @test "a rank of the other host that is killed or cannot be reached any more is named" {
     run scripts/two_hosts.sh 1 1 true
     [ "$status" != 77 ] || skip "$output"
+    [ "$status" = 0 ]
     "$FACTORLLM" run configs/factorize.yaml --quiet --set model="$toy" --set output="$dir/made" --set experts=4 --set active=2 \
         --set method=default --set grouping=random --set compensation=none --set budget=uniform --set calibration.sample_tokens=0
     for i in $(seq 400); do echo "{\"id\": \"p$i\", \"prompt\": \"go $i\"}"; done >"$dir/prompts.jsonl"

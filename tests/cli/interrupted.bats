@@ -102,6 +102,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
             [ -s "$dir/infer/responses.jsonl" ] && break
             sleep 0.1
         done
+        [ -s "$dir/infer/responses.jsonl" ]
         first=$(pid_of_rank 0) second=$(pid_of_rank 1)
         kill -STOP "$first"
         sleep 0.5
@@ -111,6 +112,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
         kill -KILL "$first"
         finish
         echo "$memory: $used of 200 ticks"
+        [ "$status" = 6 ]
         [ "$used" -lt 20 ]
     done
 }
@@ -140,7 +142,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
         finish
         echo "$how"
         [ "$status" = 75 ]
-        ! grep -E 'bug:|was lost' "$dir/out"
+        refute grep -E 'bug:|was lost' "$dir/out"
         whole_rows "$dir/infer/responses.jsonl"
         [ "$(wc -l <"$dir/infer/responses.jsonl")" -lt 4000 ]
     done
@@ -153,7 +155,7 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
     finish
     [ "$status" = 6 ]
     grep -F "rank 2 ($(hostname))" "$dir/out" | grep -E 'layer [0-9]+' | grep -q experts
-    ! pgrep -P "$mpirun_pid"
+    nobody_left "$mpirun_pid"
     whole_rows "$dir/infer/responses.jsonl"
     complete
 }
@@ -161,16 +163,11 @@ named_once() { # "RANK SIGNAL"...: the job ends each time with one line that nam
 @test "a lost coordinator does not leave the others waiting" {
     make_infer_job
     start "$dir/infer.yaml" "$dir/infer/responses.jsonl"
-    others="$(pid_of_rank 1) $(pid_of_rank 2)"
     kill -KILL "$(pid_of_rank 0)"
     finish
     [ "$status" = 6 ]
     grep -q "rank 0 ($(hostname), the coordinator) was lost" "$dir/out"
-    for i in $(seq 200); do # mpirun may return a moment before the last of them is gone
-        kill -0 $others 2>/dev/null || break
-        sleep 0.1
-    done
-    for p in $others; do ! kill -0 "$p" 2>/dev/null; done
+    nobody_left "$mpirun_pid" # mpirun may return a moment before the last of them is gone
 }
 
 @test "SIGUSR1: exit 75, and the next launch goes on" {
@@ -247,11 +244,12 @@ YAML
     echo "$output"
     [ "$status" = 0 ]
     [ "$(grep -c 'done before' <<<"$output")" = 3 ]
-    ! grep -q 'eval: done before' <<<"$output"
+    refute grep 'eval: done before' <<<"$output"
     [ "$(jq -s -R 'split("\n") | map(select(. != "" and . != "{\"torn") | fromjson) | length > 3' "$dir/run/eval/log.jsonl")" = true ]
     # an old result that came back speaks for the spec it was made with only
     cp "$dir/before.json" "$dir/run/eval/result.json"
     run "$FACTORLLM" run "$dir/job.yaml" --set eval.bootstrap=50
+    [ "$status" = 0 ]
     [ "$(grep -c 'done before' <<<"$output")" = 3 ]
     jq -e '.finetune | .training_seconds <= .seconds' "$dir/run/result.json"
 }

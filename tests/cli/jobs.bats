@@ -108,7 +108,7 @@ YAML
     run "$FACTORLLM" run "$dir/job.yaml" --set factorize.active=4
     echo "$output"
     [ "$status" = 0 ]
-    ! grep -q 'done before, see' <<<"$output"
+    refute grep 'done before, see' <<<"$output"
     grep -q "responses.jsonl: its rows belonged to an earlier run of the pipeline; they are in .*responses.jsonl.old now" <<<"$output"
     [ "$(wc -l <"$dir/run/infer/responses.jsonl")" = 9 ]
     [ "$(wc -l <"$dir/run/infer/responses.jsonl.old")" = 9 ]
@@ -123,7 +123,7 @@ YAML
     echo "$output"
     [ "$status" = 0 ]
     [ "$(grep -c 'done before, see' <<<"$output")" = 3 ] # the same router is trained again, so eval and infer stand
-    ! grep -q 'finetune: done before' <<<"$output"
+    refute grep 'finetune: done before' <<<"$output"
 }
 
 @test "two jobs in one directory: the second is refused, the first is not disturbed" {
@@ -187,7 +187,6 @@ YAML
     echo "$output"
     [ "$status" = 0 ]
     grep -q "room  *2048 rows a step, 1 session of 2048 positions" <<<"$output"
-    planned=$(grep -A2 -E '^  room' <<<"$output" | grep -E '^ +0 +coordinator' | tail -1)
     run "$FACTORLLM" run "$@"
     echo "$output"
     [ "$status" = 0 ]
@@ -255,7 +254,7 @@ YAML
     run "$FACTORLLM" run "$dir/infer.yaml"
     [ "$status" = 2 ]
     grep -qF "what changed: the input" <<<"$output"
-    ! grep -qE '[0-9a-f]{64}' <<<"$output"
+    refute grep -E '[0-9a-f]{64}' <<<"$output"
 }
 
 # A factorized model with a router, in $dir/cut/model.
@@ -274,6 +273,7 @@ toy_factorized() {
         "$FACTORLLM" run "$dir/convert.yaml"
         [ ! -e "$dir/packed/model/model.safetensors" ]
         run "$FACTORLLM" inspect "$dir/packed/model"
+        [ "$status" = 0 ]
         [[ $output == *"experts $1, attention $2, head $3; used in place"* && $output == *"routers      1"* ]]
         printf 'kind: infer\nmodel: %s\noutput: %s\ninput: %s\nprecision: %s\nmax_tokens: 12\nignore_eos: true\n' \
             "$dir/cut/factorize/model" "$dir/open" "$dir/prompts.jsonl" "$precision" >"$dir/infer.yaml"
@@ -362,8 +362,8 @@ window: 32
 bootstrap: 0
 variants: [router]
 YAML
-    figure() { # KEYS...: perplexity of the router, f
-        "$FACTORLLM" run "$dir/eval.yaml" --quiet "$@"
+    figure() { # KEYS...: perplexity of the router, f; in $(...), where nothing fails by itself
+        "$FACTORLLM" run "$dir/eval.yaml" --quiet "$@" || return
         jq -c '.eval | [.perplexity.router, .active_share.router]' "$dir/eval/result.json"
     }
     whole=$(figure)
@@ -374,6 +374,7 @@ YAML
     for batch in 6 70 100; do # many rows are cut in two for several ranks, but not these
         held=$(figure --set decode_batch=$batch --set batch_experts=0.5)
         ranks 3 run "$dir/eval.yaml" --quiet --set decode_batch=$batch --set batch_experts=0.5
+        [ "$status" = 0 ]
         [ "$(jq -c '.eval | [.perplexity.router, .active_share.router]' "$dir/eval/result.json")" = "$held" ]
     done
     run "$FACTORLLM" run "$dir/eval.yaml" --set batch_experts=0.5
@@ -392,10 +393,11 @@ YAML
     answers() { # N KEYS...
         rm -rf "$dir/i"
         ranks "$1" run "$dir/infer.yaml" --quiet "${@:2}"
-        [ "$status" = 0 ]
+        [ "$status" = 0 ] || { echo "$output" >&2; return 1; }
         jq -S -c '{id, text}' "$dir/i/responses.jsonl" | sort | sha256sum
     }
-    whole=$(answers 1) held=$(answers 1 --set batch_experts=0.2)
+    whole=$(answers 1)
+    held=$(answers 1 --set batch_experts=0.2)
     [ "$held" != "$whole" ]
     [ "$(answers 3 --set batch_experts=0.2)" = "$held" ]
     ranks 2 run "$dir/infer.yaml" --set batch_experts=0.2 --set cluster.coordinators=2

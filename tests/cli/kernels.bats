@@ -32,7 +32,8 @@ best_level() { "$FACTORLLM" run "$dir/job.yaml" --set output="$dir/best" --quiet
                 echo "$output"
                 [ "$status" = 2 ]
                 [ "$(grep -c 'cluster.kernels: expected auto or a level up to [a-z0-9]*, which this processor has, found '$level <<<"$output")" = 1 ]
-                [ $level != plain ] && [ $level != "$best" ]
+                [ $level != plain ]
+                [ $level != "$best" ]
                 has=no
                 continue
             fi

@@ -151,5 +151,5 @@ says() {
     terminated_mpirun $pid
     cat "$dir/out"
     [ "$status" != 0 ]
-    ! grep -q "was lost" "$dir/out"
+    refute grep "was lost" "$dir/out"
 }
