@@ -399,6 +399,13 @@ void json_dump(struct str *out, const struct json_t *v, bool indented)
     BUG_ON(json_dump_callback(v, add_piece, out, flags));
 }
 
+void json_spell(struct str *out, const struct json_t *v)
+{
+    if (!v) str_addz(out, "missing");
+    else if (json_is_real(v) && !json_is_int(v)) str_addf(out, "%.15g", json_number(v));
+    else json_dump(out, v, false);
+}
+
 status json_write(const char *path, const struct json_t *v, struct err *e)
 {
     struct str text = {0};

@@ -30,13 +30,6 @@ char *journal_meta_path(const char *path)
     return s.text;
 }
 
-static void spell(struct str *out, const struct json_t *v)
-{
-    if (!v) str_addz(out, "missing");
-    else if (json_is_real(v) && !json_is_int(v)) str_addf(out, "%.15g", json_number(v)); /* 0.1, not its 17 digits */
-    else json_dump(out, v, false);
-}
-
 /* How a person calls a member of meta; NULL: as the spec calls it, and its values tell something. */
 static const char *name_of(const char *key)
 {
@@ -57,8 +50,8 @@ static void differences(struct str *out, const struct json_t *there, const struc
         struct str mine = {0}, theirs = {0};
         const char *name = name_of(json_key(m));
 
-        spell(&mine, json_member(m));
-        spell(&theirs, json_at(there, json_key(m)));
+        json_spell(&mine, json_member(m));
+        json_spell(&theirs, json_at(there, json_key(m)));
         if (strcmp(mine.text, theirs.text) != 0) {
             str_addz(out, out->length ? ", " : "");
             if (name) str_addz(out, name);

@@ -135,12 +135,17 @@ static status same_identity(const struct json_t *found, const struct json_t *wan
         str_clear(&is);
         json_dump(&is, json_member(i), false);
         if (other) json_dump(&was, other, false);
-        else str_addz(&was, "nothing");
-        if (strcmp(was.text, is.text))
+        if (!other || strcmp(was.text, is.text)) {
+            str_clear(&was);
+            str_clear(&is);
+            if (other) json_spell(&was, other);
+            else str_addz(&was, "nothing");
+            json_spell(&is, json_member(i));
             s = err_set(
                 e, ERR_SPEC,
                 "%s: belongs to another run: %s was %.200s and is %.200s; remove the file to start over, or use another output",
                 source, json_key(i), was.text, is.text);
+        }
     }
     if (!s && json_length(found) != json_length(wanted))
         s = err_set(e, ERR_SPEC, "%s: belongs to another run: %zu settings, this one has %zu; remove the file to start over",

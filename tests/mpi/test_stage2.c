@@ -349,6 +349,79 @@ static void thresholds_of_any_pass(void **state)
     }
 }
 
+/* What the log says of a step, from its loss to its gradient's norm; the caller's. */
+static char *step_of(const char *run, int step)
+{
+    char key[32];
+    size_t n;
+    char *log = world_bytes("%s/%s/log.jsonl", run, &n);
+
+    snprintf(key, sizeof(key), "\"step\": %d,", step);
+    char *from = strstr(log, key), *to = from ? strstr(from, "\"tokens_per_second\"") : NULL;
+    if (!to) fail_msg("%s: no step %d in %s", run, step, log);
+    char *text = strndup(from, (size_t)(to - from));
+    assert_non_null(strstr(text, "\"loss\""));
+    free(log);
+    return text;
+}
+
+/* The temperature of the gates' gradients leaves gate_temperature after the first step. */
+static void temperature_falls(void **state)
+{
+    struct err e;
+
+    (void)state; /* "whole" has the default ratio of 0.3 */
+    if (end_to_end(NULL, "constant", OPTIONS "final_gate_temperature_ratio: 1\n", &e)) fail_msg("%s", e.text);
+    for (int step = 1; step <= STEPS; step++) {
+        char *falls = step_of("whole", step), *stays = step_of("constant", step);
+
+        if (step == 1) assert_string_equal(falls, stays);
+        else assert_string_not_equal(falls, stays);
+        free(falls), free(stays);
+    }
+}
+
+#define ROUTER_ALONE "stage: 2\nfrom: whole\ntrain: [router]\ntokens: 1200\nbatch_tokens: 200\nlearning_rate: 0.01\n"
+
+/* A version with a scale whose router alone goes on to be trained: the scale stays as it is. */
+static void keeps_its_scale(void **state)
+{
+    char *model = str_join(world.directory, "model");
+    struct router before, after;
+    struct shape y;
+    struct err e;
+
+    (void)state;
+    if (finetune(NULL, "scaled", ROUTER_ALONE, &e)) fail_msg("%s", e.text);
+    trained_scale("scaled", true);
+    if (shape_read(&y, model, &e) || router_read(&before, model, "whole", &y, &e) || router_read(&after, model, "scaled", &y, &e))
+        fail_msg("%s", e.text);
+    assert_memory_equal(after.scale, before.scale, (size_t)y.layers * sizeof(float));
+    assert_memory_not_equal(after.weight, before.weight, (size_t)(y.layers * y.experts * y.width) * sizeof(float));
+    router_free(&before), router_free(&after);
+    free(model);
+}
+
+/* From the version that starts it, with all that it has, to the bits of a run that was not stopped. */
+static void scaled_stopped(void **state)
+{
+    int n = 0;
+    struct err e;
+    status s;
+
+    (void)state;
+    do {
+        stop_reset();
+        if (n < STEPS) raise(SIGUSR1);
+        s = finetune(NULL, "scaled-stopped", ROUTER_ALONE, &e);
+        if (s == STOPPED) n++;
+    } while (s == STOPPED && n < 20);
+    stop_reset();
+    if (s) fail_msg("%s", e.text);
+    assert_int_equal(n, STEPS);
+    same_router("scaled-stopped", "scaled");
+}
+
 static void stopped_after_every_step(void **state)
 {
     char *path = str_join(world.directory, "stopped/checkpoint");
@@ -537,9 +610,11 @@ static void refusals(void **state)
     assert_int_equal(end_to_end(NULL, "refused", OPTIONS, &e), STOPPED);
     stop_reset();
     assert_int_equal(end_to_end(NULL, "refused", OPTIONS "budget: 2\n", &e), ERR_SPEC);
-    if (!strstr(e.text, "budget was 1.0 and is 2.0")) fail_msg("%s", e.text);
+    if (!strstr(e.text, "budget was 1 and is 2;")) fail_msg("%s", e.text);
     assert_int_equal(end_to_end(NULL, "refused", OPTIONS "gate_temperature: 0.75\n", &e), ERR_SPEC);
-    if (!strstr(e.text, "gate_temperature was 0.25 and is 0.75")) fail_msg("%s", e.text);
+    if (!strstr(e.text, "gate_temperature was 0.25 and is 0.75;")) fail_msg("%s", e.text);
+    assert_int_equal(end_to_end(NULL, "refused", OPTIONS "final_gate_temperature_ratio: 0.5\n", &e), ERR_SPEC);
+    if (!strstr(e.text, "final_gate_temperature_ratio was 0.3 and is 0.5;")) fail_msg("%s", e.text);
 }
 
 static void elsewhere(const char *name)
@@ -562,8 +637,12 @@ static void adapted_elsewhere(const char *name, const char *whole, const char *m
 
 static void round_robin(void **state)
 {
+    struct err e;
+
     (void)state;
     elsewhere("round-robin");
+    if (finetune(NULL, "scaled-robin", ROUTER_ALONE, &e)) fail_msg("%s", e.text);
+    same_router("scaled-robin", "scaled");
     adapted_elsewhere("adapted-robin", "adapted", ADAPT);
     adapted_elsewhere("lora-robin", "lora", LORA);
 }
@@ -586,6 +665,9 @@ static int lead(int turn)
                                        cmocka_unit_test(learns),
                                        cmocka_unit_test(thresholds_of_any_pass),
                                        cmocka_unit_test(stopped_after_every_step),
+                                       cmocka_unit_test(temperature_falls),
+                                       cmocka_unit_test(keeps_its_scale),
+                                       cmocka_unit_test(scaled_stopped),
                                        cmocka_unit_test(adapts),
                                        cmocka_unit_test(evaluates),
                                        cmocka_unit_test(adapting_stopped),
