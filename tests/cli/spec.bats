@@ -32,6 +32,7 @@ bats_require_minimum_version 1.5.0
         grep -q '^Example' <<<"$output"
         by_option=$output
         run "$FACTORLLM" help "$command"
+        [ "$status" = 0 ]
         [ "$output" = "$by_option" ]
     done
     for kind in factorize finetune eval infer report pipeline; do
@@ -304,6 +305,7 @@ made_by_factorize() {
 @test "every example that help shows is a job, and stands so in the file that it names" {
     for kind in factorize finetune eval infer pipeline; do
         run "$FACTORLLM" help "$kind"
+        [ "$status" = 0 ]
         file=$(sed -n 's/^Example (\(.*\))$/\1/p' <<<"$output")
         sed -n '/^Example/,/^$/p' <<<"$output" | sed -n 's/^  //p' >"$dir/example.yaml"
         [ -s "$dir/example.yaml" ]
