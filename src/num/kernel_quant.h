@@ -44,22 +44,15 @@ enum {
 
 _Static_assert(QUANT_ROWS *QUANT_SPREAD_BLOCKS * sizeof(q8_block) + QUANT_SPREAD <= KERNEL_SCRATCH_BYTES, "rows, panels");
 
-/* From a line in bytes, and from the scales of a block in elements, to what is asked for meanwhile. */
-struct quant_ahead {
-    size_t line, scale;
-};
-
 /* y[r][c] = or += sum over the blocks, for `groups` times `wide` panels whose lines begin at w, w + panel, ... */
 struct quant_tile {
     float *y;
     size_t ldy;
     const void *x; /* [blocks][rows] of q8_block or q4_block */
     const char *w;
-    const uint16_t *scale; /* [blocks][PANEL_LANES], of the next panel at scale + panel_scale */
-    size_t panel, panel_scale;
-    struct quant_ahead ahead,
-        over; /* over: for the last `near` lines, from which `ahead` would lead into the neighbour, which is being read too */
-    int groups, lines, near; /* lines: of all blocks; the last may have fewer than the others */
+    const uint16_t *scale;            /* [blocks][PANEL_LANES], of the next panel at scale + panel_scale */
+    size_t panel, panel_scale, ahead; /* ahead: bytes from a line to the one to ask for */
+    int groups, lines;                /* lines: of all blocks; the last may have fewer than the others */
     bool add;
 };
 
@@ -140,7 +133,7 @@ VECTOR void quant_pair_sums(int rows, int wide, vi (*n)[QUANT_WIDE * V_PER_LINE]
 
 /* One line of all panels.  What there is less of stays in registers: rows or lines. */
 VECTOR void quant_line(int rows, int wide, struct quant_kind k, vi (*n)[QUANT_WIDE * V_PER_LINE], const void *x, int line,
-                       const char *w, const struct quant_tile *t, size_t ahead, bool first)
+                       const char *w, const struct quant_tile *t, bool first)
 {
     const int lines = wide * V_PER_LINE;
 
@@ -151,7 +144,7 @@ VECTOR void quant_line(int rows, int wide, struct quant_kind k, vi (*n)[QUANT_WI
     }
 #endif
 #pragma GCC unroll 16
-    for (int p = 0; p < wide; p++) __builtin_prefetch(w + (size_t)p * t->panel + ahead);
+    for (int p = 0; p < wide; p++) __builtin_prefetch(w + (size_t)p * t->panel + t->ahead);
 #pragma GCC unroll 2
     for (int part = 0; part < quant_parts(k.q4); part++) {
         vi keep[QUANT_WIDE * V_PER_LINE];
@@ -184,8 +177,7 @@ VECTOR vi quant_start(const void *x, struct quant_kind k, int row, const char *w
 
 /* Block b, of `lines` lines: the integers, and what they add to the totals. */
 VECTOR void quant_block(int rows, int wide, struct quant_kind k, vf (*total)[QUANT_WIDE * V_PER_LINE], const void *x,
-                        const char *w, const uint16_t *scale, const struct quant_tile *t, const struct quant_ahead *ahead,
-                        int lines)
+                        const char *w, const uint16_t *scale, const struct quant_tile *t, int lines)
 {
     const q8_block *x8 = x;
     const q4_block *x4 = x;
@@ -199,13 +191,9 @@ VECTOR void quant_block(int rows, int wide, struct quant_kind k, vf (*total)[QUA
 #pragma GCC unroll 16
             for (int i = 0; i < wide * V_PER_LINE; i++) n[r][i] = quant_start(x, k, r, w, t, i);
     if (k.spread) w += LINE_BYTES;
-    else
-#pragma GCC unroll 16
-        for (int p = 0; p < wide; p++) __builtin_prefetch(scale + (size_t)p * t->panel_scale + ahead->scale);
-    quant_line(rows, wide, k, n, x, 0, w, t, ahead->line, !starts);
+    quant_line(rows, wide, k, n, x, 0, w, t, !starts);
 #pragma GCC unroll 8
-    for (int line = 1; line < lines; line++)
-        quant_line(rows, wide, k, n, x, line, w + (size_t)line * line_bytes, t, ahead->line, false);
+    for (int line = 1; line < lines; line++) quant_line(rows, wide, k, n, x, line, w + (size_t)line * line_bytes, t, false);
 #pragma GCC unroll 16
     for (int i = 0; i < wide * V_PER_LINE; i++) {
         vf by = vf_widen(scale + (size_t)(i / V_PER_LINE) * t->panel_scale + (i % V_PER_LINE) * V_FLOATS);
@@ -238,8 +226,8 @@ VECTOR void quant_group_body(int rows, int wide, struct quant_kind k, const stru
         for (int i = 0; i < wide * V_PER_LINE; i++)
             total[r][i] = t->add ? vf_loadu(y + (size_t)r * t->ldy + i * V_FLOATS) : vf_zero();
     for (; left >= each; left -= each, x += row, w += block, scale += PANEL_LANES)
-        quant_block(rows, wide, k, total, x, w, scale, t, left > t->near ? &t->ahead : &t->over, each);
-    if (left) quant_block(rows, wide, k, total, x, w, scale, t, &t->over, left);
+        quant_block(rows, wide, k, total, x, w, scale, t, each);
+    if (left) quant_block(rows, wide, k, total, x, w, scale, t, left);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
@@ -388,26 +376,13 @@ static void quant_many(const struct quant_job *j, int from, int n, int block, in
 }
 #endif
 
-/* What a tile of all the rows there are, or the last one of several, asks for while it reads `wide` panels, once each: their own next lines; of short panels, and while
- * the last of many rows pass, the next panels'. */
-static void quant_look_ahead(struct quant_tile *t, bool alone, int wide, int each)
-{
-    size_t group = (size_t)wide * t->panel, group_scale = (size_t)wide * t->panel_scale;
-    size_t groups = group < 4 * QUANT_AHEAD ? (QUANT_AHEAD + group - 1) / group : !alone;
-
-    t->ahead = t->over = (struct quant_ahead){groups * group, groups * group_scale};
-    if (groups) return;
-    t->ahead = (struct quant_ahead){QUANT_AHEAD, (size_t)(QUANT_AHEAD / LINE_BYTES / each * PANEL_LANES)};
-    t->over = (struct quant_ahead){t->ahead.line + group - t->panel, t->ahead.scale + group_scale - t->panel_scale};
-    t->near = QUANT_AHEAD / LINE_BYTES;
-}
-
 /* Prepared rows against `groups` times `wide` panels from p on. */
 static void quant_rows(const struct quant_job *j, int from, int n, int block, int blocks, int p, int wide, int groups)
 {
     int tiles = quant_tiles(n), each = QUANT_BLOCK / (j->q4 ? 8 : 4), lines = packed_steps(j->w->format, j->w->cols);
     size_t panel = (size_t)lines * LINE_BYTES, panel_scale = (size_t)packed_blocks(j->w->cols) * PANEL_LANES;
     struct quant_tile tile = {.ldy = j->ldy, .panel = panel, .panel_scale = panel_scale, .groups = groups, .add = block > 0};
+    size_t group = (size_t)wide * panel, next = (QUANT_AHEAD + group - 1) / group * group;
     const char *x = j->scratch;
 
     tile.w = (const char *)j->w->lines + (size_t)(j->first + p) * panel + (size_t)block * (size_t)each * LINE_BYTES;
@@ -418,7 +393,8 @@ static void quant_rows(const struct quant_job *j, int from, int n, int block, in
 
         tile.x = x;
         tile.y = j->y + (size_t)(from + begin) * j->ldy + (size_t)p * PANEL_LANES;
-        if (t == tiles - 1) quant_look_ahead(&tile, tiles == 1, wide, each);
+        /* what comes next: these panels' next lines, or, of short panels and while the last of many rows pass, the next panels' */
+        tile.ahead = t < tiles - 1 ? 0 : group < 4 * QUANT_AHEAD ? next : tiles == 1 ? QUANT_AHEAD : group;
         quant_products[j->q4][rows][wide](&tile);
         x += (size_t)rows * (size_t)blocks * quant_block_bytes(j->q4);
     }
