@@ -398,18 +398,12 @@ static void test_figures(void **state)
     close_to(value(r, "figures/router/nats/value"), router, 1e-9);
     close_to(value(r, "figures/router/accuracy/value"), value(r, "accuracy/router"), 1e-9);
     close_to(value(r, "ppl_ratio/router/value"), exp(router - dense), 1e-9);
-    if (value(r, "accuracy/dense") > 0)
-        close_to(value(r, "kept/router/accuracy/raw/value"), value(r, "accuracy/router") / value(r, "accuracy/dense"), 1e-9);
     close_to(value(r, "gap_closed/router/nats/value"), (fixed - router) / (fixed - neurons), 1e-9);
     close_to(value(r, "gap_closed/dense/nats/value"), (fixed - dense) / (fixed - neurons), 1e-9);
     assert_true(value(r, "figures/router/nats/low") < router && router < value(r, "figures/router/nats/high"));
     close_to(value(r, "compare/oracle_vs_router/nats_per_token/difference"), log(value(r, "perplexity/oracle")) - router, 1e-9);
     close_to(value(r, "kept/router/minimal_pairs/chance"), 0.5, 1e-12);
     close_to(value(r, "kept/router/multiple_choice/chance"), (1.0 / 3 + 1.0 / 2) / 2, 1e-12);
-    if (value(r, "figures/dense/minimal_pairs/value") > 0.5)
-        close_to(value(r, "kept/router/minimal_pairs/corrected/value"),
-                 (value(r, "figures/router/minimal_pairs/value") - 0.5) / (value(r, "figures/dense/minimal_pairs/value") - 0.5),
-                 1e-9);
     /* the version that is the current one: the same to the last bit, so an A/B of the two is exactly nothing */
     assert_true(value(r, "perplexity/router@v1") == value(r, "perplexity/router"));
     assert_true(value(r, "compare/router@v1_vs_router/nats_per_token/high") == 0);
@@ -446,6 +440,36 @@ static void test_figures(void **state)
     tokenizer_close(t);
     json_free(r);
     str_free(&yaml);
+}
+
+/* What is kept of the dense model, on its own text and pairs, some of which it gets right. */
+static void kept(void **state)
+{
+    char *pairs = str_join(world.directory, "own-pairs.jsonl");
+    struct str lines = {0}, yaml = {0};
+    struct json_t *r;
+    struct err e;
+
+    (void)state;
+    for (int i = 0; i < 9; i++)
+        str_addf(&lines, "{\"id\":\"s%d\",\"set\":\"s\",\"good\":\"%c\",\"bad\":\"the water of the river\"}\n", i, 'a' + i);
+    for (int i = 0; i < 9; i++)
+        str_addf(&lines, "{\"id\":\"n%d\",\"set\":\"n\",\"good\":\"mill %c\",\"bad\":\"mill %c\"}\n", i, 'a' + i, 'k' + i);
+    put(pairs, lines.text);
+    str_addf(&yaml,
+             "kind: eval\nmodel: %s/f/model\nwindow: 50\ntext: {sample_tokens: 600, sample_seed: 3}\n"
+             "variants: [dense, router]\nbootstrap: 10\nminimal_pairs: [%s]\n",
+             world.directory, pairs);
+    if (run_job(&r, "kept", yaml.text, &e)) fail_msg("%s", e.text);
+    double accuracy = value(r, "accuracy/dense"), right = value(r, "figures/dense/minimal_pairs/value"),
+           routed = value(r, "figures/router/minimal_pairs/value");
+
+    assert_true(accuracy > 0 && right > 0.5);
+    close_to(value(r, "kept/router/accuracy/raw/value"), value(r, "accuracy/router") / accuracy, 1e-9);
+    close_to(value(r, "kept/router/minimal_pairs/corrected/value"), (routed - 0.5) / (right - 0.5), 1e-9);
+    json_free(r);
+    str_free(&lines), str_free(&yaml);
+    free(pairs);
 }
 
 static void test_agreement_gate(void **state)
@@ -649,9 +673,9 @@ static int lead(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_make_model),     cmocka_unit_test(test_text_and_items), cmocka_unit_test(test_packing),
-        cmocka_unit_test(test_gate),           cmocka_unit_test(test_figures),        cmocka_unit_test(test_agreement_gate),
-        cmocka_unit_test(test_knowledge),      cmocka_unit_test(test_left_out),       cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_shared_goldens),
+        cmocka_unit_test(test_gate),           cmocka_unit_test(test_figures),        cmocka_unit_test(kept),
+        cmocka_unit_test(test_agreement_gate), cmocka_unit_test(test_knowledge),      cmocka_unit_test(test_left_out),
+        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_shared_goldens),
     };
     struct err e;
 
