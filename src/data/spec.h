@@ -261,6 +261,7 @@ bool spec_adapts(const struct spec *s);
 /* The job writes a model, OUTPUT/model: factorize, convert, and a finetune that adapts. */
 bool spec_makes_model(const struct spec *s);
 const char *spec_train_name(enum spec_train what);
+const char *spec_word(const struct spec *s, const char *name); /* the value of an enumeration's key of this job, as in YAML */
 void spec_help(FILE *to, enum job_kind k); /* the keys of a kind, with defaults and help, as an aligned table */
 
 #endif

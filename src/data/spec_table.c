@@ -145,7 +145,7 @@ static const struct key table[] = {
     {"balance_over", T, KEY_ENUM, AT(stage2.balance_over), "expert", NULL, 0, 0, balance_names, 0, "what load_balance looks at: each expert, or what each rank holds"},
     {"gate_temperature", T, KEY_REAL, AT(stage2.gate_temperature), "0.25", NULL, 0.001, 1e3, NULL, 0, "stage 2: a gate has the gradient of sigmoid((z - threshold) / (this * std z))"},
     {"final_gate_temperature_ratio", T, KEY_REAL, AT(stage2.final_gate_temperature_ratio), "0.3", NULL, 0.001, 1e3, NULL, 0, "stage 2: gate_temperature at the end over the one above, which it leaves linearly"},
-    {"compensation_rate", T, KEY_REAL, AT(stage2.compensation_rate), "0.5", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of the means and of d over learning_rate, which scales have"},
+    {"compensation_rate", T, KEY_REAL, AT(stage2.compensation_rate), "0.5", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of the means and of d over learning_rate; scales learn at learning_rate"},
     {"expert_rate", T, KEY_REAL, AT(stage2.expert_rate), "1", NULL, 0, 1e3, NULL, 0, "stage 2: learning rate of experts and lora over learning_rate"},
     {"lora_rank", T, KEY_INT, AT(stage2.lora_rank), "4", NULL, 1, 4096, NULL, 0, "stage 2: rank of the updates of each matrix of an expert, with train: lora"},
 
@@ -314,6 +314,14 @@ bool spec_adapts(const struct spec *s)
 bool spec_makes_model(const struct spec *s)
 {
     return s->kind == JOB_FACTORIZE || s->kind == JOB_CONVERT || spec_adapts(s);
+}
+
+const char *spec_word(const struct spec *s, const char *name)
+{
+    const struct key *k = key_row(key_find(name, s->kind));
+
+    BUG_ON(k->type != KEY_ENUM);
+    return k->set[*key_int(s, k)];
 }
 
 const char *spec_train_name(enum spec_train what)

@@ -341,6 +341,11 @@ void cluster_alive(struct cluster *c)
     if (c->exchange) exchange_ping(c->exchange);
 }
 
+void cluster_tick(void *cluster)
+{
+    cluster_alive(cluster);
+}
+
 void cluster_stop(struct cluster *c, status verdict)
 {
     struct err ignored = {0};

@@ -34,6 +34,7 @@ status cluster_logits(struct cluster *c, const float *hidden, int n, float *logi
 void cluster_release(struct cluster *c); /* closes the model on every rank */
 /* Now and then during long local work, so that the followers know that the coordinator lives. */
 void cluster_alive(struct cluster *c);
+void cluster_tick(void *cluster); /* the same, for a struct alive */
 /* Tells the followers to end; their cluster_follow() returns `verdict`. */
 void cluster_stop(struct cluster *c, status verdict);
 

@@ -86,7 +86,7 @@ static double floor_seconds(const struct contest *c, double bytes, double operat
     return by_memory > by_peak ? by_memory : by_peak;
 }
 
-/* Ours again, with weights from the caches: what the instructions allow, and how much of that is left when they come from memory. */
+/* Ours again, with weights from the caches: what the instructions allow, and how many times the rate from memory that is. */
 static struct bench_figure put_cached(struct contest *c, const struct bench_figure *ours)
 {
     struct bench_row row = bench_row(PART_KERNELS, "product in cache", bench_product_name(c->side[0]));

@@ -114,11 +114,6 @@ static status write_item(struct writing *w, const struct item *t, struct err *e)
     return packed_write(w->to, c->format[t->part], &m, cluster_gemm(w->job->cluster), &w->alive, &c->error[t->part], e);
 }
 
-static void tick(void *ctx)
-{
-    cluster_alive(ctx);
-}
-
 static void describe(struct writing *w)
 {
     safetensors_metadata(w->to, "packed", "1");
@@ -130,7 +125,7 @@ status write_packed(struct converted *out, struct job *j, const struct shape *s,
                     size_t shard_bytes, struct err *e)
 {
     struct precision wanted = room_precision(j->spec);
-    struct writing w = {.out = out, .job = j, .from = from, .alive = {tick, j->cluster}};
+    struct writing w = {.out = out, .job = j, .from = from, .alive = {cluster_tick, j->cluster}};
     status st;
 
     *out = (struct converted){0};

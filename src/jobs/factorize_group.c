@@ -146,14 +146,9 @@ static status group_layer(struct grouping *g, const struct row *row, struct err 
     return st;
 }
 
-static void tick(void *ctx)
-{
-    cluster_alive(ctx);
-}
-
 status group_layers(struct cut *c, struct job *j, struct model *m, struct safetensors *weights, struct err *e)
 {
-    struct grouping g = {.job = j, .cut = c, .model = m, .weights = weights, .alive = {tick, j->cluster}};
+    struct grouping g = {.job = j, .cut = c, .model = m, .weights = weights, .alive = {cluster_tick, j->cluster}};
     size_t layers = (size_t)c->dense->layers, neurons = (size_t)c->dense->neurons;
     const struct row *row = &table[j->spec->factorize.grouping];
     status s = OK;

@@ -227,14 +227,9 @@ static size_t item_bytes(const struct writing *w, const struct item *t)
     return (size_t)neurons_of(w->cut, t->expert, &order, t->layer) * (size_t)w->cut->dense->width * dtype_bytes(m->dtype);
 }
 
-static void tick(void *ctx)
-{
-    cluster_alive(ctx);
-}
-
 status write_experts(struct job *j, const struct cut *c, struct safetensors *from, const char *directory, struct err *e)
 {
-    struct writing w = {.job = j, .alive = {tick, j->cluster}, .cut = c, .from = from, .layer = -1};
+    struct writing w = {.job = j, .alive = {cluster_tick, j->cluster}, .cut = c, .from = from, .layer = -1};
     status s = safetensors_create(&w.to, directory, (size_t)j->spec->factorize.shard_mib << 20, e);
 
     if (!s) safetensors_alive(w.to, w.alive);

@@ -9,7 +9,7 @@
 #include "moe/route.h"
 #include "train/stage1.h"
 
-enum { PROBE_TOKENS = 4096, THRESHOLD_TOKENS = 8192 };
+enum { PROBE_TOKENS = 4096 };
 
 struct layerwise {
     struct finetune_run run; /* first */
@@ -80,9 +80,9 @@ static status identify(const struct finetune_run *r, struct json_t *o, struct er
     const struct spec *s = r->spec;
 
     (void)e;
-    json_put_text(o, "labels", (const char *const[]){"paper", "gram", "energy", "norm"}[s->finetune.labels]);
-    json_put_text(o, "loss", (const char *const[]){"paper", "bce", "listwise", "regression"}[s->finetune.loss]);
-    json_put_text(o, "token_weights", (const char *const[]){"even", "length", "square"}[s->finetune.token_weights]);
+    json_put_text(o, "labels", spec_word(s, "labels"));
+    json_put_text(o, "loss", spec_word(s, "loss"));
+    json_put_text(o, "token_weights", spec_word(s, "token_weights"));
     finetune_identity(o, s);
     return OK;
 }

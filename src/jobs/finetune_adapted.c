@@ -120,18 +120,13 @@ static status write_tensor(struct writing *w, const struct tensor_info *info, st
     return safetensors_write(w->to, data, info->bytes, e);
 }
 
-static void tick(void *cluster)
-{
-    cluster_alive(cluster);
-}
-
 static status write_weights(struct finetune_run *r, const char *directory, struct err *e)
 {
     struct writing w = {.r = r};
     status s = safetensors_open(&w.from, r->spec->model, e);
 
     if (!s) s = safetensors_create(&w.to, directory, SHARD_BYTES, e);
-    if (!s) safetensors_alive(w.to, (struct alive){tick, r->job->cluster});
+    if (!s) safetensors_alive(w.to, (struct alive){cluster_tick, r->job->cluster});
     if (!s) safetensors_metadata(w.to, "format", "pt");
     if (!s) declare(&w);
     for (size_t i = 0; !s && i < safetensors_count(w.from); i++) {

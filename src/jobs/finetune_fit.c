@@ -75,11 +75,9 @@ struct json_t *finetune_router_json(const struct router *r, const struct shape *
 
 void finetune_identity(struct json_t *o, const struct spec *s)
 {
-    static const char *const starts[] = {"random", "ridge", "current"};
-
     json_put_text(o, "router", router_kind_name((enum router_kind)s->finetune.router));
     if (s->finetune.router != SPEC_ROUTER_LINEAR) json_put_int(o, "router_rank", s->finetune.router_rank);
-    json_put_text(o, "start", starts[s->finetune.start]);
+    json_put_text(o, "start", spec_word(s, "start"));
     if (s->finetune.start == START_RIDGE) {
         json_put_real(o, "ridge", s->finetune.ridge);
         json_put_int(o, "fit_tokens", s->finetune.fit_tokens);

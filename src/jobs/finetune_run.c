@@ -106,11 +106,6 @@ static status make_identity(struct finetune_run *r, struct err *e)
     return OK;
 }
 
-static void tick(void *cluster)
-{
-    cluster_alive(cluster);
-}
-
 static struct checkpoint_array *state_of(struct finetune_run *r, int *n)
 {
     struct checkpoint_array *arrays = calloc((size_t)r->stage->arrays, sizeof(*arrays));
@@ -123,7 +118,7 @@ static struct checkpoint_array *state_of(struct finetune_run *r, int *n)
 
 static status write_state(struct finetune_run *r, const struct json_t *progress, struct err *e)
 {
-    const struct alive alive = {tick, r->job->cluster};
+    const struct alive alive = {cluster_tick, r->job->cluster};
     struct err ignored;
     int n;
 
@@ -205,7 +200,7 @@ static status read_progress(struct finetune_run *r, const struct json_t *o, stru
 
 static status resume(struct finetune_run *r, struct err *e)
 {
-    const struct alive alive = {tick, r->job->cluster};
+    const struct alive alive = {cluster_tick, r->job->cluster};
     struct checkpoint_array *arrays;
     struct json_t *o;
     int n;

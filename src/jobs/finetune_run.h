@@ -16,6 +16,8 @@
 #include "train/checkpoint.h"
 #include "train/windows.h"
 
+enum { THRESHOLD_TOKENS = 8192 }; /* of whose scores the thresholds of select: threshold are found */
+
 struct finetune_stage;
 
 struct finetune_run {

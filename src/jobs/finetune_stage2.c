@@ -8,11 +8,12 @@
 #include "data/digest.h"
 #include "jobs/finetune_adapted.h"
 #include "jobs/finetune_fit.h"
+#include "jobs/ready.h"
 #include "model/router_versions.h"
 #include "moe/route.h"
 #include "train/stage2.h"
 
-enum { PROBE_TOKENS = 8192, THRESHOLD_TOKENS = 8192, SHIFT_TOKENS = 16384, ARRAYS = STAGE2_ARRAYS + 1 };
+enum { PROBE_TOKENS = 8192, SHIFT_TOKENS = 16384, ARRAYS = STAGE2_ARRAYS + 1 };
 
 struct end_to_end {
     struct finetune_run run; /* first */
@@ -58,9 +59,6 @@ static status form_of(struct router_form *form, struct router *old, const struct
     if (wanted && form->low_rank && wanted != form->low_rank)
         return err_set(e, ERR_SPEC, "%s: compensation_rank: expected %d, as router %s has it, found %d", s->source,
                        form->low_rank, r->from, wanted);
-    if (wanted > r->shape.width)
-        return err_set(e, ERR_SPEC, "%s: compensation_rank: expected at most %d, the width of the model, found %d", s->source,
-                       r->shape.width, wanted);
     if (constant && model)
         return err_set(e, ERR_SPEC, "%s: compensation: expected model, because %s has means itself, found constant", s->source,
                        s->model);
@@ -79,7 +77,7 @@ static status check(struct finetune_run *r, struct err *e)
     struct router_form form;
     struct router old;
 
-    if (adapted_check(s, &r->shape, e)) return e->code;
+    if (adapted_check(s, &r->shape, e) || ready_ranks(s, &r->shape, e)) return e->code;
     if (s->stage2.from) {
         if (router_check_version(s->stage2.from, e)) return e->code;
         snprintf(r->from, sizeof(r->from), "%s", s->stage2.from);

@@ -97,12 +97,7 @@ status model_copy_beside(const char *source, const char *directory, struct err *
     return s;
 }
 
-static void tick(void *ctx)
-{
-    cluster_alive(ctx);
-}
-
 status model_sums(struct job *j, const char *directory, struct err *e)
 {
-    return sums_write(directory, &(struct alive){tick, j->cluster}, e);
+    return sums_write(directory, &(struct alive){cluster_tick, j->cluster}, e);
 }

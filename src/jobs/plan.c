@@ -8,11 +8,10 @@
 #include "base/machine.h"
 #include "base/str.h"
 #include "engine/place.h"
+#include "jobs/finetune_run.h"
 #include "model/router_file.h"
 #include "model/split.h"
 #include "train/stage2.h"
-
-enum { TRAINING_SCORES = 8192 /* tokens of which thresholds are found */ };
 
 double plan_remote_ranks(const struct placement *p, int k)
 {
@@ -263,19 +262,21 @@ static status print_calibration(FILE *to, const struct plan_step *p, int ranks, 
 
 /* What a training takes on the coordinator beside the open model: of every number of the router its value, gradient and two moments, what stage 2 keeps of a pass
  * (train/stage2.h), the scores or states that thresholds and what is fitted come from, norms, and while a checkpoint is written what the ranks have of trained
- * experts (train/adapt.h).  Of a version that stage 2 starts from: what the spec says of it. */
+ * experts (train/adapt.h).  The version that stage 2 starts from is not looked at: what it must have to train
+ * what the spec says, at least. */
 static void print_training(FILE *to, const struct plan_step *p)
 {
     const struct spec *s = p->spec;
     const struct shape *y = &p->shape;
-    bool late = s->stage2.stage == 2, by_threshold = s->finetune.select == SELECT_THRESHOLD;
+    bool late = s->stage2.stage == 2, trained = late && spec_trains(s, TRAIN_COMPENSATION),
+         by_threshold = s->finetune.select == SELECT_THRESHOLD;
     double layers = y->layers, width = y->width, neurons = layers * y->neurons, scores = layers * y->experts, floats = 0;
     struct router_form form = {.kind = late ? 0 : (int32_t)s->finetune.router,
                                .rank = late || s->finetune.router == SPEC_ROUTER_LINEAR ? 0 : (int32_t)s->finetune.router_rank,
                                .means = late ? y->compensate : s->finetune.compensation == REFIT_UNSELECTED,
-                               .scaled = late || s->finetune.refit_scale == REFIT_SCALE_FITTED,
+                               .scaled = late ? trained : s->finetune.refit_scale == REFIT_SCALE_FITTED,
                                .low_rank = (int32_t)s->finetune.compensation_rank,
-                               .constant = late || s->finetune.compensation == REFIT_CONSTANT};
+                               .constant = (trained && !y->compensate) || s->finetune.compensation == REFIT_CONSTANT};
     struct router_part part[ROUTER_PARTS];
     struct router r;
     struct err e;
@@ -286,12 +287,12 @@ static void print_training(FILE *to, const struct plan_step *p)
 
     if (late) bytes += (double)stage2_cost(y, &r, &(struct stage2_options){.rows = p->room.limits.rows});
     else bytes += 20 * (double)s->finetune.fit_tokens * width;
-    if (by_threshold) bytes += 4 * scores * TRAINING_SCORES;
+    if (by_threshold) bytes += 4 * scores * THRESHOLD_TOKENS;
     if (late && spec_trains(s, TRAIN_NORMS)) bytes += 20 * (2 * layers + 1) * width;
     if (late && spec_trains(s, TRAIN_LORA))
         state = 36 * (double)s->stage2.lora_rank * (neurons + layers * (y->experts + 1) * width);
     else if (late && spec_trains(s, TRAIN_EXPERTS)) state = 36 * neurons * width;
-    fprintf(to, "  trains      on the coordinator about %.1f MiB more", mib((size_t)bytes));
+    fprintf(to, "  trains      on the coordinator %sabout %.1f MiB more", late ? "at least " : "", mib((size_t)bytes));
     if (state > 0) fprintf(to, ", and %.1f while a checkpoint is written", mib((size_t)state));
     fputc('\n', to);
     router_free(&r);

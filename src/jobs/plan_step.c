@@ -231,9 +231,7 @@ static status check_output(const struct plan_step *p, struct err *e)
     status st = ready_directory(s->output, e);
 
     if (!st && spec_makes_model(s)) st = ready_target(s, e);
-    if (!st && s->kind == JOB_FINETUNE && !spec_adapts(s) && !p->made_by) {
-        st = ready_version(s, e);
-    }
+    if (!st && s->kind == JOB_FINETUNE && !spec_adapts(s) && !p->made_by) st = ready_version(s, e);
     if (!st && s->kind == JOB_INFER) {
         char *directory = str_dup(s->infer.result), *slash = strrchr(directory, '/');
 

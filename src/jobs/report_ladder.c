@@ -13,7 +13,7 @@ void spread_add(struct spread *s, double x)
     s->low = s->n ? fmin(s->low, x) : x;
     s->high = s->n ? fmax(s->high, x) : x;
     s->n++;
-    double beside = x - s->mean; /* Welford: the same bits however far from 0 the values are */
+    double beside = x - s->mean; /* Welford: nothing is lost however far from 0 the values are */
     s->mean += beside / s->n;
     s->squares += beside * (x - s->mean);
 }

@@ -81,7 +81,8 @@ static void put_heads(struct heads *to, const struct table *t)
                 add_head(
                     to, group, "part, 95 %",
                     "interval of that, over seeds alone, on this text: Student's t of the differences seed by seed where both "
-                    "rows have the same seeds, else Welch's t of two means; what a part brings is shown where 0 is outside");
+                    "rows have the same seeds, else Welch's t of two means; an interval without 0: the part makes a difference "
+                    "that seeds do not explain");
         }
         if (t->interval[c])
             add_head(to, group, "\xc3\x97 dense, 95 %", "least and most of the runs' intervals of a bootstrap over the text");
@@ -118,9 +119,7 @@ static void put_cell(struct str *out, const struct table *t, int row, int c)
             if (x->n > 1) html_number(out, spread_deviation(x), figures[f].decimals);
             str_addz(out, "</td>");
         }
-        if (f == 0 && t->gain[c]) {
-            put_gain(out, ladder_gain(t->l, row, c), t->sure[c]);
-        }
+        if (f == 0 && t->gain[c]) put_gain(out, ladder_gain(t->l, row, c), t->sure[c]);
     }
     if (!t->interval[c]) return;
     str_addz(out, "<td class=\"ci\">");

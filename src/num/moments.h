@@ -26,7 +26,7 @@ struct moments {
 status moments_open(struct moments *m, int in, int out, struct gemm *g, struct err *e); /* g is borrowed.  ERR_LIMIT */
 void moments_close(struct moments *m);                                                  /* zeroed is fine */
 void moments_clear(struct moments *m);
-/* weight: [rows], each >= 0 and some of the first 256 above 0; NULL: all 1. */
+/* weight: [rows], each >= 0; NULL: all 1. */
 void moments_add(struct moments *m, const float *x, const float *y, const float *weight, int rows);
 
 /* W [out][in], b [out] with the least sum weight |y - W x - b|^2 + ridge s |W|^2, s: the sum of the weights times the mean variance of the inputs.  By Cholesky; ridge > 0, so that there is one.

@@ -3,7 +3,7 @@
  * What is trained here makes another model of the student.  The teacher stays what it was: adapt_use() says which of the two sets of weights forward passes run with, and
  * backward passes are the student's.  Gradients are sums over the rows of a batch, as stage2.h has them.
  *   term      A, B and d of the term B A h + d of the router version, as far as it has them; here.  The teacher has no such term
- *   scale     of active experts, one number a layer, of the router version; here.  The teacher has the model's
+ *   scale     of active experts, one number a layer, of the router version; here.  The teacher has none: the sum of all experts is not scaled
  *   norms     of every layer in front of attention and in front of the FFN, and the last one; here
  *   experts   gate, up and down of all experts, the shared one too, or updates of low rank of them (limits.adapt, limits.lora): gradients, moments and steps on the
  *             ranks that hold them (moe/adapted.h)

@@ -1,7 +1,6 @@
 #include "train/checkpoint.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"
@@ -10,6 +9,7 @@
 
 static const char MAGIC[] = "factorllm-checkpoint-01\n";
 enum { MAGIC_BYTES = sizeof(MAGIC) - 1, DIGEST_BYTES = 64, COUNTS = 16, JSON_MAX = 1 << 24 };
+
 static size_t total_floats(const struct checkpoint_array *arrays, int n_arrays)
 {
     size_t n = 0;
@@ -64,30 +64,6 @@ static void digest_all(char hex[65], const struct str *head, const struct checkp
     digest_end(d, hex);
 }
 
-status checkpoint_encode(char **bytes, size_t *length, const struct json_t *identity, const struct json_t *progress,
-                         const struct checkpoint_array *arrays, int n_arrays, struct err *e)
-{
-    struct str head = {0};
-    char hex[65];
-
-    describe(&head, identity, progress, arrays, n_arrays);
-    *length = CHECKPOINT_BODY + head.length + total_floats(arrays, n_arrays) * sizeof(float);
-    *bytes = malloc(*length);
-    if (!*bytes) {
-        str_free(&head);
-        return err_set(e, ERR_LIMIT, "out of memory for a checkpoint of %zu bytes", *length);
-    }
-    char *at = *bytes + CHECKPOINT_BODY + head.length;
-
-    digest_all(hex, &head, arrays, n_arrays, NULL);
-    memcpy(*bytes, MAGIC, MAGIC_BYTES);
-    memcpy(*bytes + MAGIC_BYTES, hex, DIGEST_BYTES);
-    memcpy(*bytes + CHECKPOINT_BODY, head.text, head.length);
-    for (int i = 0; i < n_arrays; at += arrays[i].n * sizeof(float), i++) memcpy(at, arrays[i].data, arrays[i].n * sizeof(float));
-    str_free(&head);
-    return OK;
-}
-
 /* What would never be read again does not take the place of what can be. */
 static status check_arrays(const struct checkpoint_array *arrays, int n_arrays, const char *path, const struct alive *alive,
                            struct err *e)
@@ -122,6 +98,20 @@ status checkpoint_write(const char *path, const struct json_t *identity, const s
     return s;
 }
 
+/* For a person; in full what would be spelled alike and is not the same. */
+static void spell_apart(struct str *was, struct str *is, const struct json_t *found, const struct json_t *wanted)
+{
+    str_clear(was);
+    str_clear(is);
+    json_spell(was, found);
+    json_spell(is, wanted);
+    if (strcmp(was->text, is->text) != 0) return;
+    str_clear(was);
+    str_clear(is);
+    json_dump(was, found, false);
+    json_dump(is, wanted, false);
+}
+
 /* Is this file of the run that wants it?  Both are flat, so members are compared by their text. */
 static status same_identity(const struct json_t *found, const struct json_t *wanted, const char *source, struct err *e)
 {
@@ -135,17 +125,12 @@ static status same_identity(const struct json_t *found, const struct json_t *wan
         str_clear(&is);
         json_dump(&is, json_member(i), false);
         if (other) json_dump(&was, other, false);
-        if (!other || strcmp(was.text, is.text)) {
-            str_clear(&was);
-            str_clear(&is);
-            if (other) json_spell(&was, other);
-            else str_addz(&was, "nothing");
-            json_spell(&is, json_member(i));
-            s = err_set(
-                e, ERR_SPEC,
-                "%s: belongs to another run: %s was %.200s and is %.200s; remove the file to start over, or use another output",
-                source, json_key(i), was.text, is.text);
-        }
+        if (other && !strcmp(was.text, is.text)) continue;
+        spell_apart(&was, &is, other, json_member(i));
+        s = err_set(
+            e, ERR_SPEC,
+            "%s: belongs to another run: %s was %.200s and is %.200s; remove the file to start over, or use another output",
+            source, json_key(i), was.text, is.text);
     }
     if (!s && json_length(found) != json_length(wanted))
         s = err_set(e, ERR_SPEC, "%s: belongs to another run: %zu settings, this one has %zu; remove the file to start over",

@@ -31,9 +31,7 @@ status checkpoint_write(const char *path, const struct json_t *identity, const s
 status checkpoint_read(struct json_t **progress, const char *path, const struct json_t *identity,
                        const struct checkpoint_array *arrays, int n_arrays, const struct alive *alive, struct err *e);
 
-/* The same from and to memory; `source` is named in errors. *bytes is malloc'ed. */
-status checkpoint_encode(char **bytes, size_t *length, const struct json_t *identity, const struct json_t *progress,
-                         const struct checkpoint_array *arrays, int n_arrays, struct err *e);
+/* What checkpoint_read() does with the bytes of the file, which it names `source`; also for tests. */
 status checkpoint_decode(struct json_t **progress, const char *bytes, size_t length, const char *source,
                          const struct json_t *identity, const struct checkpoint_array *arrays, int n_arrays, struct err *e);
 

@@ -1,9 +1,9 @@
 /* What of a router is fitted in closed form: its start, and what it needs when it is in use.
  *
  * fit_start() walks through the dense model and gives every layer's W and b by least squares (num/moments.h) on what the loss is about: 2 for an expert in the label and -2
- * for another, or of values the targets of loss_regression().  V of low_rank and of a bottleneck are the directions in which that solution varies most over these
- * rows (moments_reduced(), which is not the SVD of W); of the bottleneck they are made small, where silu is nearly linear, and W is solved for once more.  Of a gate V and U
- * stay as they are: what they give are the inputs.
+ * for another, or of values the targets of loss_regression(); rows weigh what they do in the loss (stage1_weights()).  V of low_rank and of a bottleneck are the
+ * directions in which that solution varies most over these rows (moments_reduced(), which is not the SVD of W); of the bottleneck they are made small, where silu is
+ * nearly linear, and W is solved for once more.  Of a gate V and U stay as they are: what they give are the inputs.
  * fit_compensation() walks through the student, front to back: the states that enter a layer are those that the compensated layers below give.  In a layer, in this
  * order, what is asked for: the threshold at which k are active in the mean; mu_i over the rows that do not select i; the scale s with the least sum |y - e_s - comp - s e_A|^2;
  * and the term of low rank, or the constant, for what then is still missing of the dense output y of the same state.

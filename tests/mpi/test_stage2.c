@@ -174,10 +174,10 @@ static void gradients(const struct router_form *form, bool by_threshold, double 
             double *values;
         } of[] = {{"weight", s.weight}, {"bias", s.bias},     {"mu", s.mu},           {"factor", s.factor},
                   {"offset", s.offset}, {"inward", s.inward}, {"outward", s.outward}, {"scale", s.scale}};
-        size_t k = 0;
+        size_t k = 0, known = sizeof(of) / sizeof(*of);
 
-        while (k < 8 && strcmp(of[k].name, param[i]->name) != 0) k++;
-        if (k < 8) compare(&s, w, param[i], of[k].values);
+        while (k < known && strcmp(of[k].name, param[i]->name) != 0) k++;
+        if (k < known) compare(&s, w, param[i], of[k].values);
         else compare_norms(&s, w, param[i]);
     }
     if (weights) compare_experts(&s, w, model_moe(m));
