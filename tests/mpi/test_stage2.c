@@ -408,43 +408,39 @@ static void keeps_its_scale(void **state)
     free(model);
 }
 
-/* From the version that starts it, with all that it has, to the bits of a run that was not stopped. */
-static void scaled_stopped(void **state)
+/* The job, stopped after each of its steps and started again until it ends. */
+static void in_single_steps(status (*job)(struct json_t **, const char *, const char *, struct err *), const char *name,
+                            const char *more)
 {
-    int n = 0;
+    int stops = 0;
     struct err e;
     status s;
 
-    (void)state;
     do {
         stop_reset();
-        if (n < STEPS) raise(SIGUSR1);
-        s = finetune(NULL, "scaled-stopped", ROUTER_ALONE, &e);
-        if (s == STOPPED) n++;
-    } while (s == STOPPED && n < 20);
+        if (stops < STEPS) raise(SIGUSR1);
+        s = job(NULL, name, more, &e);
+        if (s == STOPPED) stops++;
+    } while (s == STOPPED && stops < 20);
     stop_reset();
     if (s) fail_msg("%s", e.text);
-    assert_int_equal(n, STEPS);
+    assert_int_equal(stops, STEPS);
+}
+
+/* From the version that starts it, with all that it has, to the bits of a run that was not stopped. */
+static void scaled_stopped(void **state)
+{
+    (void)state;
+    in_single_steps(finetune, "scaled-stopped", ROUTER_ALONE);
     same_router("scaled-stopped", "scaled");
 }
 
 static void stopped_after_every_step(void **state)
 {
     char *path = str_join(world.directory, "stopped/checkpoint");
-    int stops = 0;
-    struct err e;
-    status s;
 
     (void)state;
-    do {
-        stop_reset();
-        if (stops < STEPS) raise(SIGUSR1);
-        s = end_to_end(NULL, "stopped", OPTIONS, &e);
-        if (s == STOPPED) stops++;
-    } while (s == STOPPED && stops < 20);
-    stop_reset();
-    if (s) fail_msg("%s", e.text);
-    assert_int_equal(stops, STEPS);
+    in_single_steps(end_to_end, "stopped", OPTIONS);
     assert_false(file_exists(path));
     same_router("stopped", "whole");
     free(path);
@@ -531,29 +527,13 @@ static void same_adapted(const char *a, const char *b)
     same_bytes("%s/%s/router.safetensors", x, y);
 }
 
-static void stops(const char *name, const char *whole, const char *more)
-{
-    int n = 0;
-    struct err e;
-    status s;
-
-    do {
-        stop_reset();
-        if (n < STEPS) raise(SIGUSR1);
-        s = end_to_end(NULL, name, more, &e);
-        if (s == STOPPED) n++;
-    } while (s == STOPPED && n < 20);
-    stop_reset();
-    if (s) fail_msg("%s", e.text);
-    assert_int_equal(n, STEPS);
-    same_adapted(name, whole);
-}
-
 static void adapting_stopped(void **state)
 {
     (void)state;
-    stops("adapted-stopped", "adapted", ADAPT);
-    stops("lora-stopped", "lora", LORA);
+    in_single_steps(end_to_end, "adapted-stopped", ADAPT);
+    same_adapted("adapted-stopped", "adapted");
+    in_single_steps(end_to_end, "lora-stopped", LORA);
+    same_adapted("lora-stopped", "lora");
 }
 
 /* Weights that grow out of all bounds: one line, and no checkpoint of them. */
