@@ -44,7 +44,7 @@ static inline void opened_open(struct opened *o, const char *directory, struct m
     if (opened_try(o, directory, limits, threads, &e)) fail_msg("%s", e.text);
 }
 
-/* FACTORLLM_SHARED/name, or "" if there is nothing: the test then says so and skips. */
+/* FACTORLLM_SHARED/name, or "" if there is nothing: skip_because() then. */
 static inline const char *shared_path(char out[512], const char *name)
 {
     const char *shared = getenv("FACTORLLM_SHARED");

@@ -629,10 +629,7 @@ static void test_shared_goldens(void **state)
 
     (void)state;
     snprintf(path, sizeof(path), "%s/golden/stories260K/eval_items.json", shared);
-    if (!file_exists(path)) {
-        printf("# skipped: %s is not there\n", path);
-        skip();
-    }
+    if (!file_exists(path)) skip_because("%s is not there", path);
     assert_int_equal(json_read(&want, path, 1 << 20, &e), OK);
     snprintf(path, sizeof(path), "%s/golden/stories260K/golden.json", shared);
     assert_int_equal(json_read(&golden, path, 1 << 24, &e), OK);

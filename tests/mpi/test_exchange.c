@@ -361,12 +361,6 @@ static void stale_answers_are_dropped(void **state)
     }
 }
 
-/* Waiting is the same in the other ways, and takes its time. */
-static bool way_waits(void)
-{
-    return way - ways < 2;
-}
-
 /* Slow is not lost, and an idle rank beside a slow one is kept alive by pings: the deadline is shorter than the sum of it. */
 static void slow_ranks_and_pings(void **state)
 {
@@ -374,7 +368,6 @@ static void slow_ranks_and_pings(void **state)
     double deadline = x->limits.deadline;
 
     (void)state;
-    if (!way_waits()) return;
     x->limits.deadline = 1.2; /* of the coordinator only: pings every 0.15 s */
     for (int round = 0; round < 3; round++) {
         struct request r = {.kind = KIND_ECHO, .layer = -1, .number = {0, 0.25}};
@@ -395,7 +388,6 @@ static void deadline_of_its_own(void **state)
     struct err e = {0};
 
     (void)state;
-    if (!way_waits()) return;
     x->limits.deadline = 0.3;
     for (int rank = 1; rank < comm_size(world); rank++) exchange_post(x, 0, rank, &r, NULL, 0, NULL, 0);
     assert_int_equal(exchange_wait(x, 0, &e), OK);
@@ -410,7 +402,6 @@ static void late_coordinator(void **state)
     double deadline = x->limits.deadline;
 
     (void)state;
-    if (!way_waits()) return;
     fill(payloads[0], LIMIT, 2);
     x->limits.deadline = 1;
     for (int rank = 1; rank < comm_size(world); rank++) post(0, rank, KIND_ECHO, LIMIT, 0, LIMIT, 2);
@@ -488,20 +479,25 @@ static int lead(void)
         cmocka_unit_test(only_who_was_asked),
         cmocka_unit_test(failed_answer),
         cmocka_unit_test(statistics),
-        cmocka_unit_test(late_coordinator),
-        cmocka_unit_test(slow_ranks_and_pings),
-        cmocka_unit_test(deadline_of_its_own),
         cmocka_unit_test(limits_refuse),
         cmocka_unit_test(closed_and_opened_again),
         cmocka_unit_test(stale_answers_are_dropped),
         cmocka_unit_test(stopped),
         cmocka_unit_test(failed_while_the_other_slot_is_in_flight),
     };
+    const struct CMUnitTest waits[] = {
+        cmocka_unit_test(late_coordinator),
+        cmocka_unit_test(slow_ranks_and_pings),
+        cmocka_unit_test(deadline_of_its_own),
+    };
     struct request r = {.kind = KIND_STOP, .layer = -1};
     struct err e = {0};
+    int failed = 0;
 
     for (int s = 0; s < EXCHANGE_SLOTS; s++) payloads[s] = malloc(LIMIT);
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (way - ways < 2)
+        failed += cmocka_run_group_tests(waits, NULL, NULL); /* it is the same in the other ways, and takes its time */
+    failed += cmocka_run_group_tests(tests, NULL, NULL);
     for (int rank = 1; rank < comm_size(world); rank++) exchange_post(x, 0, rank, &r, NULL, 0, NULL, 0);
     if (exchange_wait(x, 0, &e)) failed++;
     for (int s = 0; s < EXCHANGE_SLOTS; s++) free(payloads[s]);
@@ -517,7 +513,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s\n", e.text);
         return e.code;
     }
-    if (comm_size(world) == 1) printf("1..1\nok 1 - alone: nobody to talk to, and no exchange\n");
+    if (comm_size(world) == 1) printf("1..0 # nobody to talk to\n");
     for (way = ways; way < ways + sizeof(ways) / sizeof(ways[0]) && comm_size(world) > 1; way++) {
         if (comm_rank(world) == 0) printf("# %s\n", way->name);
         world->chunk = way->chunk;

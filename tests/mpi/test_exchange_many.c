@@ -237,7 +237,6 @@ static void everybody_asks_everybody(void **state)
     struct err e = {0};
 
     (void)state;
-    if (size == 1) return;
     for (coordinators = 1; coordinators <= size; coordinators++) {
         assert_int_equal(comm_share(world, coordinators, &e), OK);
         for (int apart = 0; apart < 2; apart++) {
@@ -259,7 +258,9 @@ int main(int argc, char **argv)
         return e.code;
     }
     me = comm_rank(world), size = comm_size(world);
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = 0;
+    if (size == 1) printf("1..0 # nobody to ask\n");
+    else failed = cmocka_run_group_tests(tests, NULL, NULL);
     comm_close(world, OK);
     return failed;
 }

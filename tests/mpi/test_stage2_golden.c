@@ -240,8 +240,7 @@ static void pytorch(void **state)
     (void)state;
     if (!file_exists(tiny)) {
         free(made), free(tiny);
-        print_message("no %s: skipped\n", "models/tiny1m");
-        skip();
+        skip_because("models/tiny1m is not there");
     }
     str_addf(&yaml,
              "kind: factorize\ngrouping: contiguous\nbudget: uniform\ncompensation: none\nexperts: 32\nactive: 16\n"

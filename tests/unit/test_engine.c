@@ -119,10 +119,8 @@ static void greedy_equals_golden_of_a_trained_model(void **state)
     char directory[512], golden[512];
 
     (void)state;
-    if (!*shared_path(directory, "models/tiny1m") || !*shared_path(golden, "golden/tiny1m/golden.json")) {
-        print_message("skipped: models/tiny1m is not there\n");
-        skip();
-    }
+    if (!*shared_path(directory, "models/tiny1m") || !*shared_path(golden, "golden/tiny1m/golden.json"))
+        skip_because("models/tiny1m is not there");
     golden_greedy(directory, golden, true);
 }
 

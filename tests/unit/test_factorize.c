@@ -331,9 +331,8 @@ static void test_shards_and_bfloat16(void **state)
 
     str_addf(&model, "%s/models/stories260K-sharded", shared ? shared : "../shared");
     if (!file_is_directory(model.text)) {
-        printf("%s is not here: skipped\n", model.text);
         str_free(&model);
-        skip();
+        skip_because("models/stories260K-sharded is not there");
     }
     if (run(b, model.text, "experts: 5\nactive: 2\nseed: 4\ncalibration: {file: tests/unit/test_factorize.c, bytes: 500}\n", NULL,
             &e))
@@ -367,10 +366,9 @@ static void test_golden_variances(void **state)
         str_addf(&model, "%s/models/%s", shared, models[k]);
         str_addf(&golden, "%s/golden/%s/golden.json", shared, models[k]);
         if (!file_exists(golden.text)) {
-            printf("%s is not here: skipped\n", golden.text);
             str_free(&model);
             str_free(&golden);
-            skip();
+            skip_because("golden/%s is not there", models[k]);
         }
         assert_int_equal(json_read(&numbers, golden.text, 1 << 26, &e), OK);
         str_clear(&golden);

@@ -186,10 +186,7 @@ static void check_trained(const char *name)
     struct err e;
 
     snprintf(part, sizeof(part), "golden/%s/golden.json", name);
-    if (!*shared_path(golden, part)) {
-        printf("%s is not here\n", part);
-        skip();
-    }
+    if (!*shared_path(golden, part)) skip_because("%s is not there", part);
     assert_int_equal(json_read(&numbers, golden, 1 << 24, &e), OK);
     *strrchr(golden, '/') = 0;
     snprintf(part, sizeof(part), "models/%s", name);

@@ -275,10 +275,7 @@ static void test_golden(void **state)
     (void)state;
     if (!shared) shared = "../shared";
     snprintf(path, sizeof(path), "%s/golden/README.md", shared);
-    if (!file_exists(path)) {
-        print_message("skipped: %s is missing\n", path);
-        skip();
-    }
+    if (!file_exists(path)) skip_because("%s is not there", path);
     for (size_t i = 0; i < sizeof(models) / sizeof(models[0]); i++) check_model(shared, models[i]);
 }
 

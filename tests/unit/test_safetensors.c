@@ -1,14 +1,9 @@
 /* Safetensors: what is written is read back, and nothing that is broken is believed. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
+#include "../check.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 #include "base/file.h"
 #include "base/str.h"
@@ -463,9 +458,8 @@ static void test_models_at_hand(void **state)
 
         str_addf(&path, "%s/models/%s", shared ? shared : "../shared", models[i].model);
         if (!file_is_directory(path.text)) {
-            printf("%s is not here: skipped\n", path.text);
             str_free(&path);
-            skip();
+            skip_because("models/%s is not there", models[i].model);
         }
         if (safetensors_open(&f, path.text, &e)) fail_msg("%s", e.text);
         for (size_t t = 0; t < safetensors_count(f); t++) {

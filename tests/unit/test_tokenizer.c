@@ -1,12 +1,7 @@
 /* Tokenizers against tests/golden/tokenizers (made by make_tokenizers.py from the library and a plain definition), against ../shared where
  * it is there, and against hostile files. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "../check.h"
 
-#include <cmocka.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -152,10 +147,7 @@ static void test_shared(void **state)
         snprintf(golden, sizeof(golden), "%s/golden/%s/golden.json", shared, models[k]);
         snprintf(model, sizeof(model), "%s/models/%s", shared, models[k]);
         snprintf(json, sizeof(json), "%s/tokenizer.json", model);
-        if (!file_exists(golden) || !file_exists(model)) {
-            printf("skipped: %s is not there\n", golden);
-            skip();
-        }
+        if (!file_exists(golden) || !file_exists(model)) skip_because("%s is not there", golden);
         struct json_t *root = read_json(golden);
         const struct json_t *cases = json_at(root, "tokenizer"), *greedy = json_at(root, "greedy");
         assert_int_equal(tokenizer_open(&t, model, &e), OK);
