@@ -401,9 +401,17 @@ void json_dump(struct str *out, const struct json_t *v, bool indented)
 
 void json_spell(struct str *out, const struct json_t *v)
 {
-    if (!v) str_addz(out, "missing");
-    else if (json_is_real(v) && !json_is_int(v)) str_addf(out, "%.15g", json_number(v));
-    else json_dump(out, v, false);
+    struct str number = {0};
+
+    if (!v) {
+        str_addz(out, "missing");
+    } else if (json_is_real(v) && !json_is_int(v)) {
+        str_addf(&number, "%.15g", json_number(v));
+        str_addf(out, strtod(number.text, NULL) == json_number(v) ? "%.15g" : "%.17g", json_number(v));
+        str_free(&number);
+    } else {
+        json_dump(out, v, false);
+    }
 }
 
 status json_write(const char *path, const struct json_t *v, struct err *e)

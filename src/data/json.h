@@ -77,7 +77,7 @@ void json_append(struct json_t *array, struct json_t *value); /* takes value */
 
 /* Numbers are written so that they read back as the same double (17 digits). */
 void json_dump(struct str *out, const struct json_t *v, bool indented);
-/* For a person: 0.3 and not its 17 digits; NULL: missing.  Doubles that are nearly the same may be spelled alike. */
+/* For a person: 0.3 and not its 17 digits, but where it takes them to read back as the same double; NULL: missing. */
 void json_spell(struct str *out, const struct json_t *v);
 status json_write(const char *path, const struct json_t *v, struct err *e); /* indented, newline, atomic (file_write) */
 

@@ -92,14 +92,7 @@ static status describe_run(const struct infer *f, struct json_t *meta, struct er
     if (fingerprint_model(digest, s->model, e)) return e->code;
     json_put_text(meta, "model_sha256", digest);
     if (f->how.router) {
-        const struct router *r = f->how.router;
-        size_t n = (size_t)r->layers * (size_t)r->experts;
-        char parts[3 * 65] = "";
-
-        digest_bytes(parts, r->weight, n * (size_t)r->width * sizeof(float));
-        digest_bytes(parts + 64, r->bias, n * sizeof(float));
-        digest_bytes(parts + 128, r->threshold, r->threshold ? (size_t)r->layers * sizeof(float) : 0);
-        digest_bytes(digest, parts, strlen(parts));
+        router_digest(digest, f->how.router);
         json_put_text(meta, "router_sha256", digest);
     }
     json_put_text(meta, "variant", spec_variant_name((enum spec_variant)s->infer.variant));

@@ -43,23 +43,29 @@ static const char *name_of(const char *key)
     return NULL;
 }
 
-/* Appends what is not the same, in words. */
+/* Appends a member that is not the same, in words.  Either may be NULL: not there. */
+static void difference(struct str *out, const char *key, const struct json_t *was, const struct json_t *is)
+{
+    struct str mine = {0}, theirs = {0};
+    const char *name = name_of(key);
+
+    json_spell(&mine, is);
+    json_spell(&theirs, was); /* spelled alike: the same double */
+    if (strcmp(mine.text, theirs.text) != 0) {
+        str_addz(out, out->length ? ", " : "");
+        if (name) str_addz(out, name);
+        else str_addf(out, "%s (was %.80s, is %.80s)", key, theirs.text, mine.text);
+    }
+    str_free(&mine);
+    str_free(&theirs);
+}
+
 static void differences(struct str *out, const struct json_t *there, const struct json_t *meta)
 {
-    for (void *m = json_first(meta); m; m = json_next(meta, m)) {
-        struct str mine = {0}, theirs = {0};
-        const char *name = name_of(json_key(m));
-
-        json_spell(&mine, json_member(m));
-        json_spell(&theirs, json_at(there, json_key(m)));
-        if (strcmp(mine.text, theirs.text) != 0) {
-            str_addz(out, out->length ? ", " : "");
-            if (name) str_addz(out, name);
-            else str_addf(out, "%s (was %.80s, is %.80s)", json_key(m), theirs.text, mine.text);
-        }
-        str_free(&mine);
-        str_free(&theirs);
-    }
+    for (void *m = json_first(meta); m; m = json_next(meta, m))
+        difference(out, json_key(m), json_at(there, json_key(m)), json_member(m));
+    for (void *m = json_first(there); m; m = json_next(there, m)) /* settings that stand there only if they are used */
+        if (!json_at(meta, json_key(m))) difference(out, json_key(m), json_member(m), NULL);
 }
 
 static status compare_meta(const char *path, const char *meta_file, const struct json_t *meta, struct err *e)

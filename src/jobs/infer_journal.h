@@ -17,7 +17,7 @@ struct journal;
 /* Called for every row that is there: key as in infer_read_row().  An error ends journal_open() with it. */
 typedef status journal_row(void *context, const char *key, bool ok, const char *source, struct err *e);
 
-/* meta: an object with text and number members, compared member by member.  The file is locked against a second writer.
+/* meta: an object with text and number members, compared member by member, and numbers exactly.  The file is locked against a second writer.
  * replace: rows that belong to something else are moved to PATH.old, and *replaced says so; else they are ERR_SPEC, with what changed.  ERR_FORMAT: a row in its middle is damaged.  ERR_IO. */
 status journal_open(struct journal **out, const char *path, const struct json_t *meta, journal_row *row, void *context,
                     bool replace, bool *replaced, struct err *e);

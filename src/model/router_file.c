@@ -11,6 +11,7 @@
 #include "base/directory.h"
 #include "base/file.h"
 #include "base/rng.h"
+#include "data/digest.h"
 #include "data/sums.h"
 #include "model/router_versions.h"
 #include "model/weights.h"
@@ -70,6 +71,24 @@ void router_free(struct router *r)
     if (r->packed) free((void *)r->packed[0].lines); /* the block of all of them */
     free((void *)r->packed);
     *r = (struct router){0};
+}
+
+void router_digest(char hex[65], const struct router *r)
+{
+    struct router borrowed = *r;
+    struct router_part part[ROUTER_PARTS];
+    int n = router_parts(&borrowed, part);
+    struct str text = {0};
+
+    str_addf(&text, "%d %d\n", (int)r->kind, r->by_threshold);
+    for (int i = 0; i < n; i++) {
+        char bytes[65];
+
+        digest_bytes(bytes, *part[i].where, (size_t)r->layers * part[i].rows * part[i].cols * sizeof(float));
+        str_addf(&text, "%s %zu %zu %s\n", part[i].name, part[i].rows, part[i].cols, bytes);
+    }
+    digest_bytes(hex, text.text, text.length);
+    str_free(&text);
 }
 
 /* One matrix of all layers. */

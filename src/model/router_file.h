@@ -17,6 +17,8 @@ struct router_form router_form_of(const struct router *r);
 status router_alloc(struct router *r, const struct shape *s, struct err *e);
 status router_alloc_form(struct router *r, const struct shape *s, const struct router_form *form, struct err *e);
 void router_free(struct router *r);
+/* Of everything that decides what it answers: how it selects, what it consists of, and every number. */
+void router_digest(char hex[65], const struct router *r);
 /* For inference: its matrices in the layout of the kernels, instead of packing them in every step.  What r->weight is changed to later does not count. */
 status router_pack(struct router *r, enum format f, struct gemm *g, struct err *e);
 /* router_cost() of this model's layers, in the mean. */

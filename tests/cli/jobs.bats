@@ -250,6 +250,9 @@ YAML
     echo "$output"
     [ "$status" = 2 ]
     grep -qF "what changed: temperature (was 0.8, is 0.5); move it away or choose another output" <<<"$output"
+    run "$FACTORLLM" run "$dir/infer.yaml" --set temperature=0.8000000000000002
+    [ "$status" = 2 ]
+    grep -qF "what changed: temperature (was 0.8, is 0.80000000000000016)" <<<"$output"
     sed -i 1d "$dir/prompts.jsonl"
     run "$FACTORLLM" run "$dir/infer.yaml"
     [ "$status" = 2 ]

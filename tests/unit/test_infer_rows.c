@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/directory.h"
 #include "base/file.h"
 #include "jobs/infer_journal.h"
 #include "jobs/infer_rows.h"
@@ -298,6 +299,7 @@ static struct json_t *meta_of(int seed)
 
     json_put_text(meta, "input", "abc");
     json_put_int(meta, "seed", seed);
+    json_put_real(meta, "temperature", 0.3);
     return meta;
 }
 
@@ -389,6 +391,50 @@ static void the_journal_survives_every_cut(void **state)
     assert_int_equal(open_with(&j, path, 2, &rows, &e), ERR_IO);
 }
 
+/* Rows are of this run only if every setting is the same double, and the same ones are there. */
+static void the_journal_compares_exactly(void **state)
+{
+    static const struct {
+        const char *key;
+        double value;
+        const char *changed; /* NULL: nothing */
+    } settings[] = {{"temperature", 0.3, NULL},
+                    {"temperature", 0.1 + 0.2, "temperature (was 0.3, is 0.30000000000000004)"},
+                    {"temperature", 0.3 - 1e-16, "temperature (was 0.3, is 0.29999999999999988)"},
+                    {"batch_experts", 0.5, "batch_experts (was missing, is 0.5)"}};
+    char directory[] = "/tmp/test_rows_XXXXXX", path[64];
+    struct answer_rows rows;
+    struct journal *j;
+    bool replaced;
+    struct err e;
+
+    (void)state;
+    assert_non_null(mkdtemp(directory));
+    snprintf(path, sizeof(path), "%s/responses.jsonl", directory);
+    assert_int_equal(open_with(&j, path, 1, &rows, &e), OK);
+    str_addz(journal_buffer(j), "{\"id\":1}\n");
+    assert_int_equal(journal_sync(j, &e), OK);
+    journal_close(j);
+    for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++) {
+        struct json_t *meta = meta_of(1);
+
+        rows.text[0] = 0;
+        json_put_real(meta, settings[i].key, settings[i].value);
+        status s = journal_open(&j, path, meta, note_row, &rows, false, &replaced, &e);
+        assert_int_equal(s, settings[i].changed ? ERR_SPEC : OK);
+        if (s) assert_non_null(strstr(e.text, settings[i].changed));
+        else journal_close(j);
+        json_free(meta);
+    }
+    struct json_t *less = json_object_new(); /* what is not set any more */
+    json_put_text(less, "input", "abc");
+    json_put_int(less, "seed", 1);
+    assert_int_equal(journal_open(&j, path, less, note_row, &rows, false, &replaced, &e), ERR_SPEC);
+    assert_non_null(strstr(e.text, "what changed: temperature (was 0.3, is missing)"));
+    json_free(less);
+    assert_int_equal(directory_remove(directory, &e), OK);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -396,6 +442,7 @@ int main(void)
         cmocka_unit_test(bad_lines_say_what_is_wrong),  cmocka_unit_test(every_truncation_is_refused),
         cmocka_unit_test(deep_nesting_is_refused),      cmocka_unit_test(answers_have_the_documented_form),
         cmocka_unit_test(shown_lines_fit_the_terminal), cmocka_unit_test(the_journal_survives_every_cut),
+        cmocka_unit_test(the_journal_compares_exactly),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -291,6 +291,37 @@ static void costs(void **state)
     world_close(&w);
 }
 
+/* Two routers have one digest only if all is the same: the last number of each part, and how they select. */
+static void digests(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < ROUTER_KINDS; kind++) {
+        struct router_part part[ROUTER_PARTS];
+        char first[65], other[65];
+        struct world w;
+
+        world_open(&w, (enum router_kind)kind, 3);
+        int n = router_parts(&w.r, part);
+        assert_int_equal(n, kind == ROUTER_LINEAR ? 8 : 9);
+        router_digest(first, &w.r);
+        for (int i = 0; i < n; i++) {
+            float *last = *part[i].where + LAYERS * part[i].rows * part[i].cols - 1, was = *last;
+
+            *last = nextafterf(was, INFINITY);
+            router_digest(other, &w.r);
+            assert_string_not_equal(first, other);
+            *last = was;
+        }
+        w.r.by_threshold = !w.r.by_threshold;
+        router_digest(other, &w.r);
+        assert_string_not_equal(first, other);
+        w.r.by_threshold = !w.r.by_threshold;
+        router_digest(other, &w.r);
+        assert_string_equal(first, other);
+        world_close(&w);
+    }
+}
+
 static int make_directory(void **state)
 {
     static char directory[] = "/tmp/factorllm-routers-XXXXXX";
@@ -310,7 +341,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients), cmocka_unit_test(scores), cmocka_unit_test(quantized), cmocka_unit_test(low_rank),
-        cmocka_unit_test(constant),  cmocka_unit_test(files),  cmocka_unit_test(costs),
+        cmocka_unit_test(constant),  cmocka_unit_test(files),  cmocka_unit_test(costs),     cmocka_unit_test(digests),
     };
 
     return cmocka_run_group_tests(tests, make_directory, remove_directory);
