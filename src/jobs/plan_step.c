@@ -14,6 +14,7 @@
 #include "jobs/ready.h"
 #include "jobs/report.h"
 #include "model/router_file.h"
+#include "model/router_versions.h"
 
 status plan_factorized(struct shape *out, const struct shape *dense, const struct spec *s, struct err *e)
 {
@@ -281,9 +282,14 @@ static bool has_version(const char *model, const char *version, const struct spe
 static status check_version(const struct plan_step *p, const struct spec *before, int n, const char *key, const char *version,
                             struct err *e)
 {
-    if (!version || has_version(p->spec->model, version, before, n)) return OK;
-    return err_set(e, ERR_IO, "%s: %s: %s/routers/%s/router.safetensors: %s", p->spec->source, key, p->spec->model, version,
-                   n > 0 ? "not there, and no step before makes it" : strerror(ENOENT));
+    const struct spec *s = p->spec;
+    struct err missing;
+
+    if (!version || has_version(s->model, version, before, n)) return OK;
+    if (n > 0)
+        return err_set(e, ERR_IO, "%s: %s: %s: has no router version %s, and no step before makes it", s->source, key, s->model,
+                       version);
+    return err_set(e, router_find(s->model, version, &missing), "%s: %s: %s", s->source, key, missing.text);
 }
 
 static status check_router(const struct plan_step *p, const struct spec *before, int n, struct err *e)

@@ -7,6 +7,8 @@
 
 #include "base/file.h"
 #include "base/str.h"
+#include "model/router_file.h"
+#include "model/router_versions.h"
 #include "model/weights.h"
 
 status ready_directory(const char *path, struct err *e)
@@ -124,9 +126,17 @@ status ready_version(const struct spec *s, struct err *e)
     free(routers);
     if (st || !s->finetune.version || !*s->finetune.version) return st;
     str_addf(&path, "%s/routers/%s", s->model, s->finetune.version);
-    if (file_exists(path.text))
-        st = err_set(e, ERR_SPEC, "%s: version: %s exists already; choose another name, or none for the next free one", s->source,
-                     path.text);
+    if (file_exists(path.text)) {
+        char current[ROUTER_VERSION_MAX];
+        struct err ignored;
+        bool in_use = !router_current(current, s->model, &ignored) && !strcmp(current, s->finetune.version);
+
+        st = err_set(
+            e, ERR_SPEC,
+            "%s: version: %s exists already, and stays whatever becomes of output: it belongs to the model; choose another "
+            "name, or none for the next free one, or %sremove that directory",
+            s->source, path.text, in_use ? "take another version into use (factorllm router promote, or rollback) and " : "");
+    }
     str_free(&path);
     return st;
 }

@@ -265,25 +265,10 @@ status routers_list(FILE *to, const char *model, bool json, struct err *e)
 status routers_find(const char *model, const char *version, struct err *e)
 {
     struct shape *shape = malloc(sizeof(*shape));
-    char **names = NULL;
-    int n = 0;
-    bool found = false;
 
     BUG_ON(!shape);
     status s = check_model(shape, model, e);
-    if (!s) s = router_check_version(version, e);
-    if (!s) s = router_versions(&names, &n, model, e);
-    for (int i = 0; i < n && !s; i++) found |= !strcmp(names[i], version);
-    if (!s && !found) {
-        struct str there = {0};
-
-        for (int i = 0; i < n && i < 12; i++) str_addf(&there, "%s%s", i ? ", " : "", names[i]);
-        if (n > 12) str_addz(&there, ", ...");
-        s = err_set(e, ERR_IO, "%s: has no router version %s; there %s %s", model, version, n == 1 ? "is" : "are",
-                    n ? there.text : "none yet: a finetune job makes the first");
-        str_free(&there);
-    }
-    router_versions_free(names, n);
+    if (!s) s = router_find(model, version, e);
     free(shape);
     return s;
 }

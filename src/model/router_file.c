@@ -300,7 +300,7 @@ status router_read(struct router *r, const char *directory, const char *version,
             return err_set(e, ERR_IO, "%s: has no router yet (no routers/current): run a finetune job on it first", directory);
         version = current;
     }
-    if (router_check_version(version, e)) return e->code;
+    if (router_find(directory, version, e)) return e->code;
     char *path = version_path(directory, version, "/router.safetensors");
     status code = safetensors_open(&f, path, e);
 

@@ -103,7 +103,7 @@ status router_promote(const char *directory, const char *version, struct err *e)
     status s = router_check_version(version, e);
 
     BUG_ON(!h);
-    if (!s && !is_there(directory, version)) s = err_set(e, ERR_IO, "%s: has no router version %s", directory, version);
+    if (!s) s = router_find(directory, version, e);
     if (!s) s = router_history_read(h, directory, e);
     if (!s && !(h->n > 0 && !strcmp(h->version[0], version))) {
         if (h->n == ROUTER_HISTORY_MAX) h->n--;
@@ -183,4 +183,23 @@ void router_versions_free(char **names, int n)
 {
     for (int i = 0; i < n; i++) free(names[i]);
     free(names);
+}
+
+status router_find(const char *directory, const char *version, struct err *e)
+{
+    enum { SHOWN = 12 };
+    struct str there = {0};
+    char **names;
+    int n;
+    status s = router_check_version(version, e);
+
+    if (s || is_there(directory, version)) return s;
+    if (router_versions(&names, &n, directory, e)) return e->code;
+    for (int i = 0; i < n && i < SHOWN; i++) str_addf(&there, "%s%s", i ? ", " : "", names[i]);
+    if (n > SHOWN) str_addz(&there, ", ...");
+    s = err_set(e, ERR_IO, "%s: has no router version %s; there %s %s", directory, version, n == 1 ? "is" : "are",
+                n ? there.text : "none yet: a finetune job makes the first");
+    str_free(&there);
+    router_versions_free(names, n);
+    return s;
 }

@@ -18,6 +18,9 @@ struct router_history {
 /* ERR_SPEC unless it can be the name of a version: 1 to 63 of A-Z a-z 0-9 . _ -, no dot in front. */
 status router_check_version(const char *version, struct err *e);
 
+/* ERR_IO if it is not there, with the names of those that are. */
+status router_find(const char *directory, const char *version, struct err *e);
+
 /* n = 0 if there is no such file.  ERR_IO, ERR_FORMAT. */
 status router_history_read(struct router_history *h, const char *directory, struct err *e);
 

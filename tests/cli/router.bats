@@ -122,7 +122,19 @@ YAML
     echo "$output"
     [ "$status" = 2 ]
     [ "$(grep -c '^factorllm: ' <<<"$output")" = 1 ]
-    grep -qF "version: $model/routers/one exists already" <<<"$output"
+    grep -qF "version: $model/routers/one exists already, and stays whatever becomes of output: it belongs to the model; choose another name, or none for the next free one, or remove that directory" <<<"$output"
+    # what is in use would be missed; and what is not there is named beside what is
+    printf 'kind: finetune\nmodel: %s\noutput: %s/more\nstage: 2\ntext: {sample_tokens: 300}\n' "$model" "$dir" >"$dir/more.yaml"
+    for how in run plan; do
+        run "$FACTORLLM" $how "$dir/more.yaml" --set version=two
+        echo "$output"
+        [ "$status" = 2 ]
+        grep -qF "or take another version into use (factorllm router promote, or rollback) and remove that directory" <<<"$output"
+        run "$FACTORLLM" $how "$dir/more.yaml" --set from=nine
+        echo "$output"
+        [ "$status" = 3 ]
+        grep -qF "$model: has no router version nine; there are one, two" <<<"$output"
+    done
     [ "$(cat "$model"/routers/*/* "$model/routers/current" | sha256sum)" = "$before" ]
     "$FACTORLLM" run "$dir/named.yaml" --quiet --set one.tokens=384 --set output="$dir/other"
     # another factorization begins without versions

@@ -180,7 +180,7 @@ YAML
         { cat "$dir/job.yaml"; echo "  - {kind: eval, text: {file: README.md}, variants: [dense, router@$version]}"; } >"$dir/with.yaml"
         [ $version = nothere ] || "$FACTORLLM" plan "$dir/with.yaml"
     done
-    plan_refuses 3 "variants: $dir/p/convert/model/routers/nothere/router.safetensors: not there, and no step before makes it" "$dir/with.yaml"
+    plan_refuses 3 "variants: $dir/p/convert/model: has no router version nothere, and no step before makes it" "$dir/with.yaml"
     plan_refuses 5 "limits.positions: expected 2 to the model's 256, found 300" configs/demo.yaml --set limits.positions=300
     echo '{"ranks": 2, "layers": [[0, 1], [0, 1]]}' >"$dir/p.json"
     plan_refuses 2 "$dir/p.json: ranks: expected 3, the ranks of this launch, found 2" configs/demo.yaml --ranks 3 \
