@@ -106,7 +106,12 @@ YAML
     [ "$status" = 0 ]
     grep -q "calibrates  the dense model in 2 slices a layer, a sample of 300 tokens at most" <<<"$output"
     grep -q "and on the coordinator 0.1 MiB, with .* more for the layer that is grouped" <<<"$output"
-    grep -q "traffic     a token and layer: 1.33 remote ranks of 2\|traffic     a token and layer: 1.00 remote ranks of 2" <<<"$output"
+    # 44 neurons are 2 slices of at least 16, and every token needs both: the coordinator has one, rank 1 the other, rank 2 nothing to be asked for.
+    # A row is 48 floats and one word of the active set out, 48 numbers of 8 bytes back
+    grep -qF "traffic     a token and layer: 1.00 remote ranks of 2, 200 bytes out, 384 bytes back (rows of 200 and 384)" <<<"$output"
+    run "$FACTORLLM" plan "$dir/factorize.yaml" --ranks 3 --set cluster.coordinator_experts=false
+    echo "$output"
+    grep -qF "traffic     a token and layer: 2.00 remote ranks of 2, 400 bytes out, 768 bytes back (rows of 200 and 384)" <<<"$output"
     run "$FACTORLLM" plan "$dir/factorize.yaml" --set active=3,4
     [ "$status" = 2 ]
     grep -q "active: expected one number, or 3, one for every layer of" <<<"$output"
