@@ -235,6 +235,10 @@ void spec_dump(struct str *out, const struct spec *s);
  * this job, whatever its value, but those of the whole launch (cluster.*, limits.memory_mib) and those with KEY_ASIDE.  What a job made says
  * with it how it was made; a new key stands in it by itself.  The caller frees with json_free(). */
 struct json_t *spec_settings(const struct spec *s);
+/* The same of a job that ran: run, a flat object, tells it from others.  Numbers that stand there under the name of a key are what the job made of
+ * it (0: what it needs), and so are keys without a value (from: the current router); everything else is as the spec has it.  What is no key
+ * (digests) goes to rest. */
+struct json_t *spec_settings_of_run(const struct spec *s, const struct json_t *run, struct json_t *rest);
 
 /* The protobuf message of proto/job.proto: what the coordinator broadcasts. *bytes is malloc'ed. */
 void spec_pack(uint8_t **bytes, size_t *n, const struct spec *s);

@@ -58,3 +58,20 @@ struct json_t *spec_settings(const struct spec *s)
     }
     return o;
 }
+
+struct json_t *spec_settings_of_run(const struct spec *s, const struct json_t *run, struct json_t *rest)
+{
+    struct json_t *o = spec_settings(s);
+
+    for (void *i = json_first(run); i; i = json_next(run, i)) {
+        const char *name = json_key(i);
+        const struct json_t *is = json_member(i);
+
+        if (key_find(name, s->kind) >= 0) {
+            if (json_is_real(is) || !json_at(o, name)) json_put(o, name, json_clone(is));
+        } else if (!key_is_section(name, s->kind)) {
+            json_put(rest, name, json_clone(is));
+        }
+    }
+    return o;
+}

@@ -318,20 +318,9 @@ static void fill_result(struct finetune_run *r, const struct json_t *after, cons
     json_put_real(o, "tokens_per_second", (double)r->tokens / seconds);
 }
 
-/* How the version was made: what tells this run from others, with what it found (digests, lengths), and all settings, those of the end among them. */
-static struct json_t *settings_of(const struct finetune_run *r)
-{
-    struct json_t *o = json_clone(r->identity), *all = spec_settings(r->spec);
-
-    for (void *i = json_first(all); i; i = json_next(all, i))
-        if (!json_at(o, json_key(i))) json_put(o, json_key(i), json_clone(json_member(i)));
-    json_free(all);
-    return o;
-}
-
 static struct json_t *about_router(const struct finetune_run *r, const struct json_t *after)
 {
-    struct json_t *o = json_object_new(), *metrics = json_object_new();
+    struct json_t *o = json_object_new(), *metrics = json_object_new(), *inputs = json_object_new();
     char date[32];
 
     clock_date(date);
@@ -342,7 +331,8 @@ static struct json_t *about_router(const struct finetune_run *r, const struct js
     json_put_int(o, "experts", r->shape.experts);
     json_put_int(o, "active", r->shape.active);
     json_put_text(o, "text", r->spec->finetune.text.file);
-    json_put(o, "spec", settings_of(r));
+    json_put(o, "spec", spec_settings_of_run(r->spec, r->identity, inputs));
+    json_put(o, "inputs", inputs); /* digests and lengths */
     json_put(metrics, r->stage->loss, finetune_before_and_after(r, after, r->stage->loss));
     r->stage->about(r, o, metrics, after);
     json_put(metrics, "load", json_clone(json_at(after, "load")));

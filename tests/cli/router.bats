@@ -137,6 +137,11 @@ YAML
     done
     [ "$(cat "$model"/routers/*/* "$model/routers/current" | sha256sum)" = "$before" ]
     "$FACTORLLM" run "$dir/named.yaml" --quiet --set one.tokens=384 --set output="$dir/other"
+    # `spec` of router.json is keys of a spec with their values: given back one by one they are taken as they stand
+    jq -e '.spec.train == ["router", "compensation"] and .spec.from == "one" and .spec["precision.experts"] == "stored"' "$model/routers/two/router.json"
+    mapfile -t sets < <(jq -r '.spec | to_entries[] | "--set", "\(.key)=\(.value | if type == "array" then join(",") else . end)"' "$model/routers/two/router.json")
+    [ ${#sets[@]} -gt 50 ]
+    "$FACTORLLM" plan "$dir/more.yaml" "${sets[@]}"
     # another factorization begins without versions
     "$FACTORLLM" run "$dir/named.yaml" --quiet --set one.tokens=384 --set factorize.active=2
     jq -e '.one.tokens > 256' "$dir/run/result.json"

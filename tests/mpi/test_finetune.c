@@ -145,8 +145,11 @@ static void says_how_it_was_made(const char *version)
     }
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
         assert_true(json_number(json_at(spec, numbers[i].key)) == numbers[i].value);
-    assert_non_null(json_at(spec, "text (digest)"));
     assert_null(json_at(spec, "lm_loss"));
+    assert_string_equal(json_text(json_at(spec, "precision.experts")), "stored");
+    for (void *i = json_first(spec); i; i = json_next(spec, i)) /* keys of the spec and nothing else: no section, no digest */
+        if (strchr(json_key(i), ' ') || !strcmp(json_key(i), "precision")) fail_msg("spec has %s", json_key(i));
+    assert_int_equal(strlen(json_text(json_at(json_at(o, "inputs"), "text (digest)"))), 64);
     json_free(o);
     str_free(&path);
 }
