@@ -16,6 +16,7 @@ void cluster_cost(struct model_cost *c, const struct shape *s, const struct plac
     struct exchange_limits talk = cluster_talk((struct exchange_limits){0}, s, ranks, limits);
 
     model_cost(c, s, p, rank, ranks, plan, limits);
+    if (rank == 0) c->beside = limits.beside;
     if (ranks == 1) return;
     c->exchange = exchange_costs(rank, ranks, talk, limits.coordinators);
     if (limits.coordinators > 1) c->exchange += spread_cost(rank, limits.rows, s->width);

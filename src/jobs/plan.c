@@ -8,10 +8,7 @@
 #include "base/machine.h"
 #include "base/str.h"
 #include "engine/place.h"
-#include "jobs/finetune_run.h"
-#include "model/router_file.h"
 #include "model/split.h"
-#include "train/stage2.h"
 
 double plan_remote_ranks(const struct placement *p, int k)
 {
@@ -98,22 +95,23 @@ static status print_memory(FILE *to, const struct plan_step *p, const struct pla
 
     fprintf(to, "  room        %d rows a step, %d session%s of %d positions\n", room->rows, room->sessions,
             room->sessions == 1 ? "" : "s", room->positions);
-    fprintf(to, "  %5s  %-11s  %17s  %11s  %9s  %9s  %9s  %9s\n", "rank", "role", "experts per layer", "weights MiB", "KV cache",
-            "work", "exchange", "total");
+    fprintf(to, "  %5s  %-11s  %17s  %11s  %9s  %9s  %9s%s  %9s\n", "rank", "role", "experts per layer", "weights MiB",
+            "KV cache", "work", "exchange", room->beside ? "   training" : "", "total");
     for (int r = 0; r < ranks; r++) {
         char experts[32];
 
         cluster_cost(&cost, &p->shape, where, r, ranks, &p->weights, *room);
         experts_of(experts, where, r);
         bool coordinator = r == 0 || r < room->coordinators;
-        fprintf(to, "  %5d  %-11s  %17s  %11.1f  %9.1f  %9.1f  %9.1f  %9.1f\n", r, coordinator ? "coordinator" : "follower",
-                experts, mib(cost.mapped + cost.weights), mib(cost.kv), mib(cost.work), mib(cost.exchange),
-                mib(model_cost_total(&cost)));
+        fprintf(to, "  %5d  %-11s  %17s  %11.1f  %9.1f  %9.1f  %9.1f", r, coordinator ? "coordinator" : "follower", experts,
+                mib(cost.mapped + cost.weights), mib(cost.kv), mib(cost.work), mib(cost.exchange));
+        if (room->beside) fprintf(to, "  %9.1f", mib(cost.beside));
+        fprintf(to, "  %9.1f\n", mib(model_cost_total(&cost)));
         host_cost_add(&host, &cost);
         if (allowed && model_cost_total(&cost) > allowed) {
             err_set(e, ERR_LIMIT, "step %s: rank %d needs %zu MiB, limits.memory_mib allows %zu", p->spec->name, r,
                     model_cost_total(&cost) >> 20, allowed >> 20);
-            return room_hint(room, e);
+            return room_hint(&p->room, e);
         }
     }
     size_t sum = host_cost_total(&host);
@@ -121,7 +119,7 @@ static status print_memory(FILE *to, const struct plan_step *p, const struct pla
     err_set(e, ERR_LIMIT, "step %s: %d rank%s need%s %zu MiB%s, this machine has %zu; limits.memory_mib plans for another one",
             p->spec->name, ranks, ranks == 1 ? "" : "s", ranks == 1 ? "s" : "", sum >> 20, ranks == 1 ? "" : " together",
             here >> 20);
-    return room_hint(room, e);
+    return room_hint(&p->room, e);
 }
 
 static void print_split_traffic(FILE *to, const struct plan_step *p, int ranks)
@@ -260,42 +258,16 @@ static status print_calibration(FILE *to, const struct plan_step *p, int ranks, 
     return st;
 }
 
-/* What a training takes on the coordinator beside the open model: of every number of the router its value, gradient and two moments, what stage 2 keeps of a pass
- * (train/stage2.h), the scores or states that thresholds and what is fitted come from, norms, and while a checkpoint is written what the ranks have of trained
- * experts (train/adapt.h).  The version that stage 2 starts from is not looked at: what it must have to train
- * what the spec says, at least. */
+/* What of the coordinator's total it is. */
 static void print_training(FILE *to, const struct plan_step *p)
 {
-    const struct spec *s = p->spec;
-    const struct shape *y = &p->shape;
-    bool late = s->stage2.stage == 2, trained = late && spec_trains(s, TRAIN_COMPENSATION),
-         by_threshold = s->finetune.select == SELECT_THRESHOLD;
-    double layers = y->layers, width = y->width, neurons = layers * y->neurons, scores = layers * y->experts, floats = 0;
-    struct router_form form = {.kind = late ? 0 : (int32_t)s->finetune.router,
-                               .rank = late || s->finetune.router == SPEC_ROUTER_LINEAR ? 0 : (int32_t)s->finetune.router_rank,
-                               .means = late ? y->compensate : s->finetune.compensation == REFIT_UNSELECTED,
-                               .scaled = late ? trained : s->finetune.refit_scale == REFIT_SCALE_FITTED,
-                               .low_rank = (int32_t)s->finetune.compensation_rank,
-                               .constant = (trained && !y->compensate) || s->finetune.compensation == REFIT_CONSTANT};
-    struct router_part part[ROUTER_PARTS];
-    struct router r;
-    struct err e;
+    const struct training_cost *c = &p->room.training;
+    struct str parts = {0};
 
-    if (router_alloc_form(&r, y, &form, &e)) return; /* the job will say so */
-    for (int i = router_parts(&r, part); i-- > 0;) floats += layers * (double)(part[i].rows * part[i].cols);
-    double bytes = 16 * floats, state = 0;
-
-    if (late) bytes += (double)stage2_cost(y, &r, &(struct stage2_options){.rows = p->room.limits.rows});
-    else bytes += 20 * (double)s->finetune.fit_tokens * width;
-    if (by_threshold) bytes += 4 * scores * THRESHOLD_TOKENS;
-    if (late && spec_trains(s, TRAIN_NORMS)) bytes += 20 * (2 * layers + 1) * width;
-    if (late && spec_trains(s, TRAIN_LORA))
-        state = 36 * (double)s->stage2.lora_rank * (neurons + layers * (y->experts + 1) * width);
-    else if (late && spec_trains(s, TRAIN_EXPERTS)) state = 36 * neurons * width;
-    fprintf(to, "  trains      on the coordinator %sabout %.1f MiB more", late ? "at least " : "", mib((size_t)bytes));
-    if (state > 0) fprintf(to, ", and %.1f while a checkpoint is written", mib((size_t)state));
-    fputc('\n', to);
-    router_free(&r);
+    training_say(&parts, c);
+    fprintf(to, "  trains      on the coordinator, %sabout %.1f MiB: %s\n", p->spec->stage2.stage == 2 ? "at least " : "",
+            mib(training_total(c)), parts.text ? parts.text : "");
+    str_free(&parts);
 }
 
 static void print_reads(FILE *to, const struct spec *s)

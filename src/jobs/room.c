@@ -110,7 +110,7 @@ status room_factorize(struct room *r, const struct spec *s, const struct shape *
 
     (void)e;
     if (s->factorize.calibration.sample_tokens > 0) sessions = most(sessions, short_sessions(s, positions));
-    *r = (struct room){limits_of(s, s->limits.batch_rows, sessions, positions), (int)positions};
+    *r = (struct room){.limits = limits_of(s, s->limits.batch_rows, sessions, positions), .window = (int)positions};
     r->limits.slices = true;
     r->limits.notes = true;
     r->limits.sample = room_sample(s, shape);
@@ -132,12 +132,15 @@ status room_finetune(struct room *r, const struct spec *s, const struct shape *s
         positions = most(positions, least(cap, ROOM_SAMPLE_WINDOW));
         sessions = most(sessions, short_sessions(s, positions));
     }
-    *r = (struct room){limits_of(s, rows, sessions, positions), (int)window};
+    *r = (struct room){.limits = limits_of(s, rows, sessions, positions), .window = (int)window};
     r->limits.oracle = !late;
     r->limits.train = late;
     r->limits.adapt = late && spec_trains_experts(s);
     r->limits.lora = late && spec_trains(s, TRAIN_LORA) ? (int)s->stage2.lora_rank : 0;
     r->limits.lora_seed = (uint64_t)s->seed;
+    training_cost(&r->training, s, shape, (int)rows);
+    r->spec = s;
+    r->limits.beside = training_total(&r->training);
     return OK;
 }
 
@@ -164,7 +167,7 @@ status room_eval(struct room *r, const struct spec *s, const struct shape *shape
         return err_set(e, ERR_SPEC, "%s: decode_batch: %lld sequences, but limits.batch_rows is %lld", s->source,
                        (long long)s->eval.decode_batch, (long long)rows);
     sessions = most(sessions, s->eval.decode_batch);
-    *r = (struct room){limits_of(s, rows, sessions, positions), (int)window};
+    *r = (struct room){.limits = limits_of(s, rows, sessions, positions), .window = (int)window};
     share_attention(r, s);
     r->limits.oracle = shape->experts && (measures(s, VARIANT_ORACLE) || measures(s, VARIANT_ROUTER) ||
                                           measures(s, VARIANT_ORACLE_VARIABLE) || measures(s, VARIANT_NEURONS));
@@ -180,7 +183,9 @@ status room_infer(struct room *r, const struct spec *s, const struct shape *shap
     if (cap < 2 || cap > shape->positions)
         return err_set(e, ERR_LIMIT, "%s: limits.positions: expected 2 to the model's %d, found %lld", s->source,
                        shape->positions, (long long)cap);
-    *r = (struct room){limits_of(s, s->limits.batch_rows, least(s->limits.sessions, requests), least(cap, most(longest, 2))), 0};
+    *r = (struct room){.limits =
+                           limits_of(s, s->limits.batch_rows, least(s->limits.sessions, requests), least(cap, most(longest, 2))),
+                       .window = 0};
     share_attention(r, s);
     r->limits.oracle = shape->experts && s->infer.variant == VARIANT_ORACLE;
     r->limits.calibration = shape->experts && s->infer.variant == VARIANT_STATIC;
@@ -199,23 +204,33 @@ status room_bench(struct room *r, const struct spec *s, const struct shape *shap
         return err_set(e, ERR_SPEC, "%s: prefill, context + decode_tokens: %lld positions, the model has %d", s->source,
                        (long long)positions, shape->positions);
     int64_t rows = most(most(s->bench.prefill, together), CHECK_TOKENS);
-    *r = (struct room){limits_of(s, rows, together, positions), 0};
+    *r = (struct room){.limits = limits_of(s, rows, together, positions), .window = 0};
     share_attention(r, s);
     return OK;
 }
 
-status room_hint(const struct model_limits *limits, struct err *e)
+status room_hint(const struct room *r, struct err *e)
 {
+    const struct model_limits *limits = &r->limits;
+    struct str of_it = {0}, keys = {0};
     size_t n = strlen(e->text);
 
-    if (e->code == ERR_LIMIT)
-        snprintf(e->text + n, sizeof(e->text) - n,
-                 "; lower limits.batch_rows (%d rows now), limits.sessions (%d) or limits.positions (%d)", limits->rows,
-                 limits->sessions, limits->positions);
+    if (e->code != ERR_LIMIT) return e->code;
+    if (limits->beside) {
+        str_addf(&of_it, "; training takes %.1f MiB of rank 0's (", (double)limits->beside / (1 << 20));
+        training_say(&of_it, &r->training);
+        str_addz(&of_it, ")");
+        training_keys(&keys, &r->training, r->spec);
+    }
+    snprintf(e->text + n, sizeof(e->text) - n,
+             "%s; lower %slimits.batch_rows (%d rows now), limits.sessions (%d) or limits.positions (%d)",
+             of_it.text ? of_it.text : "", keys.text ? keys.text : "", limits->rows, limits->sessions, limits->positions);
+    str_free(&of_it);
+    str_free(&keys);
     return e->code;
 }
 
 status room_open(struct cluster *c, const char *directory, const struct room *r, struct model **m, struct err *e)
 {
-    return cluster_model(c, directory, r->limits, m, e) ? room_hint(&r->limits, e) : OK;
+    return cluster_model(c, directory, r->limits, m, e) ? room_hint(r, e) : OK;
 }

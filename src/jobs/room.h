@@ -7,6 +7,7 @@
 #define JOBS_ROOM_H
 
 #include "engine/cluster.h"
+#include "jobs/training.h"
 
 enum {
     ROOM_WINDOW = 2048,           /* of text where the spec does not say, and the model has so many positions */
@@ -17,7 +18,9 @@ enum {
 
 struct room {
     struct model_limits limits;
-    int window; /* tokens of a window of text; infer: 0 */
+    int window;                    /* tokens of a window of text; infer: 0 */
+    struct training_cost training; /* finetune; its sum is limits.beside */
+    const struct spec *spec;       /* borrowed */
 };
 
 /* What the spec asks for; and whether that is anything but `stored` for weights, so that factorize writes them packed, too. */
@@ -49,7 +52,7 @@ int room_positions(const struct spec *s, const struct shape *shape);
 
 /* cluster_model(), and where memory does not suffice the keys to turn. */
 status room_open(struct cluster *c, const char *directory, const struct room *r, struct model **m, struct err *e);
-/* Appends those keys to an ERR_LIMIT about memory. */
-status room_hint(const struct model_limits *limits, struct err *e);
+/* Appends those keys to an ERR_LIMIT about memory, and what of it a training takes. */
+status room_hint(const struct room *r, struct err *e);
 
 #endif

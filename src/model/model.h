@@ -30,7 +30,8 @@ struct model_limits {
     int coordinators;     /* the lowest ranks, which have attention, and `sessions` in equal shares; 0: one */
     bool split;           /* attention and head are parted among all ranks (split.h); with one coordinator */
     struct precision precision;
-    bool half; /* activations are bfloat16 where weights are (num/half.h); whoever has the gemm sees to it */
+    bool half;     /* activations are bfloat16 where weights are (num/half.h); whoever has the gemm sees to it */
+    size_t beside; /* bytes that the job takes on the coordinator beside the model; they only count */
 };
 
 /* What one coordinator has of all sessions. */
@@ -44,6 +45,7 @@ struct model_cost {
     size_t mapped;  /* read-only views of files, which ranks of one host share: packed weights, the embedding */
     size_t weights; /* packed when the model is opened */
     size_t kv, work, exchange;
+    size_t beside; /* limits.beside, on rank 0 */
     size_t
         common; /* of `mapped`: the same pages for every coordinator (attention, head, embedding, shared experts); 0 if these are parted */
 };
@@ -51,7 +53,7 @@ void model_cost(struct model_cost *c, const struct shape *s, const struct placem
                 const struct weights_plan *plan, struct model_limits limits);
 static inline size_t model_cost_total(const struct model_cost *c)
 {
-    return c->mapped + c->weights + c->kv + c->work + c->exchange;
+    return c->mapped + c->weights + c->kv + c->work + c->exchange + c->beside;
 }
 
 /* Bytes of the ranks of one host together: what several coordinators map in common is there once; experts and parts of a split belong to one rank each. */

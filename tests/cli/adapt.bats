@@ -21,7 +21,7 @@ YAML
     [ "$status" = 0 ]
     grep -qF "$dir/run/weights/model, which will be made by step weights" <<<"$output"
     # value and both moments of 3 x 3 layers x 44 x 48 weights: 12 bytes each
-    grep -qE "on the coordinator at least about [0-9.]+ MiB more, and 0.2 while a checkpoint is written" <<<"$output"
+    grep -qE "on the coordinator, at least about [0-9.]+ MiB: .*, while a checkpoint is written 0.2$" <<<"$output"
     run "$FACTORLLM" run "$dir/a.yaml"
     echo "$output"
     [ "$status" = 0 ]

@@ -158,6 +158,25 @@ YAML
     grep -q "none between ranks" <<<"$output"
 }
 
+@test "what a training takes is in the total, and is refused beyond limits.memory_mib by plan and run alike" {
+    made=$(made_by_factorize)
+    printf 'kind: finetune\nmodel: %s\noutput: %s/t\ntext: {file: README.md}\ntokens: 256\nbatch_tokens: 128\nsequence: 32\nselect: top_k\n' "$made" "$dir" >"$dir/t.yaml"
+    # "training" and "total" of rank 0, with few and with many tokens to fit on: 5 floats of each and of each element of a state, to 0.1 MiB
+    rank0() { "$FACTORLLM" plan "$dir/t.yaml" --ranks 2 "$@" | awk '$1 == 0 && $2 == "coordinator" {print $(NF - 1), $NF}'; }
+    few=$(rank0 --set fit_tokens=100) many=$(rank0 --set fit_tokens=60000)
+    echo "$few; $many"
+    width=$(jq .hidden_size "$made/config.json")
+    awk -v w="$width" '{more = 20 * 59900 * w / 1048576; if (($3 - $1 - more)^2 > 0.05 || ($4 - $2 - more)^2 > 0.05) exit 1}' <<<"$few $many"
+    for how in run plan; do
+        run "$FACTORLLM" $how "$dir/t.yaml" --set limits.memory_mib=80 --set fit_tokens=60000
+        echo "$output"
+        [ "$status" = 5 ]
+        grep -qE "rank 0 .*needs [0-9]+ MiB, limits.memory_mib allows 80; training takes [0-9.]+ MiB of rank 0's \(router 0.[0-9], fit_tokens [0-9.]+\); lower fit_tokens \(60000\), limits.batch_rows" <<<"$output"
+        # no more than the text has
+        "$FACTORLLM" $how "$dir/t.yaml" --set limits.memory_mib=80 --set fit_tokens=60000 --set text.bytes=1500
+    done
+}
+
 @test "plan refuses what run would refuse, with the same codes" {
     plan_refuses() { # as refuses, but part of the plan may be printed already
         run --separate-stderr "$FACTORLLM" plan "${@:3}"
