@@ -218,7 +218,7 @@ YAML
     made=$dir/run/factorize/model
     printf 'kind: eval\nmodel: %s\noutput: %s\ntext: {file: %s}\nwindow: 32\nbootstrap: 0\n' "$made" "$dir/e" "$BATS_TEST_DIRNAME/common.bash" >"$dir/eval.yaml"
     both 3 "$dir/prompts.jsonl/out" "$dir/eval.yaml" --set output="$dir/prompts.jsonl/out"
-    both 3 "routers/v9" "$dir/eval.yaml" --set compare_router=v9
+    both 3 "has no router version v9; there is v1" "$dir/eval.yaml" --set compare_router=v9
     both 3 "$dir/none/config.json" "$dir/eval.yaml" --set compare_model="$dir/none"
     cp -r "$toy" "$dir/mute"
     rm "$dir"/mute/tokenizer*

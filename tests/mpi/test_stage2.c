@@ -587,7 +587,7 @@ static void refusals(void **state)
     struct err e;
 
     (void)state;
-    too_early("from: nobody\n", ERR_IO, "routers/nobody");
+    too_early("from: nobody\n", ERR_IO, "has no router version nobody; there are ");
     too_early("from: first\ncompensation_rank: 5000\n", ERR_SPEC, "compensation_rank: expected at most");
     assert_int_equal(end_to_end(NULL, "none", "compensation: constant\n", &e), ERR_SPEC); /* the model has means */
     assert_int_equal(end_to_end(NULL, "none", "compensation_rank: 5000\n", &e), ERR_SPEC);
