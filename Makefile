@@ -23,7 +23,7 @@ OPT      ?= $(if $(SAN),-O1,-O3) -g
 WARN     := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
 CWARN    := $(WARN) -Wmissing-prototypes -Wstrict-prototypes -Wvla
 comma    := ,
-SANFLAGS := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+SANFLAGS := $(if $(SAN),$(if $(filter thread,$(SAN)),-fsanitize=thread,-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined) -fno-omit-frame-pointer)
 INCLUDE  := -Isrc -I$(BUILD)/proto $(patsubst -I%,-isystem %,$(shell pkg-config --cflags-only-I $(PKGS) 2>/dev/null))
 CPPFLAGS += -D_GNU_SOURCE -MMD -MP $(INCLUDE)
 # no fused multiply-add but where the text says so: bits must not depend on the processor
@@ -66,9 +66,9 @@ $(BUILD)/%.o: %.c | $(PROTO).h
 ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine)),)
 $(BUILD)/src/num/kernel_avx2.o: CFLAGS += -mavx2 -mfma
 # sanitizers see kernel_avx2.c; its bodies unrolled for 32 registers take them half an hour to compile, so these two are those of the build around
-# build/sanitize (of another BUILD with SAN: in BUILD/plain), and are compiled once
+# build/sanitize or build/thread (of another BUILD with SAN: in BUILD/plain), and are compiled once
 ifdef SAN
-AROUND    := $(if $(filter %/sanitize,$(BUILD)),$(patsubst %/,%,$(dir $(BUILD))),$(BUILD)/plain)
+AROUND    := $(if $(filter %/sanitize %/thread,$(BUILD)),$(patsubst %/,%,$(dir $(BUILD))),$(BUILD)/plain)
 UNCHANGED := src/num/kernel_avx512.o src/num/kernel_vnni.o
 $(UNCHANGED:%=$(BUILD)/%) &: FORCE
 	@$(MAKE) --no-print-directory -s BUILD=$(AROUND) SAN= $(UNCHANGED:%=$(AROUND)/%)

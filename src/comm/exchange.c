@@ -1,4 +1,4 @@
-/* What both sides of the exchange need: waiting, pieces of MPI, memory.  exchange_lead.c is the coordinator's, exchange_follow.c the follower's side. */
+/* What both sides of the exchange need: waiting, pieces of MPI, memory.  exchange_lead.c and exchange_lane.c are the coordinator's, exchange_follow.c the follower's side. */
 #include "comm/exchange.h"
 
 #include <sched.h>

@@ -137,6 +137,22 @@ enum direction { TO, FROM };
 int exchange_move(struct exchange *x, enum direction where, int rank, void *bytes, size_t n_bytes, int tag, MPI_Request *q, int n,
                   int *code);
 
+/* Lanes of the coordinator. */
+static inline struct lane *lane_of(const struct exchange *x, int slot, int rank)
+{
+    BUG_ON(!x->lanes || slot < 0 || slot >= EXCHANGE_SLOTS || rank < 0 || rank >= x->ranks);
+    return &x->lanes[slot * x->ranks + rank];
+}
+static inline bool lane_busy(const struct lane *l) /* a request is under way */
+{
+    return l->state != FREE && l->state != DONE;
+}
+/* A request leaves now, on a lane that is not busy; parts as exchange_post() has them.  These two return an error of MPI or 0. */
+int lane_post(struct exchange *x, int slot, int rank, const struct request *r, const void *part0, size_t bytes0,
+              const void *part1, size_t bytes1, double now);
+/* Moves it as far as it goes now. */
+int lane_advance(struct exchange *x, int slot, int rank);
+
 /* Where a share's parts are, from its beginning; returns the bytes of a share.  `share` may be NULL. */
 size_t exchange_share(struct share *share, char *begin, struct exchange_limits limits);
 

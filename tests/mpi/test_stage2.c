@@ -100,94 +100,128 @@ static void compare_experts(struct student *s, const struct window *w, struct mo
         }
 }
 
+/* A router with numbers in all that it has. */
+static void draw_router(struct router *r, const struct model *m, const struct router_form *form, bool by_threshold)
+{
+    struct err e;
+
+    if (router_alloc_form(r, model_shape(m), form, &e)) fail_msg("%s", e.text);
+    size_t n = (size_t)(r->layers * r->experts), means = (size_t)(r->experts * r->width);
+
+    router_random(r, 3);
+    random_numbers(r->bias, n, 0.3, 4);
+    for (size_t i = 0; i < n * (size_t)router_inner(r); i++) r->weight[i] *= 4;
+    for (int l = 0; l < r->layers && r->mu; l++) memcpy(r->mu + (size_t)l * means, model_means(m, l), means * sizeof(float));
+    for (int l = 0; l < r->layers && r->scale; l++) r->scale[l] = 0.8f + 0.3f * (float)l;
+    if (r->offset) random_numbers(r->offset, (size_t)(r->layers * r->width), 0.05, 7);
+    if (r->inward) random_numbers(r->inward, (size_t)(r->layers * r->low_rank * r->width), 0.2, 8);
+    if (r->inward) random_numbers(r->outward, (size_t)(r->layers * r->low_rank * r->width), 0.2, 9);
+    r->by_threshold = by_threshold;
+    random_numbers(r->threshold, (size_t)r->layers, 0.1, 6);
+}
+
+/* o.adapt and the trainer are the caller's to close. */
+static struct stage2 *open_trainer(struct stage2_options *o, struct model *m, struct router *r, double temperature, bool weights)
+{
+    const struct adapt_options more = {.term = true,
+                                       .scale = r->scale,
+                                       .norms = weights,
+                                       .experts = weights,
+                                       .offset_rate = 0.5,
+                                       .expert_rate = 0.1,
+                                       .rows = TOKENS};
+    struct stage2 *trainer = NULL;
+    struct err e;
+
+    *o = (struct stage2_options){.lm = 0.3,
+                                 .budget = 0.5,
+                                 .load = 0.2,
+                                 .target = 0.4,
+                                 .temperature = temperature,
+                                 .train_router = true,
+                                 .train_means = r->mu != NULL,
+                                 .means_rate = 0.5,
+                                 .compensate = true,
+                                 .scale = 1.25f,
+                                 .rows = TOKENS,
+                                 .sessions = 2,
+                                 .adamw = {0.9, 0.95, 1e-8, 0.01}};
+    if (adapt_open(&o->adapt, m, r, &more, &e) || stage2_open(&trainer, r, m, o, &e)) fail_msg("%s", e.text);
+    return trainer;
+}
+
+/* Every term of the loss, in double. */
+static void compare_loss(struct student *s, const struct window *w, const struct stage2_options *o,
+                         const struct stage2_tally *tally)
+{
+    s->lm = o->lm, s->budget = o->budget, s->load = o->load, s->target = o->target, s->temperature = o->temperature;
+    s->capture = true;
+    double loss = student_loss(s, w, 2) / TOKENS;
+    s->capture = false;
+    assert_true(fabs(s->share - tally->share) < 1e-9);
+    assert_true(s->kl / TOKENS > 0.01 && fabs(s->kl / TOKENS - tally->kl) < 1e-5);
+    assert_true(fabs(s->nll / TOKENS - tally->nll) < 1e-5);
+    assert_true(fabs(loss - tally->loss) < 2e-5);
+}
+
+/* Every parameter that there must be. */
+static void compare_params(struct student *s, const struct window *w, struct stage2 *trainer, const struct router *r,
+                           bool weights)
+{
+    struct router_param *param[STAGE2_PARAMS];
+    int params = stage2_params(trainer, param);
+
+    assert_int_equal(params, 2 + (r->factor != NULL) + (r->mu != NULL) + (r->offset != NULL) + (r->scale != NULL) +
+                                 2 * (r->low_rank > 0) + (weights ? 3 : 0));
+    for (int i = 0; i < params; i++) {
+        const struct {
+            const char *name;
+            double *values;
+        } of[] = {{"weight", s->weight}, {"bias", s->bias},     {"mu", s->mu},           {"factor", s->factor},
+                  {"offset", s->offset}, {"inward", s->inward}, {"outward", s->outward}, {"scale", s->scale}};
+        size_t k = 0, known = sizeof(of) / sizeof(*of);
+
+        while (k < known && strcmp(of[k].name, param[i]->name) != 0) k++;
+        if (k < known) compare(s, w, param[i], of[k].values);
+        else compare_norms(s, w, param[i]);
+    }
+}
+
+static void a_step_goes_down(struct stage2 *trainer, const struct window *w)
+{
+    const struct stage2_tally *tally = stage2_tally(trainer);
+    double before = tally->loss, norm;
+    struct err e;
+
+    if (stage2_update(trainer, 1e-4, &norm, &e)) fail_msg("%s", e.text);
+    assert_true(norm > 0);
+    if (stage2_batch(trainer, STAGE2_MEASURE, w, 2, &e)) fail_msg("%s", e.text);
+    assert_true(tally->loss < before + 1e-3);
+}
+
 static void gradients(const struct router_form *form, bool by_threshold, double temperature, bool weights)
 {
     char *directory = str_join(world.directory, "model");
     const struct window w[] = {{tokens, FIRST, tokens + 1}, {tokens + FIRST, SECOND, tokens + FIRST + 1}};
     struct model_limits limits = {.rows = TOKENS, .sessions = 2, .positions = 32, .train = true, .adapt = weights};
-    struct router_param *param[STAGE2_PARAMS];
-    struct stage2 *trainer;
+    struct stage2_options o;
     struct student s;
     struct router r;
     struct model *m;
     struct err e;
 
     if (cluster_model(world.cluster, directory, limits, &m, &e)) fail_msg("%s", e.text);
-    const struct shape *y = model_shape(m);
-    if (router_alloc_form(&r, y, form, &e)) fail_msg("%s", e.text);
-    router_random(&r, 3);
-    size_t n = (size_t)(r.layers * r.experts);
-    random_numbers(r.bias, n, 0.3, 4);
-    for (size_t i = 0; i < n * (size_t)router_inner(&r); i++) r.weight[i] *= 4;
-    for (int l = 0; l < r.layers && r.mu; l++)
-        memcpy(r.mu + (size_t)l * (size_t)(r.experts * r.width), model_means(m, l),
-               (size_t)(r.experts * r.width) * sizeof(float));
-    for (int l = 0; l < r.layers && r.scale; l++) r.scale[l] = 0.8f + 0.3f * (float)l;
-    if (r.offset) random_numbers(r.offset, (size_t)(r.layers * r.width), 0.05, 7);
-    if (r.inward) random_numbers(r.inward, (size_t)(r.layers * r.low_rank * r.width), 0.2, 8);
-    if (r.inward) random_numbers(r.outward, (size_t)(r.layers * r.low_rank * r.width), 0.2, 9);
-    r.by_threshold = by_threshold;
-    random_numbers(r.threshold, (size_t)r.layers, 0.1, 6);
-
-    struct stage2_options o = {.lm = 0.3,
-                               .budget = 0.5,
-                               .load = 0.2,
-                               .target = 0.4,
-                               .temperature = temperature,
-                               .train_router = true,
-                               .train_means = r.mu != NULL,
-                               .means_rate = 0.5,
-                               .compensate = true,
-                               .scale = 1.25f,
-                               .rows = TOKENS,
-                               .sessions = 2,
-                               .adamw = {0.9, 0.95, 1e-8, 0.01}};
-    const struct adapt_options more = {.term = true,
-                                       .scale = r.scale,
-                                       .norms = weights,
-                                       .experts = weights,
-                                       .offset_rate = 0.5,
-                                       .expert_rate = 0.1,
-                                       .rows = TOKENS};
-
-    if (adapt_open(&o.adapt, m, &r, &more, &e)) fail_msg("%s", e.text);
-    if (stage2_open(&trainer, &r, m, &o, &e) || stage2_batch(trainer, STAGE2_LEARN, w, 2, &e)) fail_msg("%s", e.text);
-    const struct stage2_tally *tally = stage2_tally(trainer);
+    draw_router(&r, m, form, by_threshold);
+    struct stage2 *trainer = open_trainer(&o, m, &r, temperature, weights);
+    if (stage2_batch(trainer, STAGE2_LEARN, w, 2, &e)) fail_msg("%s", e.text);
 
     student_open(&s, directory, &r);
-    for (int l = 0; l < r.layers && !r.scale; l++) s.scale[l] = 1.25;
-    s.lm = 0.3, s.budget = 0.5, s.load = 0.2, s.target = 0.4, s.temperature = temperature;
+    for (int l = 0; l < r.layers && !r.scale; l++) s.scale[l] = (double)o.scale;
     s.frozen = weights;
-    s.capture = true;
-    double loss = student_loss(&s, w, 2) / TOKENS;
-    s.capture = false;
-    assert_true(fabs(s.share - tally->share) < 1e-9);
-    assert_true(s.kl / TOKENS > 0.01 && fabs(s.kl / TOKENS - tally->kl) < 1e-5);
-    assert_true(fabs(s.nll / TOKENS - tally->nll) < 1e-5);
-    assert_true(fabs(loss - tally->loss) < 2e-5);
-    int params = stage2_params(trainer, param);
-    assert_int_equal(params, 2 + (r.factor != NULL) + (r.mu != NULL) + (r.offset != NULL) + (r.scale != NULL) +
-                                 2 * (r.low_rank > 0) + (weights ? 3 : 0));
-    for (int i = 0; i < params; i++) {
-        const struct {
-            const char *name;
-            double *values;
-        } of[] = {{"weight", s.weight}, {"bias", s.bias},     {"mu", s.mu},           {"factor", s.factor},
-                  {"offset", s.offset}, {"inward", s.inward}, {"outward", s.outward}, {"scale", s.scale}};
-        size_t k = 0, known = sizeof(of) / sizeof(*of);
-
-        while (k < known && strcmp(of[k].name, param[i]->name) != 0) k++;
-        if (k < known) compare(&s, w, param[i], of[k].values);
-        else compare_norms(&s, w, param[i]);
-    }
+    compare_loss(&s, w, &o, stage2_tally(trainer));
+    compare_params(&s, w, trainer, &r, weights);
     if (weights) compare_experts(&s, w, model_moe(m));
-
-    /* A step along it is one down. */
-    double before = tally->loss, norm;
-    if (stage2_update(trainer, 1e-4, &norm, &e)) fail_msg("%s", e.text);
-    assert_true(norm > 0);
-    if (stage2_batch(trainer, STAGE2_MEASURE, w, 2, &e)) fail_msg("%s", e.text);
-    assert_true(tally->loss < before + 1e-3);
+    a_step_goes_down(trainer, w);
     student_close(&s);
     stage2_close(trainer);
     adapt_close(o.adapt);
