@@ -3,6 +3,7 @@
 # make test       the same set-up and all tests; ends in one line "N passed, M failed"
 # make check      layers, headers, formatting, and no warning under gcc and clang
 # make sanitize   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make tsan       the tests of threads under ThreadSanitizer
 # make fuzz       every parser for SECONDS=60 each, with clang's libFuzzer
 # make bench      five minutes of measurements on this machine, and what they mean against its limits
 # make emulate    the kernels for AVX-512 and AMX on an emulated processor (needs Bochs 3)
@@ -47,7 +48,7 @@ UNIT    := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/*.c))
 MPI     := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/mpi/*.c))
 FUZZERS := $(patsubst %.c,%,$(notdir $(wildcard tests/fuzz/*.c)))
 
-.PHONY: FORCE all demo test check sanitize fuzz bench emulate install clean bootstrap format
+.PHONY: FORCE all demo test check sanitize tsan fuzz bench emulate install clean bootstrap format
 all: $(BUILD)/factorllm
 
 $(BUILD)/factorllm: $(BUILD)/src/cli/main.o $(LIBRARY)
@@ -121,6 +122,12 @@ test: bootstrap
 sanitize: bootstrap
 	@$(MAKE) --no-print-directory $(JOBS) BUILD=$(BUILD)/sanitize SAN=1 all unit-and-mpi
 	@scripts/run_tests.sh $(BUILD)/sanitize
+
+# unit tests of what has threads, and of all that uses it; no MPI, whose threads and shared memory the sanitizer does not know
+THREADED := backward base cholesky convert engine exact factorize forward gemm grouping model moe moe_golden moments
+tsan: bootstrap
+	@$(MAKE) --no-print-directory $(JOBS) BUILD=$(BUILD)/thread SAN=thread $(THREADED:%=$(BUILD)/thread/tests/unit/test_%)
+	@TESTS='^test_($(subst $(eval ) ,|,$(THREADED)))$$' scripts/run_tests.sh $(BUILD)/thread
 
 .PHONY: unit-and-mpi
 unit-and-mpi: $(UNIT) $(MPI)
