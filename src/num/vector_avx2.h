@@ -76,18 +76,14 @@ VECTOR vi vi_add32(vi a, vi b)
 {
     return _mm256_add_epi32(a, b);
 }
-/* *a stays in a register, where compilers would read it from memory again for every use. */
+/* *a is ready in a register from here on: compilers would put it off, and then lack registers. */
 VECTOR void vi_hold(vi *a)
 {
-    __asm__("" : "+x"(*a));
+    __asm__ volatile("" : "+x"(*a));
 }
 VECTOR vi vi_sub32(vi a, vi b)
 {
     return _mm256_sub_epi32(a, b);
-}
-VECTOR vi vi_add16(vi a, vi b)
-{
-    return _mm256_add_epi16(a, b);
 }
 VECTOR vf vf_from_int(vi a)
 {
@@ -122,9 +118,18 @@ VECTOR void vi_add_pairs16(vi *sum, vi a, vi b)
 
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(a), "x"(b));
 }
-VECTOR void vi_add_pairs16_over(vi *sum, vi a, vi b) /* for an `a` of no other use: takes one register less */
+/* (x + w')(x' + w) of 16 bits, neighbours added to 32 and to *sum and *next: x and x' are two words each at `x`, for all lanes; w is `even` and `even_next`, w' `odd` and what lies at odd_next, which
+ * comes with its addition: one instruction less for every row.  As one piece of text, because compilers that may choose run out of registers. */
+VECTOR void vi_add_pair_sums(vi *sum, vi *next, const int16_t *x, vi even, vi odd, vi even_next, const vi *odd_next)
 {
-    __asm__("vpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "+x"(a) : "x"(b));
+    vi a, b, c, d;
+
+    __asm__ volatile("vpbroadcastd %6, %2\n\tvpbroadcastd %7, %3\n\t"
+                     "vpaddw %9, %2, %4\n\tvpaddw %8, %3, %5\n\tvpmaddwd %5, %4, %4\n\tvpaddd %4, %0, %0\n\t"
+                     "vpaddw %11, %2, %2\n\tvpaddw %10, %3, %3\n\tvpmaddwd %3, %2, %2\n\tvpaddd %2, %1, %1"
+                     : "+x"(*sum), "+x"(*next), "=&x"(a), "=&x"(b), "=&x"(c), "=&x"(d)
+                     : "m"(*(const int16_t(*)[2])x), "m"(*(const int16_t(*)[2])(x + 2)), "x"(even), "x"(odd), "x"(even_next),
+                       "m"(*odd_next));
 }
 VECTOR void vi_add_pairs8(vi *sum, vi a, vi b)
 {

@@ -1,0 +1,166 @@
+/* Products of many rows with q8 weights by half of the multiplications: the part of kernel_quant.h for levels with PAIR_SUMS (AVX2, whose multipliers are busy where its adders are not).
+ *
+ *   x w + x' w' = (x + w')(x' + w) - x x' - w w'
+ *
+ * of which the products within a row come with it (rows.h) and those within a panel are made while the panel is spread to 16 bits, once for all rows.
+ *
+ * Every instruction counts, also those that only load: where another thread runs on the same core it takes its share of the places that they go through.  So rows are read where they lie rather than
+ * copied.  Blocks are cut so that a spread panel stays in the first cache while all rows pass, and those blocks of the rows in the second while all panels do. */
+
+enum {
+    MANY_TILE = 4,    /* rows of a tile, of one panel; there are tiles of one row less */
+    MANY_TILES = 12,  /* tiles of rows for which spreading a panel is worth it */
+    MANY_BLOCKS = 16, /* blocks of a panel that the first cache holds */
+    MANY_PAIRS = 0,   /* bytes from a spread block to: - the sum of w[k] w[k + 1], k even */
+    MANY_SCALE = LINE_BYTES,
+    MANY_LINES = 2 * LINE_BYTES, /* for each line one of the even and one of the odd bytes, without their bias, as 16 bits */
+    MANY_BLOCK = MANY_LINES + QUANT_BLOCK / 4 * 2 * LINE_BYTES,
+};
+
+_Static_assert(MANY_BLOCKS *MANY_BLOCK <= KERNEL_SCRATCH_BYTES, "a panel");
+_Static_assert(MANY_TILES >= MANY_TILE - 1 && V_PER_LINE == 2,
+               "no tile has less rows than that; vi_add_pair_sums() takes both halves of a line");
+
+/* y[r][c] = or += sum over the blocks of one panel. */
+struct many_tile {
+    float *y;
+    size_t ldy;
+    const struct rows_wide *x[MANY_TILE];
+    const char *w; /* what many_spread() made */
+    int lines;     /* of all blocks; the last may have fewer than the others */
+    bool add;
+};
+
+/* (x + w')(x' + w) for each pair x, x' of inputs and w, w' of weights, in one line. */
+VECTOR void many_line(int rows, vi (*n)[V_PER_LINE], const struct many_tile *t, int block, int line, const char *w)
+{
+    vi even = vi_load(w), next = vi_load(w + V_BYTES), odd = vi_load(w + LINE_BYTES);
+
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+        vi_add_pair_sums(&n[r][0], &n[r][1], t->x[r][block].x + 4 * line, even, odd, next,
+                         (const vi *)(w + LINE_BYTES + V_BYTES));
+}
+
+/* Block `block`, of `lines` lines: the integers, and what they add to the totals. */
+VECTOR void many_block(int rows, vf (*total)[V_PER_LINE], const struct many_tile *t, int block, const char *w, int lines)
+{
+    vi n[MANY_TILE][V_PER_LINE];
+
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int i = 0; i < V_PER_LINE; i++)
+            n[r][i] = vi_add32(vi_splat(&t->x[r][block].pairs), vi_load(w + MANY_PAIRS + i * V_BYTES)), vi_hold(&n[r][i]);
+#pragma GCC unroll 8
+    for (int line = 0; line < lines; line++) many_line(rows, n, t, block, line, w + MANY_LINES + line * 2 * LINE_BYTES);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+        vf by = vf_splat(&t->x[r][block].scale);
+
+#pragma GCC unroll 2
+        for (int i = 0; i < V_PER_LINE; i++)
+            total[r][i] = vf_fma(vf_from_int(n[r][i]), vf_mul(by, vf_load(w + MANY_SCALE + i * V_BYTES)), total[r][i]);
+    }
+}
+
+VECTOR void many_tile_body(int rows, const struct many_tile *from)
+{
+    const int each = QUANT_BLOCK / 4;
+    vf total[MANY_TILE][V_PER_LINE];
+    struct many_tile t = *from;
+    int left = t.lines, block = 0;
+
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int i = 0; i < V_PER_LINE; i++) total[r][i] = t.add ? vf_loadu(t.y + (size_t)r * t.ldy + i * V_FLOATS) : vf_zero();
+    for (; left >= each; left -= each, block++) many_block(rows, total, &t, block, t.w + block * MANY_BLOCK, each);
+    if (left) many_block(rows, total, &t, block, t.w + block * MANY_BLOCK, left);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int i = 0; i < V_PER_LINE; i++) vf_storeu(t.y + (size_t)r * t.ldy + i * V_FLOATS, total[r][i]);
+}
+
+static void many_tile_less(const struct many_tile *t)
+{
+    many_tile_body(MANY_TILE - 1, t);
+}
+
+static void many_tile_whole(const struct many_tile *t)
+{
+    many_tile_body(MANY_TILE, t);
+}
+
+/* `lines` lines of a panel, and the scales of their blocks. */
+static void many_spread(char *out, const char *w, const uint16_t *scale, int lines)
+{
+    const int each = QUANT_BLOCK / 4;
+
+    for (int first = 0; first < lines; first += each, out += MANY_BLOCK, scale += PANEL_LANES)
+        for (int i = 0; i < V_PER_LINE; i++) {
+            char *to = out + MANY_LINES + i * V_BYTES;
+            vi pairs = vi_zero();
+
+            for (int l = first; l < lines && l < first + each; l++, to += 2 * LINE_BYTES) {
+                vi line = vi_load(w + (size_t)l * LINE_BYTES + i * V_BYTES);
+                vi even = vi_less_bias(vi_even_bytes(line)), odd = vi_less_bias(vi_odd_bytes(line));
+
+                vi_store(to, even);
+                vi_store(to + LINE_BYTES, odd);
+                pairs = vi_sub32(pairs, vi_pairs16(even, odd));
+            }
+            vi_store(out + MANY_PAIRS + i * V_BYTES, pairs);
+            vf_storeu((float *)(void *)(out + MANY_SCALE + i * V_BYTES), vf_widen(scale + i * V_FLOATS));
+        }
+}
+
+/* Asks for what comes after tile t of `tiles`: its share of the next panel's lines, and the next tile's sums, whose stride may leave them no room in the caches. */
+static void many_ask(const struct many_tile *tile, const char *next, int t, int tiles)
+{
+    for (int l = tile->lines * t / tiles; l < tile->lines * (t + 1) / tiles; l++)
+        __builtin_prefetch(next + (size_t)l * LINE_BYTES, 0, 2);
+    for (int r = 0; tile->add && r < MANY_TILE; r++) __builtin_prefetch(tile->y + (size_t)(MANY_TILE + r) * tile->ldy, 1);
+}
+
+/* Blocks block .. block + blocks - 1 of rows from .. from + n - 1 against all panels. */
+static void many_blocks(const struct quant_job *j, int from, int n, int block, int blocks)
+{
+    const int each = QUANT_BLOCK / 4;
+    int tiles = (n + MANY_TILE - 1) / MANY_TILE, lines = packed_steps(FORMAT_Q8, j->w->cols), all = packed_blocks(j->w->cols);
+    size_t panel = (size_t)lines * LINE_BYTES;
+    struct many_tile tile = {.ldy = j->ldy, .w = j->scratch, .add = block > 0};
+
+    tile.lines = lines - block * each < blocks * each ? lines - block * each : blocks * each;
+    for (int p = 0; p < j->panels; p++) {
+        const char *w = (const char *)j->w->lines + (size_t)(j->first + p) * panel + (size_t)block * (size_t)each * LINE_BYTES;
+        const uint16_t *scale = j->w->scale + ((size_t)(j->first + p) * (size_t)all + (size_t)block) * PANEL_LANES;
+
+        many_spread(j->scratch, w, scale, tile.lines);
+        for (int t = 0; t < tiles; t++) {
+            int begin = from + n * t / tiles, rows = from + n * (t + 1) / tiles - begin;
+
+            for (int r = 0; r < rows; r++)
+                tile.x[r] = j->x->wide + (size_t)(j->index ? j->index[begin + r] : begin + r) * (size_t)all + block;
+            tile.y = j->y + (size_t)begin * j->ldy + (size_t)p * PANEL_LANES;
+            many_ask(&tile, w + panel, t, tiles);
+            if (rows == MANY_TILE) many_tile_whole(&tile);
+            else many_tile_less(&tile);
+        }
+    }
+}
+
+/* Whether that is the way for n rows. */
+static bool many_rows(const struct quant_job *j, int n)
+{
+    return !j->q4 && j->x->wide && n > (MANY_TILES - 1) * MANY_TILE;
+}
+
+static void many_product(const struct quant_job *j, int from, int n)
+{
+    int all = packed_blocks(j->w->cols);
+
+    for (int block = 0; block < all; block += MANY_BLOCKS)
+        many_blocks(j, from, n, block, all - block < MANY_BLOCKS ? all - block : MANY_BLOCKS);
+}
