@@ -7,6 +7,8 @@
  * Every instruction counts, also those that only load: where another thread runs on the same core it takes its share of the places that they go through.  So rows are read where they lie rather than
  * copied.  Blocks are cut so that a spread panel stays in the first cache while all rows pass, and those blocks of the rows in the second while all panels do. */
 
+#if defined(QUANT_TILES) && PAIR_SUMS
+
 enum {
     MANY_TILE = 4,    /* rows of a tile, of one panel; there are tiles of one row less */
     MANY_TILES = 12,  /* tiles of rows for which spreading a panel is worth it */
@@ -164,3 +166,5 @@ static void many_product(const struct quant_job *j, int from, int n)
     for (int block = 0; block < all; block += MANY_BLOCKS)
         many_blocks(j, from, n, block, all - block < MANY_BLOCKS ? all - block : MANY_BLOCKS);
 }
+
+#endif
