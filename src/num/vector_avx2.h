@@ -119,17 +119,18 @@ VECTOR void vi_add_pairs16(vi *sum, vi a, vi b)
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(a), "x"(b));
 }
 /* (x + w')(x' + w) of 16 bits, neighbours added to 32 and to *sum and *next: x and x' are two words each at `x`, for all lanes; w is `even` and `even_next`, w' `odd` and what lies at odd_next, which
- * comes with its addition: one instruction less for every row.  As one piece of text, because compilers that may choose run out of registers. */
+ * comes with its addition: one instruction less for every row.  As one piece of text with registers of its own, because compilers that may choose run out of them, or move sums about. */
 VECTOR void vi_add_pair_sums(vi *sum, vi *next, const int16_t *x, vi even, vi odd, vi even_next, const vi *odd_next)
 {
-    vi a, b, c, d;
-
-    __asm__ volatile("vpbroadcastd %6, %2\n\tvpbroadcastd %7, %3\n\t"
-                     "vpaddw %9, %2, %4\n\tvpaddw %8, %3, %5\n\tvpmaddwd %5, %4, %4\n\tvpaddd %4, %0, %0\n\t"
-                     "vpaddw %11, %2, %2\n\tvpaddw %10, %3, %3\n\tvpmaddwd %3, %2, %2\n\tvpaddd %2, %1, %1"
-                     : "+x"(*sum), "+x"(*next), "=&x"(a), "=&x"(b), "=&x"(c), "=&x"(d)
+    __asm__ volatile("vpbroadcastd %2, %%ymm12\n\tvpbroadcastd %3, %%ymm13\n\t"
+                     "vpaddw %5, %%ymm12, %%ymm14\n\tvpaddw %4, %%ymm13, %%ymm15\n\t"
+                     "vpmaddwd %%ymm15, %%ymm14, %%ymm14\n\tvpaddd %%ymm14, %0, %0\n\t"
+                     "vpaddw %7, %%ymm12, %%ymm12\n\tvpaddw %6, %%ymm13, %%ymm13\n\t"
+                     "vpmaddwd %%ymm13, %%ymm12, %%ymm12\n\tvpaddd %%ymm12, %1, %1"
+                     : "+x"(*sum), "+x"(*next)
                      : "m"(*(const int16_t(*)[2])x), "m"(*(const int16_t(*)[2])(x + 2)), "x"(even), "x"(odd), "x"(even_next),
-                       "m"(*odd_next));
+                       "m"(*odd_next)
+                     : "xmm12", "xmm13", "xmm14", "xmm15");
 }
 VECTOR void vi_add_pairs8(vi *sum, vi a, vi b)
 {
