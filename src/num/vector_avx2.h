@@ -127,7 +127,7 @@ VECTOR void vi_add_pair_sums(vi *sum, vi *next, const int16_t *x, vi even, vi od
                      "vpmaddwd %%ymm15, %%ymm14, %%ymm14\n\tvpaddd %%ymm14, %0, %0\n\t"
                      "vpaddw %7, %%ymm12, %%ymm12\n\tvpaddw %6, %%ymm13, %%ymm13\n\t"
                      "vpmaddwd %%ymm13, %%ymm12, %%ymm12\n\tvpaddd %%ymm12, %1, %1"
-                     : "+x"(*sum), "+x"(*next)
+                     : "+&x"(*sum), "+x"(*next)
                      : "m"(*(const int16_t(*)[2])x), "m"(*(const int16_t(*)[2])(x + 2)), "x"(even), "x"(odd), "x"(even_next),
                        "m"(*odd_next)
                      : "xmm12", "xmm13", "xmm14", "xmm15");
