@@ -289,7 +289,9 @@ static status check_version(const struct plan_step *p, const struct spec *before
     if (n > 0)
         return err_set(e, ERR_IO, "%s: %s: %s: has no router version %s, and no step before makes it", s->source, key, s->model,
                        version);
-    return err_set(e, router_find(s->model, version, &missing), "%s: %s: %s", s->source, key, missing.text);
+    if (!router_find(s->model, version, &missing))
+        err_set(&missing, ERR_IO, "%s: router version %s: not readable", s->model, version);
+    return err_set(e, missing.code, "%s: %s: %s", s->source, key, missing.text);
 }
 
 static status check_router(const struct plan_step *p, const struct spec *before, int n, struct err *e)

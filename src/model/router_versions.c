@@ -190,15 +190,16 @@ status router_find(const char *directory, const char *version, struct err *e)
     enum { SHOWN = 12 };
     struct str there = {0};
     char **names;
-    int n;
+    int n, found = 0;
     status s = router_check_version(version, e);
 
     if (s || is_there(directory, version)) return s;
     if (router_versions(&names, &n, directory, e)) return e->code;
-    for (int i = 0; i < n && i < SHOWN; i++) str_addf(&there, "%s%s", i ? ", " : "", names[i]);
-    if (n > SHOWN) str_addz(&there, ", ...");
-    s = err_set(e, ERR_IO, "%s: has no router version %s; there %s %s", directory, version, n == 1 ? "is" : "are",
-                n ? there.text : "none yet: a finetune job makes the first");
+    for (int i = 0; i < n && found <= SHOWN; i++)
+        if (is_there(directory, names[i]) && found++ < SHOWN) str_addf(&there, "%s%s", there.length ? ", " : "", names[i]);
+    if (found > SHOWN) str_addz(&there, ", ...");
+    s = err_set(e, ERR_IO, "%s: has no router version %s; there %s %s", directory, version, found == 1 ? "is" : "are",
+                found ? there.text : "none yet: a finetune job makes the first");
     str_free(&there);
     router_versions_free(names, n);
     return s;

@@ -50,6 +50,9 @@ says() {
     two_routers
     says 2 "router v2 is in use already" promote "$model" v2
     says 3 "has no router version v9; there are v1, v2" promote "$model" v9
+    mkdir "$model/routers/v7" # without a router it is none
+    says 3 "has no router version v7; there are v1, v2" promote "$model" v7
+    rmdir "$model/routers/v7"
     says 2 "router version: expected 1 to 63 letters" promote "$model" ../v1
     says 2 "is a dense model, it has no routers" list "$toy"
     says 3 "expected the directory of a factorized model" list "$dir/none"
