@@ -264,6 +264,7 @@ static void print_training(FILE *to, const struct plan_step *p)
     const struct training_cost *c = &p->room.training;
     struct str parts = {0};
 
+    if (!training_total(c)) return;
     training_say(&parts, c);
     fprintf(to, "  trains      on the coordinator, %sabout %.1f MiB: %s\n", p->spec->stage2.stage == 2 ? "at least " : "",
             mib(training_total(c)), parts.text ? parts.text : "");

@@ -19,13 +19,28 @@ static size_t sums(const struct moments *m)
     return square(m->in) + (size_t)m->in * (size_t)m->out + (size_t)m->in + (size_t)m->out;
 }
 
+/* Floats behind `shift`. */
+static size_t floats(int in, int out)
+{
+    size_t wide = (size_t)in + (size_t)out;
+
+    return wide * (ROWS_AT_ONCE + 1) + ROWS_AT_ONCE + (size_t)(in > out ? in : out) * (size_t)in;
+}
+
+size_t moments_cost(int in, int out)
+{
+    const struct moments m = {.in = in, .out = out};
+
+    return (sums(&m) + square(in) + 2 * (size_t)in * (size_t)out) * sizeof(double) + floats(in, out) * sizeof(float);
+}
+
 status moments_open(struct moments *m, int in, int out, struct gemm *g, struct err *e)
 {
-    size_t most = (size_t)(in > out ? in : out), wide = (size_t)in + (size_t)out;
+    size_t wide = (size_t)in + (size_t)out;
 
     *m = (struct moments){.in = in, .out = out, .gemm = g};
     m->xx = calloc(sums(m), sizeof(*m->xx));
-    m->shift = calloc(wide * (ROWS_AT_ONCE + 1) + ROWS_AT_ONCE + most * (size_t)in, sizeof(*m->shift));
+    m->shift = calloc(floats(in, out), sizeof(*m->shift));
     if (!m->xx || !m->shift) {
         moments_close(m);
         return err_set(e, ERR_LIMIT, "no memory for least squares of %d inputs and %d outputs", in, out);

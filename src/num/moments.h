@@ -23,6 +23,7 @@ struct moments {
     int waiting;
 };
 
+size_t moments_cost(int in, int out); /* bytes, those of a solution among them */
 status moments_open(struct moments *m, int in, int out, struct gemm *g, struct err *e); /* g is borrowed.  ERR_LIMIT */
 void moments_close(struct moments *m);                                                  /* zeroed is fine */
 void moments_clear(struct moments *m);

@@ -388,3 +388,18 @@ status fit_compensation(struct router *r, struct model *m, struct gemm *g, const
     walk_close(&c.walk);
     return st;
 }
+
+/* ---- memory ---- */
+
+size_t fit_cost(const struct router *r, int64_t tokens, int rows)
+{
+    size_t width = (size_t)r->width, experts = (size_t)r->experts, sums = 0, low = 0;
+    size_t of_token =
+        (2 * width + experts + 1) * sizeof(float) + 3 * sizeof(int32_t); /* the walk's; targets or scores, weights */
+    size_t of_row = 3 * width * sizeof(float) + sizeof(double) + (size_t)bits_words(r->experts) * sizeof(uint64_t);
+
+    if (r->kind != ROUTER_GATE) sums += moments_cost(r->width, r->experts);
+    if (r->kind == ROUTER_GATE || r->kind == ROUTER_BOTTLENECK) sums += moments_cost(r->rank, r->experts);
+    if (r->low_rank) low = moments_cost(r->width, r->width);
+    return (size_t)tokens * of_token + (size_t)rows * of_row + router_room(r, rows) + (sums > low ? sums : low);
+}

@@ -23,6 +23,9 @@ struct fit_options {
     void *alive_ctx;
 };
 
+/* Bytes that the two below take at most, one after the other, for so many tokens in passes of `rows`. */
+size_t fit_cost(const struct router *r, int64_t tokens, int rows);
+
 /* s: opened with the labels and the loss, of router r. */
 status fit_start(struct router *r, struct stage1 *s, enum spec_loss loss, struct model *m, struct gemm *g, const struct window *w,
                  int n, const struct fit_options *o, struct err *e);

@@ -160,21 +160,26 @@ YAML
 
 @test "what a training takes is in the total, and is refused beyond limits.memory_mib by plan and run alike" {
     made=$(made_by_factorize)
-    printf 'kind: finetune\nmodel: %s\noutput: %s/t\ntext: {file: README.md}\ntokens: 256\nbatch_tokens: 128\nsequence: 32\nselect: top_k\n' "$made" "$dir" >"$dir/t.yaml"
-    # "training" and "total" of rank 0, with few and with many tokens to fit on: 5 floats of each and of each element of a state, to 0.1 MiB
+    seq 20000 >"$dir/long.txt"
+    printf 'kind: finetune\nmodel: %s\noutput: %s/t\ntext: {file: %s/long.txt}\ntokens: 256\nbatch_tokens: 128\nsequence: 32\nselect: top_k\n' "$made" "$dir" "$dir" >"$dir/t.yaml"
+    # "training" and "total" of rank 0, with few and with many tokens to fit on, to 0.1 MiB: of each two states, a target for every expert, a weight, and what it is and where
     rank0() { "$FACTORLLM" plan "$dir/t.yaml" --ranks 2 "$@" | awk '$1 == 0 && $2 == "coordinator" {print $(NF - 1), $NF}'; }
     few=$(rank0 --set fit_tokens=100) many=$(rank0 --set fit_tokens=60000)
     echo "$few; $many"
-    width=$(jq .hidden_size "$made/config.json")
-    awk -v w="$width" '{more = 20 * 59900 * w / 1048576; if (($3 - $1 - more)^2 > 0.05 || ($4 - $2 - more)^2 > 0.05) exit 1}' <<<"$few $many"
+    floats=$(jq '2 * .hidden_size + .factorization.experts + 4' "$made/config.json")
+    awk -v f="$floats" '{more = 4 * f * 59900 / 1048576; if (($3 - $1 - more)^2 > 0.05 || ($4 - $2 - more)^2 > 0.05) exit 1}' <<<"$few $many"
     for how in run plan; do
         run "$FACTORLLM" $how "$dir/t.yaml" --set limits.memory_mib=80 --set fit_tokens=60000
         echo "$output"
         [ "$status" = 5 ]
         grep -qE "rank 0 .*needs [0-9]+ MiB, limits.memory_mib allows 80; training takes [0-9.]+ MiB of rank 0's \(router 0.[0-9], fit_tokens [0-9.]+\); lower fit_tokens \(60000\), limits.batch_rows" <<<"$output"
-        # no more than the text has
+        # no more than is taken of the text, and than its file has
         "$FACTORLLM" $how "$dir/t.yaml" --set limits.memory_mib=80 --set fit_tokens=60000 --set text.bytes=1500
     done
+    "$FACTORLLM" plan "$dir/t.yaml" --set limits.memory_mib=80 --set fit_tokens=60000 --set text.file=README.md
+    # with thresholds beside what is fitted, and with nothing that is fitted
+    [ "$(rank0 --set fit_tokens=60000 --set select=threshold)" = "$many" ]
+    "$FACTORLLM" plan "$dir/t.yaml" --set limits.memory_mib=80 --set fit_tokens=60000 --set scale=model --set compensation=model --set compensation_rank=0 --set start=random
 }
 
 @test "plan refuses what run would refuse, with the same codes" {
