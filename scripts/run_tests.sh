@@ -122,6 +122,11 @@ for build in "$@"; do
 done
 wait
 
+if [ $started = 0 ]; then
+    echo "FAIL no test has a name that matches TESTS=${TESTS:-}"
+    echo "0 passed, 1 failed"
+    exit 1
+fi
 [ ! -s "$work/skipped" ] || sort "$work/skipped" | uniq -c | sed -E 's/^ *([0-9]+) +/\1 x /'
 read -r passed failed skipped < <(awk '{a += $1; b += $2; c += $3} END {print a + 0, b + 0, c + 0}' "$work/counts")
 [ "$(wc -l <"$work/counts")" = $started ] || { echo "FAIL some tests did not say how they ended"; failed=$((failed + 1)); }
