@@ -1,7 +1,7 @@
 /* The student of stage 2 in plain loops in double, for gradients by central differences.
  *
- * Hard gates have no derivative.  What stage 2 calls their gradient is that of g = hard(z0) + sigmoid((z - t0) / T0) - sigmoid((z0 - t0) / T0), with z0, t0 and T0 what they
- * are at the point in question: a smooth function, of the same value there. */
+ * Hard gates have no derivative.  What stage 2 calls their gradient is that of g = hard(z0) + sigmoid((z - t) / T0) - sigmoid((z0 - t0) / T0), with z0, t0 and T0 what they
+ * are at the point in question: a smooth function, of the same value there.  t is t0, or of a row of top-k what leaves the sum of its sigmoids as it is. */
 #ifndef TESTS_STUDENT_H
 #define TESTS_STUDENT_H
 
@@ -264,6 +264,21 @@ static inline double student_sigmoid(double x)
     return 1 / (1 + exp(-x));
 }
 
+/* The t at which a row of top-k has as many soft gates with the scores z as with z0 and t0: by halves. */
+static inline double student_middle(const double *z, const double *z0, double t0, double spread, int n)
+{
+    double low = t0 - 50 * spread, high = t0 + 50 * spread;
+
+    for (int step = 0; step < 200; step++) {
+        double t = (low + high) / 2, more = 0;
+
+        for (int i = 0; i < n; i++) more += student_sigmoid((z[i] - t) / spread) - student_sigmoid((z0[i] - t0) / spread);
+        if (more > 0) low = t;
+        else high = t;
+    }
+    return (low + high) / 2;
+}
+
 /* The FFN of row t (of all windows); g: its gates, written; all: the teacher. */
 static inline void student_ffn(struct student *s, int l, const double *h, double *x, const double *g)
 {
@@ -317,12 +332,12 @@ static inline void student_run(struct student *s, const struct window *w, int n,
                 if (g) student_scores(s, l, h, z);
                 if (pass == 0) memcpy(s->z0 + at, z, (size_t)N * sizeof(*z));
                 if (pass == 0) continue;
-                for (int i = 0; g && i < N; i++) {
-                    double t0 = s->t0[l * s->rows + t];
+                double t0 = s->t0[l * s->rows + t], spread = s->spread[l];
+                double middle = g && !s->r->by_threshold ? student_middle(z, s->z0 + at, t0, spread, N) : t0;
 
-                    g[at + i] = s->hard[at + i] + student_sigmoid((z[i] - t0) / s->spread[l]) -
-                                student_sigmoid((s->z0[at + i] - t0) / s->spread[l]);
-                }
+                for (int i = 0; g && i < N; i++)
+                    g[at + i] = s->hard[at + i] + student_sigmoid((z[i] - middle) / spread) -
+                                student_sigmoid((s->z0[at + i] - t0) / spread);
                 student_ffn(s, l, h, x + t * d, g ? g + at : NULL);
                 if (g && s->r->offset) student_term(s, l, h, x + t * d);
             }

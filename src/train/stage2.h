@@ -6,8 +6,9 @@
  *   per pass          budget * 100 * (f - target)^2 for threshold routers, f the mean share of active neurons;
  *                     load * the mean over groups of (load of the group / mean load - 1)^2, a group being an expert, or what a rank holds
  * A choice has no gradient.  Instead of it (straight-through, Bengio et al., arXiv 1308.3432) the gate g_i of expert i has that of sigmoid((z_i - threshold) / T), with
- * T = temperature * the standard deviation of the layer's scores in the pass; the threshold of a row of top-k lies midway between its k-th and its next score.  Neither T nor the
- * threshold passes anything on.  With y = e_s + sum g_i (scale e_i) + (1 - g_i) mu_i a gate has dL/dg_i = <dy, scale e_i - mu_i>.
+ * T = temperature * the standard deviation of the layer's scores in the pass, which passes nothing on.  A threshold passes nothing on either; that of a row of top-k lies midway
+ * between its k-th and its next score and moves so that sum sigmoid stays what it is: what all gates of a row ask for in common (mostly more experts) is taken off, else the scores that are
+ * near it rise past those above.  With y = e_s + sum g_i (scale e_i) + (1 - g_i) mu_i a gate has dL/dg_i = <dy, scale e_i - mu_i>.
  *
  * Gradients are sums over the rows of a batch; they are divided by their number in the step.  A batch is cut into passes of whole windows that fit the model's rows.
  * Of a pass the states in front of and behind every attention are kept, and queries, keys and values; all else is computed once more on the way back (model/backward.h).

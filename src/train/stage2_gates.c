@@ -20,7 +20,7 @@ static double middle_of(const float *z, const uint64_t *set, int n)
     return isinf(in) || isinf(out) ? INFINITY : (in + out) / 2; /* all or none: nothing to decide */
 }
 
-/* dz = dgate * p (1 - p) / T, p = sigmoid((z - threshold) / T). */
+/* dz = (dgate - what all gates of the row have in common) * p (1 - p) / T, p = sigmoid((z - threshold) / T). */
 struct of_layer {
     struct stage2 *s;
     int layer, rows;
@@ -42,11 +42,17 @@ static void relax_task(void *ctx, int item, int worker)
         double middle = r->by_threshold ? (double)r->threshold[x->layer]
                                         : middle_of(z, stage2_sets(s, x->layer) + (size_t)t * (size_t)words, n);
 
+        double slopes = 0, pulls = 0;
+
         for (int i = 0; i < n; i++) {
             double small = exp(-fabs(((double)z[i] - middle) * by)), slope = small / ((1 + small) * (1 + small)) * by;
 
-            s->dz[at + (size_t)i] = (float)(slope * (double)s->dgate[at + (size_t)i]);
+            slopes += slope, pulls += slope * (double)s->dgate[at + (size_t)i];
+            s->dz[at + (size_t)i] = (float)slope;
         }
+        double common = r->by_threshold || !(slopes > 0) ? 0 : pulls / slopes;
+
+        for (int i = 0; i < n; i++) s->dz[at + (size_t)i] *= (float)((double)s->dgate[at + (size_t)i] - common);
     }
 }
 

@@ -74,7 +74,12 @@ def run(c, w, tokens, router=None, threshold=True, temperature=1.0):
         else:
             hard = torch.zeros_like(s).scatter_(-1, s.topk(ACTIVE, -1).indices, 1.0)
             at = s.detach().topk(ACTIVE + 1, -1).values[..., -2:].mean(-1, keepdim=True)
-        soft = torch.sigmoid((s - at) / (temperature * s.detach().std(unbiased=False)))
+        spread = temperature * s.detach().std(unbiased=False)
+        if not threshold:  # moves so that the sum of the soft gates of a row stays what it is
+            slope = torch.sigmoid((s.detach() - at) / spread)
+            slope = slope * (1 - slope)
+            at = at + (slope * (s - s.detach())).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True)
+        soft = torch.sigmoid((s - at) / spread)
         g = hard + soft - soft.detach()
         share = share + g.mean() / c["num_hidden_layers"]
         scale = router["scale"][l] if "scale" in router else SCALE
