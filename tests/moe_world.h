@@ -12,6 +12,8 @@
 #include "moe/grouping.h"
 #include "moe/moe.h"
 
+enum { ALL_NEURONS = -1 };
+
 struct moe_world {
     int layers, experts, active, width, neurons, shared;
     enum format format; /* of the experts' weights; bf16 keeps what they are */
@@ -19,7 +21,7 @@ struct moe_world {
     uint16_t **gate, **up, **down; /* per layer: bf16 [F, D], [F, D], [D, F] in the new neuron order */
     float **mu, **fill;
     double **mu_total;
-    uint8_t **keep;
+    int32_t **place;
 };
 
 static inline void *world_alloc(size_t n, size_t size)
@@ -72,7 +74,7 @@ static inline struct expert world_expert(const struct moe_world *w, int l, int b
     return (struct expert){.gate = world_packed_as(w->format, &gate),
                            .up = world_packed_as(w->format, &up),
                            .down = world_packed_as(w->format, &down),
-                           .keep = w->keep[l] + begin,
+                           .place = w->place[l] + begin,
                            .fill = w->fill[l] + begin};
 }
 
@@ -101,7 +103,7 @@ static inline struct moe_world *moe_world_new(int layers, int experts, int activ
     w->gate = world_alloc(n, sizeof(*w->gate)), w->up = world_alloc(n, sizeof(*w->up)),
     w->down = world_alloc(n, sizeof(*w->down));
     w->mu = world_alloc(n, sizeof(*w->mu)), w->fill = world_alloc(n, sizeof(*w->fill)),
-    w->keep = world_alloc(n, sizeof(*w->keep));
+    w->place = world_alloc(n, sizeof(*w->place));
     w->mu_total = world_alloc(n, sizeof(*w->mu_total));
     for (int l = 0; l < layers; l++) {
         struct moe_layer *y = &w->layer[l];
@@ -112,8 +114,13 @@ static inline struct moe_world *moe_world_new(int layers, int experts, int activ
         w->down[l] = world_random(&r, cells, 0.7);
         w->mu[l] = world_alloc((size_t)experts * (size_t)width, sizeof(float));
         w->mu_total[l] = world_alloc((size_t)width, sizeof(double));
-        w->fill[l] = world_alloc((size_t)neurons, sizeof(float)), w->keep[l] = world_alloc((size_t)neurons, 1);
-        for (int j = 0; j < neurons; j++) w->fill[l][j] = (float)rng_normal(&r), w->keep[l][j] = (uint8_t)rng_below(&r, 2);
+        w->fill[l] = world_alloc((size_t)neurons, sizeof(float)), w->place[l] = world_alloc((size_t)neurons, sizeof(int32_t));
+        for (int j = 0; j < neurons; j++) {
+            int other = (int)rng_below(&r, (uint64_t)j + 1);
+
+            w->fill[l][j] = (float)rng_normal(&r);
+            w->place[l][j] = w->place[l][other], w->place[l][other] = j; /* any order */
+        }
         for (int i = 0; i < experts * width; i++) {
             w->mu[l][i] = (float)rng_normal(&r);
             w->mu_total[l][i % width] += grid(w->mu[l][i]);
@@ -129,12 +136,12 @@ static inline struct moe_world *moe_world_new(int layers, int experts, int activ
 static inline void moe_world_free(struct moe_world *w)
 {
     for (int l = 0; l < w->layers; l++) {
-        free(w->gate[l]), free(w->up[l]), free(w->down[l]), free(w->mu[l]), free(w->fill[l]), free(w->keep[l]);
+        free(w->gate[l]), free(w->up[l]), free(w->down[l]), free(w->mu[l]), free(w->fill[l]), free(w->place[l]);
         for (int i = 0; i < w->experts; i++) world_free_expert(&w->layer[l].expert[i]);
         world_free_expert(&w->layer[l].shared);
         free(w->mu_total[l]), free(w->layer[l].expert);
     }
-    free(w->gate), free(w->up), free(w->down), free(w->mu), free(w->fill), free(w->keep), free(w->mu_total), free(w->layer);
+    free(w->gate), free(w->up), free(w->down), free(w->mu), free(w->fill), free(w->place), free(w->mu_total), free(w->layer);
     free(w);
 }
 
@@ -162,7 +169,8 @@ static inline void world_rows(float *h, int rows, int width, uint64_t seed)
 }
 
 /* out[d] += scale * e(h), in double; fixed: the static control. */
-static inline void plain_expert(double *out, const struct expert *x, const float *h, bool fixed, double scale)
+/* kept: neurons of the layer in the static control, or ALL_NEURONS. */
+static inline void plain_expert(double *out, const struct expert *x, const float *h, int kept, double scale)
 {
     for (int j = 0; j < x->gate.rows; j++) {
         double gate = 0, up = 0, z;
@@ -172,7 +180,7 @@ static inline void plain_expert(double *out, const struct expert *x, const float
             up += (double)packed_at(&x->up, j, d) * (double)h[d];
         }
         z = gate / (1 + exp(-gate)) * up;
-        if (fixed && !x->keep[j]) z = x->fill ? (double)x->fill[j] : 0;
+        if (kept != ALL_NEURONS && x->place[j] >= kept) z = x->fill ? (double)x->fill[j] : 0;
         for (int d = 0; d < x->down.rows; d++) out[d] += scale * z * (double)packed_at(&x->down, d, j);
     }
 }
@@ -198,14 +206,14 @@ static inline double plain_energy(const struct expert *x, const float *h)
 
 /* out[D] = yhat(h) for an active set. */
 static inline void plain_layer(double *out, const struct moe_world *w, int l, const float *h, const uint64_t *set, double scale,
-                               bool compensate, bool fixed)
+                               bool compensate, int kept)
 {
     const struct moe_layer *y = &w->layer[l];
 
     memset(out, 0, (size_t)w->width * sizeof(*out));
-    if (w->shared) plain_expert(out, &y->shared, h, fixed, 1);
+    if (w->shared) plain_expert(out, &y->shared, h, kept, 1);
     for (int i = 0; i < w->experts; i++) {
-        if (fixed || bits_has(set, i)) plain_expert(out, &y->expert[i], h, fixed, scale);
+        if (kept != ALL_NEURONS || bits_has(set, i)) plain_expert(out, &y->expert[i], h, kept, scale);
         else if (compensate) {
             for (int d = 0; d < w->width; d++) out[d] += (double)w->mu[l][i * w->width + d];
         }

@@ -164,7 +164,7 @@ struct spec {
     struct {
         struct spec_text text;
         int64_t window;                 /* 0: 2048 or the model's positions */
-        struct spec_list variants;      /* names of enum spec_variant, and router@VERSION */
+        struct spec_list variants;      /* names of enum spec_variant, router@VERSION, static@F, neurons@F */
         char *baseline;                 /* one of them: every other one is held against it, too */
         struct spec_list minimal_pairs; /* JSONL files */
         struct spec_list multiple_choice;
@@ -255,8 +255,13 @@ double spec_largest(const struct spec_list *l);
 const char *spec_kind_name(enum job_kind k);
 int spec_kind_find(const char *name); /* -1 */
 const char *spec_variant_name(enum spec_variant v);
-/* An item of eval.variants: its kind; *version is VERSION of router@VERSION, else NULL. */
-enum spec_variant spec_variant_of(const char *item, const char **version);
+/* An item of eval.variants.  What is not there is NULL. */
+struct spec_variant_item {
+    enum spec_variant kind;
+    const char *version; /* of router@VERSION */
+    const char *share;   /* of static@F, neurons@F: a number above 0, at most 1 */
+};
+struct spec_variant_item spec_variant_of(const char *item);
 const char *spec_part_name(enum spec_part p);
 bool spec_trains(const struct spec *s, enum spec_train what);
 bool spec_trains_experts(const struct spec *s); /* whole or by updates of low rank */

@@ -251,18 +251,30 @@ static bool listed(const struct spec_list *list, const char *name)
     return false;
 }
 
+static bool good_share(const char *text)
+{
+    char *end;
+    double f = strtod(text, &end);
+
+    return !text[strspn(text, ".0123456789")] && end != text && !*end && f > 0 && f <= 1;
+}
+
 static status check_variants(const struct draft *d, struct err *e)
 {
     const struct spec *s = d->s;
-    const char *version;
 
     if (s->eval.variants.n == 0) return draft_fail(d, "variants", e, "expected at least one variant, found none");
     if (s->eval.variants.n > EVAL_VARIANTS_MAX)
         return draft_fail(d, "variants", e, "expected at most %d variants, found %d", EVAL_VARIANTS_MAX, s->eval.variants.n);
     for (int i = 0; i < s->eval.variants.n; i++) {
-        spec_variant_of(s->eval.variants.items[i], &version);
-        if (version && !good_version(version))
-            return draft_fail(d, "variants", e, "expected the name of a router version behind router@, found '%.80s'", version);
+        const struct spec_variant_item x = spec_variant_of(s->eval.variants.items[i]);
+
+        if (x.version && !good_version(x.version))
+            return draft_fail(d, "variants", e, "expected the name of a router version behind router@, found '%.80s'", x.version);
+        if (x.share && !good_share(x.share))
+            return draft_fail(d, "variants", e,
+                              "expected a share of the neurons, above 0 and at most 1, behind %s@, found '%.80s'",
+                              spec_variant_name(x.kind), x.share);
     }
     if (s->eval.domains.n > EVAL_DOMAINS_MAX)
         return draft_fail(d, "domains", e, "expected at most %d texts, found %d", EVAL_DOMAINS_MAX, s->eval.domains.n);

@@ -47,7 +47,7 @@ void key_expected(struct str *out, const struct key *k)
         if (k->set) {
             str_addz(out, "a list of ");
             add_names(out, k);
-            if (k->flags & KEY_VERSIONS) str_addz(out, ", or router@VERSION");
+            if (k->flags & KEY_VARIANTS) str_addz(out, ", or router@VERSION, static@F or neurons@F");
         } else if (k->flags & KEY_MAP) {
             str_addz(out, k->flags & KEY_LISTS ? "a map of names to lists of texts" : "a map of names to texts");
         } else {
@@ -155,9 +155,17 @@ static status put_real(struct spec *s, const struct key *k, const struct scalar 
     return OK;
 }
 
-static bool is_version(const struct scalar *v)
+/* What stands behind @ is looked at when all keys are there. */
+static bool is_variant(const struct scalar *v)
 {
-    return v->length > 7 && !strncmp(v->text, "router@", 7);
+    static const char *const with[] = {"router@", "static@", "neurons@"};
+
+    for (int i = 0; i < 3; i++) {
+        size_t n = strlen(with[i]);
+
+        if (v->length > n && !strncmp(v->text, with[i], n)) return true;
+    }
+    return false;
 }
 
 /* NAME=TEXT, the name plain enough for tables and file names, and once. */
@@ -211,9 +219,9 @@ static status put_list(struct spec *s, const struct key *k, const struct scalar 
     if (n > LIST_MAX)
         return err_set(e, ERR_SPEC, "%s: %s%s: expected at most %d items, found %d", where, prefix, k->name, LIST_MAX, n);
     for (int i = 0; i < n; i++) {
-        bool version = k->flags & KEY_VERSIONS && is_version(&items[i]);
+        bool variant = k->flags & KEY_VARIANTS && is_variant(&items[i]);
 
-        if (k->set && !version && name_index(k, &items[i]) < 0) return refuse_name(k, &items[i], where, prefix, e);
+        if (k->set && !variant && name_index(k, &items[i]) < 0) return refuse_name(k, &items[i], where, prefix, e);
         if (check_text(k, &items[i], where, prefix, e)) return e->code;
         if (k->flags & KEY_MAP && (k->flags & KEY_LISTS ? check_lists : check_pair)(k, items, i, where, prefix, e))
             return e->code;

@@ -156,7 +156,7 @@ static const struct key table[] = {
     {"text.sample_tokens", E, KEY_INT, AT(eval.text.sample_tokens), "0", NULL, 0, LARGE, NULL, 0, "or tokens sampled from the model itself"},
     {"text.sample_seed", E, KEY_INT, AT(eval.text.sample_seed), "1", NULL, 0, SEED_MAX, NULL, 0, "of the sampling"},
     {"window", E, KEY_INT, AT(eval.window), "0", NULL, 0, 1 << 24, NULL, 0, "tokens of one window, 0: 2048, or the model's positions if it has fewer"},
-    {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, neurons]", NULL, 0, 0, variant_names, KEY_VERSIONS, "what is measured side by side; the two oracles, which are slow with many experts, where they are asked for"},
+    {"variants", E, KEY_LIST, AT(eval.variants), "[dense, static, random, router, neurons]", NULL, 0, 0, variant_names, KEY_VARIANTS, "what is measured side by side; the two oracles, which are slow with many experts, where they are asked for"},
     {"baseline", E, KEY_TEXT, AT(eval.baseline), NULL, NULL, 0, 0, NULL, 0, "a variant that all others are held against, beside dense"},
     {"minimal_pairs", E, KEY_LIST, AT(eval.minimal_pairs), NULL, NULL, 0, 0, NULL, 0, "JSONL files of sentence pairs"},
     {"multiple_choice", E, KEY_LIST, AT(eval.multiple_choice), NULL, NULL, 0, 0, NULL, 0, "JSONL files of questions with choices"},
@@ -273,15 +273,16 @@ const char *spec_variant_name(enum spec_variant v)
     return variant_names[v];
 }
 
-enum spec_variant spec_variant_of(const char *item, const char **version)
+struct spec_variant_item spec_variant_of(const char *item)
 {
-    size_t n = strlen(variant_names[VARIANT_ROUTER]);
+    size_t n = strcspn(item, "@");
+    const char *at = item[n] ? item + n + 1 : NULL;
+    int v = 0;
 
-    *version = !strncmp(item, variant_names[VARIANT_ROUTER], n) && item[n] == '@' ? item + n + 1 : NULL;
-    for (int v = 0; v < VARIANTS && !*version; v++)
-        if (!strcmp(item, variant_names[v])) return (enum spec_variant)v;
-    BUG_ON(!*version); /* put_list() let nothing else in */
-    return VARIANT_ROUTER;
+    while (v < VARIANTS && (strncmp(item, variant_names[v], n) != 0 || variant_names[v][n])) v++;
+    BUG_ON(v == VARIANTS); /* put_list() let nothing else in */
+    bool router = v == VARIANT_ROUTER;
+    return (struct spec_variant_item){(enum spec_variant)v, router ? at : NULL, router ? NULL : at};
 }
 
 const char *spec_grouping_name(enum spec_grouping g)

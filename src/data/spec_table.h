@@ -19,7 +19,7 @@ enum {
     KEY_TOP = 2,       /* of the whole launch: in a pipeline at the top only */
     KEY_FREE = 4,      /* text that may hold control characters: stop strings */
     KEY_WHOLE = 8,     /* KEY_NUMBERS: integers */
-    KEY_VERSIONS = 16, /* KEY_LIST with names: router@VERSION, too */
+    KEY_VARIANTS = 16, /* KEY_LIST with names: router@VERSION, static@F and neurons@F, too */
     KEY_MAP = 32,      /* KEY_LIST: a map NAME: TEXT in YAML, items "NAME=TEXT" everywhere else */
     KEY_LISTS = 64, /* KEY_MAP: NAME: [TEXT, ...] too, any name without =; items "NAME=TEXT" for each, those of a name together */
     KEY_STAGE1 =

@@ -27,7 +27,7 @@ void eval_variant_clear(struct eval_variant *x)
     free(x->pieces);
     free(x->load);
     free(x->agreement);
-    struct eval_variant empty = {.kind = x->kind, .version = x->version};
+    struct eval_variant empty = {.kind = x->kind, .version = x->version, .share = x->share};
     memcpy(empty.name, x->name, sizeof(empty.name));
     *x = empty;
 }
@@ -53,29 +53,31 @@ const struct eval_variant *eval_find_name(const struct eval_side *side, const ch
     return NULL;
 }
 
-static void add_variant(struct eval_side *side, enum spec_variant kind, const char *name, const char *version)
+static void add_variant(struct eval_side *side, const char *name, struct spec_variant_item of)
 {
     struct eval_variant *x = &side->variant[side->n++];
 
     BUG_ON(side->n > EVAL_VARIANTS_MAX);
-    *x = (struct eval_variant){.kind = kind, .version = version};
+    *x = (struct eval_variant){.kind = of.kind, .version = of.version, .share = of.share ? strtod(of.share, NULL) : 0};
     snprintf(x->name, sizeof(x->name), "%.79s", name);
 }
 
-/* In the order of their kinds; router versions stand behind the router.  version: the router is this one, and the only variant. */
+/* In the order of their kinds; those with an @ stand behind the one without.  version: the router is this one, and the only variant. */
 static void list_variants(struct eval_side *side, const struct spec *s, const char *version, bool versions)
 {
-    const char *of;
-
     if (version) {
-        add_variant(side, VARIANT_ROUTER, spec_variant_name(VARIANT_ROUTER), version);
+        add_variant(side, spec_variant_name(VARIANT_ROUTER), (struct spec_variant_item){VARIANT_ROUTER, version, NULL});
         return;
     }
     for (int v = 0; v < VARIANTS; v++)
         for (int at = 0; at < 2; at++)
-            for (int i = 0; i < s->eval.variants.n; i++)
-                if ((int)spec_variant_of(s->eval.variants.items[i], &of) == v && (of != NULL) == (at == 1) && (!of || versions))
-                    add_variant(side, (enum spec_variant)v, s->eval.variants.items[i], of);
+            for (int i = 0; i < s->eval.variants.n; i++) {
+                const char *item = s->eval.variants.items[i];
+                const struct spec_variant_item of = spec_variant_of(item);
+
+                if ((int)of.kind == v && (of.version || of.share) == (at == 1) && (!of.version || versions))
+                    add_variant(side, item, of);
+            }
 }
 
 /* NULL if the model can be routed so, or why not. */
@@ -218,12 +220,18 @@ static void report_variant(struct eval_run *r, const struct eval_side *side, con
     json_put_text(o, "side", side->name);
     json_put_text(o, "variant", x->name);
     json_put_real(o, "active_share", x->active_share);
+    if (r->n_pieces) json_put_real(o, "active_share_of_items", x->items_share);
     if (r->n_windows) {
         json_put_real(o, "nats_per_token", x->nats / (double)r->corpus.n_tokens);
         json_put_real(o, "accuracy", (double)x->hits / (double)r->corpus.n_tokens);
         json_put_real(o, "tokens_per_second", (double)r->corpus.n_tokens / x->seconds);
     }
     job_event(r->job, "variant", o);
+}
+
+static double share_of(const struct moe_stats *stats, const struct shape *shape)
+{
+    return stats->tokens ? (double)stats->neurons / ((double)stats->tokens * shape->neurons) : 0;
 }
 
 static status measure_routed(struct measuring *m, struct eval_variant *x, const struct routing *how, struct err *e)
@@ -235,9 +243,12 @@ static status measure_routed(struct measuring *m, struct eval_variant *x, const 
     moe_stats_clear(moe);
     if (measure_text(m, x, how, e)) return e->code;
     if (m->r->n_windows) keep_load(x, stats, shape);
+    x->active_share = share_of(stats, shape);
+    moe_stats_clear(moe); /* a threshold's f is another on other texts */
     if (measure_pieces(m, x, how, e)) return e->code;
-    if (stats->tokens) keep_load(x, stats, shape);
-    x->active_share = stats->tokens ? (double)stats->neurons / ((double)stats->tokens * shape->neurons) : 0;
+    if (m->r->n_pieces) keep_load(x, stats, shape);
+    x->items_share = share_of(stats, shape);
+    if (!m->r->n_windows) x->active_share = x->items_share;
     count_overhead(x, how, shape);
     if (x->kind == VARIANT_ROUTER && measure_agreement(m, x, how, e)) return e->code;
     return OK;
@@ -260,12 +271,17 @@ static status measure(struct measuring *m, struct eval_variant *x, struct err *e
     const struct eval_run *r = m->r;
     struct router router = {0};
     double *gain = calloc((size_t)shape->layers, sizeof(*gain));
+    int *neurons = calloc((size_t)shape->layers, sizeof(*neurons));
     status st = OK;
 
-    BUG_ON(!gain);
+    BUG_ON(!gain || !neurons);
     if (x->kind == VARIANT_ROUTER) st = eval_open_router(&router, r, m->scorer.model, m->directory, x->version, e);
     struct routing how = eval_route(x->kind, shape, &router, r->job->spec);
     how.gain = gain;
+    if (x->share > 0) {
+        shape_neurons_at(neurons, shape, x->share);
+        how.neurons = neurons;
+    }
     if (!st && x->kind == VARIANT_ORACLE_VARIABLE)
         st = eval_gains(&m->scorer, gain, r->n_windows ? r->windows : r->pieces, r->n_windows ? r->n_windows : r->n_pieces, &how,
                         e);
@@ -275,6 +291,7 @@ static status measure(struct measuring *m, struct eval_variant *x, struct err *e
         report_variant(m->r, m->side, x);
     }
     router_free(&router);
+    free(neurons);
     free(gain);
     return st;
 }

@@ -128,8 +128,10 @@ struct eval_variant {
     char name[80];
     enum spec_variant kind;
     const char *version; /* router@VERSION: that; else NULL */
+    double share;        /* static@F, neurons@F: F; else 0 */
     bool done;
-    double nats, seconds, active_share;
+    double nats, seconds;
+    double active_share, items_share; /* f as measured: on the text, if there is one, else on the items; on the items */
     struct eval_overhead overhead;
     int64_t hits;
     struct eval_score *blocks, *pieces; /* of the text; per sequence of the items */
@@ -166,7 +168,7 @@ struct eval_run {
 
 bool eval_is_routed(enum spec_variant kind);     /* by experts: it has a load */
 void eval_variant_clear(struct eval_variant *x); /* of what was measured */
-/* The first variant of a kind that was measured (router@VERSION is none), or NULL; by its name. */
+/* The first variant of a kind that was measured (none with an @), or NULL; by its name. */
 const struct eval_variant *eval_find(const struct eval_side *side, enum spec_variant kind);
 /* The dense model that a side is held against: its own, or of adapted weights the other side's (compare_model); or NULL. */
 const struct eval_variant *eval_dense(const struct eval_run *r, const struct eval_side *side);

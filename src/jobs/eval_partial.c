@@ -95,6 +95,7 @@ bool eval_partial_take(struct eval_run *r, int side, int variant)
     x->agreement = read_reals(o, "agreement", layers);
     x->seconds = json_number(json_at(o, "seconds"));
     x->active_share = json_number(json_at(o, "active_share"));
+    x->items_share = json_number(json_at(o, "items_share"));
     x->overhead.router = json_number(json_at(o, "overhead_router"));
     x->overhead.compensation = json_number(json_at(o, "overhead_compensation"));
     x->kl_tokens = (size_t)json_number(json_at(o, "kl_tokens"));
@@ -127,6 +128,7 @@ status eval_partial_keep(struct eval_run *r, int side, int variant, struct err *
     json_put(o, "agreement", reals(x->agreement, layers));
     json_put_real(o, "seconds", x->seconds);
     json_put_real(o, "active_share", x->active_share);
+    json_put_real(o, "items_share", x->items_share);
     json_put_real(o, "overhead_router", x->overhead.router);
     json_put_real(o, "overhead_compensation", x->overhead.compensation);
     json_put_int(o, "kl_tokens", (int64_t)x->kl_tokens);

@@ -1,4 +1,4 @@
-/* The tables for a person: at most 110 columns; result.json has the rest. */
+/* The tables for a person: at most 114 columns; result.json has the rest. */
 #include <math.h>
 #include <string.h>
 
@@ -20,12 +20,14 @@ static double gap_of(const struct json_t *result, const char *variant)
     return v && json_is_real(v) ? json_number(v) : NAN;
 }
 
-static void print_head(struct log *l, bool text, bool pairs, bool choices, bool words)
+static void print_head(struct log *l, bool text, bool both, bool pairs, bool choices, bool words)
 {
     struct str line = {0};
 
-    str_addf(&line, "  %-16s %5s %5s", "variant", "FFN %", "add %");
-    if (text) str_addf(&line, " %9s %7s %8s %6s %7s %6s", "ppl", "x dense", "accuracy", "kept", "KL", "gap %");
+    str_addf(&line, "  %-16s %5s", "variant", "FFN %");
+    if (both) str_addf(&line, " %5s", "items");
+    str_addf(&line, " %5s", "add %");
+    if (text) str_addf(&line, " %8s %7s %8s %6s %7s %5s", "ppl", "x dense", "accuracy", "kept", "KL", "gap %");
     if (pairs) str_addf(&line, " %6s", "pairs");
     if (choices) str_addf(&line, " %7s", "choices");
     if (words) str_addf(&line, " %6s", "words");
@@ -34,7 +36,7 @@ static void print_head(struct log *l, bool text, bool pairs, bool choices, bool 
     str_free(&line);
 }
 
-/* FFN %: f as measured; add %: the router's and the compensation's multiply-adds over the dense FFN's; gap %: of static -> neurons, in nats. */
+/* FFN %: f as measured, on the text, and beside it on the items if there are both; add %: the router's and the compensation's multiply-adds over the dense FFN's; gap %: of static -> neurons, in nats. */
 static void print_side(struct log *l, const struct eval_run *r, const struct eval_side *side, const struct json_t *result)
 {
     const struct eval_variant *dense = eval_dense(r, side);
@@ -47,7 +49,8 @@ static void print_side(struct log *l, const struct eval_run *r, const struct eva
              !side->adapted ? ""
              : dense        ? ", adapted: beside the dense model compared with"
                             : ", adapted");
-    print_head(l, has[METRIC_NATS], has[METRIC_PAIRS], has[METRIC_CHOICES], has[METRIC_WORDS]);
+    bool both = r->n_windows && r->n_pieces;
+    print_head(l, has[METRIC_NATS], both, has[METRIC_PAIRS], has[METRIC_CHOICES], has[METRIC_WORDS]);
     for (int i = 0; i < side->n; i++) {
         const struct eval_variant *x = &side->variant[i];
         double tokens = (double)r->corpus.n_tokens;
@@ -56,14 +59,15 @@ static void print_side(struct log *l, const struct eval_run *r, const struct eva
         str_clear(&line);
         str_addf(&line, "  %-16.24s", x->name);
         add_cell(&line, 5, 1, 100 * x->active_share);
+        if (both) add_cell(&line, 5, 1, 100 * x->items_share);
         add_cell(&line, 5, 1, eval_is_routed(x->kind) ? 100 * (x->overhead.router + x->overhead.compensation) : NAN);
         if (has[METRIC_NATS]) {
-            add_cell(&line, 9, 3, exp(x->nats / tokens));
+            add_cell(&line, 8, 3, exp(x->nats / tokens));
             add_cell(&line, 7, 3, dense ? exp((x->nats - dense->nats) / tokens) : NAN);
             add_cell(&line, 8, 4, (double)x->hits / tokens);
             add_cell(&line, 6, 3, dense && dense->hits ? (double)x->hits / (double)dense->hits : NAN);
             add_cell(&line, 7, 4, eval_has(r, METRIC_KL, x) ? eval_value(r, METRIC_KL, x) : NAN);
-            add_cell(&line, 6, 1, 100 * gap_of(result, x->name));
+            add_cell(&line, 5, 1, 100 * gap_of(result, x->name));
         }
         if (has[METRIC_PAIRS]) add_cell(&line, 6, 4, eval_value(r, METRIC_PAIRS, x));
         if (has[METRIC_CHOICES]) add_cell(&line, 7, 4, eval_value(r, METRIC_CHOICES, x));

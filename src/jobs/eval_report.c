@@ -97,8 +97,8 @@ static struct json_t *overhead_json(const struct eval_overhead *x)
 static void plain_json(struct json_t *to, const struct eval_run *r, const struct eval_side *side)
 {
     struct json_t *ppl = json_object_new(), *acc = json_object_new(), *bits = json_object_new(), *speed = json_object_new(),
-                  *share = json_object_new(), *pairs = json_object_new(), *choices = json_object_new(),
-                  *words = json_object_new(), *overhead = json_object_new();
+                  *share = json_object_new(), *of_items = json_object_new(), *pairs = json_object_new(),
+                  *choices = json_object_new(), *words = json_object_new(), *overhead = json_object_new();
     double tokens = (double)r->corpus.n_tokens;
 
     for (int i = 0; i < side->n; i++) {
@@ -106,6 +106,7 @@ static void plain_json(struct json_t *to, const struct eval_run *r, const struct
 
         if (!x->done) continue;
         json_put_real(share, x->name, x->active_share);
+        if (r->n_pieces) json_put_real(of_items, x->name, x->items_share);
         if (eval_is_routed(x->kind)) json_put(overhead, x->name, overhead_json(&x->overhead));
         if (r->n_windows) {
             json_put_real(ppl, x->name, exp(x->nats / tokens));
@@ -122,6 +123,7 @@ static void plain_json(struct json_t *to, const struct eval_run *r, const struct
     json_put(to, "bits_per_byte", bits);
     json_put(to, "tokens_per_second", speed);
     json_put(to, "active_share", share);
+    json_put(to, "active_share_of_items", of_items);
     json_put(to, "overhead", overhead);
     json_put(to, "minimal_pairs", pairs);
     json_put(to, "multiple_choice", choices);
@@ -230,12 +232,14 @@ static void compare_json(struct json_t *to, const struct eval_run *r)
 {
     const struct eval_side *side = &r->side[0];
     const char *baseline = r->job->spec->eval.baseline;
-    const struct eval_variant *of[] = {eval_dense(r, side), baseline ? eval_find_name(side, baseline) : NULL,
-                                       eval_find(side, VARIANT_STATIC)};
+    const struct eval_variant *of[] = {eval_dense(r, side), baseline ? eval_find_name(side, baseline) : NULL};
 
-    for (int i = 0; i < side->n; i++)
-        for (int k = 0; k < 3; k++) /* against the static control only what is trained */
-            if (k < 2 || side->variant[i].kind == VARIANT_ROUTER) put_compare(to, r, of[k], &side->variant[i]);
+    for (int i = 0; i < side->n; i++) {
+        for (int k = 0; k < 2; k++) put_compare(to, r, of[k], &side->variant[i]);
+        for (int k = 0; k < side->n; k++) /* against the static control, with every f, what is trained */
+            if (side->variant[i].kind == VARIANT_ROUTER && side->variant[k].kind == VARIANT_STATIC)
+                put_compare(to, r, &side->variant[k], &side->variant[i]);
+    }
 }
 
 static void other_json(struct json_t *to, const struct eval_run *r)

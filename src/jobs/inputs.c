@@ -112,9 +112,8 @@ static status gather(struct gathering *g, const struct spec *s, struct err *e)
         for (int i = 0; i < s->eval.domains.n; i++)
             if (add_file(g, strchr(s->eval.domains.items[i], '=') + 1, e)) return e->code;
         for (int i = 0; i < s->eval.variants.n; i++) {
-            const char *version;
+            const char *version = spec_variant_of(s->eval.variants.items[i]).version;
 
-            spec_variant_of(s->eval.variants.items[i], &version);
             if (version && add_router(g, s->model, version, e)) return e->code;
         }
         if (s->eval.compare_router && *s->eval.compare_router && add_router(g, s->model, s->eval.compare_router, e))

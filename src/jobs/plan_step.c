@@ -302,7 +302,7 @@ static status check_router(const struct plan_step *p, const struct spec *before,
     if (s->kind == JOB_FINETUNE && check_version(p, before, n, "from", s->stage2.from, e)) return e->code;
     if (check_version(p, before, n, "compare_router", version, e)) return e->code;
     for (int i = 0; s->kind == JOB_EVAL && i < s->eval.variants.n; i++) {
-        spec_variant_of(s->eval.variants.items[i], &version);
+        version = spec_variant_of(s->eval.variants.items[i]).version;
         if (check_version(p, before, n, "variants", version, e)) return e->code;
     }
     return OK;

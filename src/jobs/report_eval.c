@@ -21,25 +21,41 @@ static const struct {
 };
 enum { KNOWN = sizeof(known) / sizeof(known[0]), KIND_OTHER = 6, ORDER_VERSION = 1 };
 
+static bool is_version(const char *name)
+{
+    return !strncmp(name, "router@", 7);
+}
+
+/* By the first n characters. */
+static bool is_known(int i, const char *name, size_t n)
+{
+    return !strncmp(known[i].name, name, n) && !known[i].name[n];
+}
+
 static int order_of(const char *name)
 {
+    size_t n = strcspn(name, "@");
+
     for (int i = 0; i < KNOWN; i++)
-        if (!strcmp(known[i].name, name)) return 2 * i;
-    return 2 * ORDER_VERSION + 1; /* router@VERSION and what we do not know stand behind the router */
+        if (is_known(i, name, n)) return 2 * i + (name[n] == '@'); /* router@VERSION, static@F: behind the one without */
+    return 2 * ORDER_VERSION + 1;                                  /* and what we do not know behind the router */
 }
 
 int report_variant_kind(const char *name)
 {
+    size_t n = is_version(name) ? strlen(name) : strcspn(name, "@");
+
     for (int i = 0; i < KNOWN; i++)
-        if (!strcmp(known[i].name, name)) return known[i].kind;
+        if (is_known(i, name, n)) return known[i].kind;
     return KIND_OTHER;
 }
 
 const char *report_variant_says(const char *name)
 {
+    if (is_version(name)) return "experts chosen by this version of the router";
     for (int i = 0; i < KNOWN; i++)
-        if (!strcmp(known[i].name, name)) return known[i].says;
-    return strncmp(name, "router@", 7) ? "" : "experts chosen by this version of the router";
+        if (is_known(i, name, strcspn(name, "@"))) return known[i].says;
+    return "";
 }
 
 static const struct report_interval unknown = {NAN, NAN, NAN};

@@ -83,10 +83,8 @@ static int64_t short_sessions(const struct spec *s, int64_t positions)
 
 static bool measures(const struct spec *s, enum spec_variant v)
 {
-    const char *version;
-
     for (int i = 0; i < s->eval.variants.n; i++)
-        if (spec_variant_of(s->eval.variants.items[i], &version) == v) return true;
+        if (spec_variant_of(s->eval.variants.items[i]).kind == v) return true;
     return false;
 }
 

@@ -61,9 +61,9 @@ static const char *what_it_is(const char *variant)
         [VARIANT_NEURONS] = "the best single neurons: a ceiling",
     };
 
-    for (int v = 0; v < VARIANTS; v++)
-        if (!strcmp(variant, spec_variant_name((enum spec_variant)v))) return says[v];
-    return "another version of the router";
+    const struct spec_variant_item of = spec_variant_of(variant);
+
+    return of.version ? "another version of the router" : says[of.kind];
 }
 
 /* A line for every variant; `of`: NULL, or the name of compare_model, of which routers are shown. */

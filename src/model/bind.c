@@ -116,15 +116,14 @@ static status bind_all(struct binder *b, const struct placement *p)
 
 /* ---- the static control ---- */
 
-/* As many neurons of the layer as are active by design stay, the most important ones; the others give their mean, or nothing. */
+/* The most important neurons stay; the others give their mean, or nothing. */
 static status bind_control(struct binder *b, int l, int *order, float *importance)
 {
     struct model *m = b->m;
     const struct shape *s = &m->shape;
     struct moe_layer *y = &m->moe_layers[l];
-    uint8_t *keep = (uint8_t *)y->shared.keep; /* ours: take_ffn() */
+    int32_t *place = (int32_t *)y->shared.place; /* ours: take_ffn() */
     float *fill = (float *)y->shared.fill;
-    int kept = (int)y->neurons_active;
     status code;
 
     snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.neuron_importance", l);
@@ -132,11 +131,10 @@ static status bind_control(struct binder *b, int l, int *order, float *importanc
     snprintf(b->name, sizeof(b->name), "model.layers.%d.mlp.neuron_mean", l);
     if ((code = weights_vector(b->w, fill, m->calibration, b->name, s->neurons, b->e))) return code;
     if (!s->compensate) memset(fill, 0, (size_t)s->neurons * sizeof(*fill));
-    group_contiguous(order, s->neurons);
-    group_shared_first(order, s->neurons, kept, importance);
-    for (int i = 0; i < kept; i++) keep[order[i]] = 1;
+    group_importance(order, s->neurons, importance);
+    for (int i = 0; i < s->neurons; i++) place[order[i]] = i;
     for (int i = 0, begin = s->shared[l]; i < s->experts; i++) {
-        y->expert[i].keep = keep + begin;
+        y->expert[i].place = place + begin;
         y->expert[i].fill = fill + begin;
         begin += group_size(s->neurons, s->shared[l], s->experts, i);
     }

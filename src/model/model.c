@@ -34,18 +34,18 @@ static void take_ffn(struct moe_layer *y, const struct model *m, struct arena_ta
     size_t width = (size_t)s->width, neurons = (size_t)s->neurons;
     float *mu = NULL, *fill = NULL;
     double *total = NULL;
-    uint8_t *keep = NULL;
+    int32_t *place = NULL;
 
     if (s->compensate) mu = arena_take(t, (size_t)s->experts * width, sizeof(float));
     if (s->compensate && m->coordinator) total = arena_take(t, width, sizeof(double));
     if (m->limits.calibration) {
-        keep = arena_take(t, neurons, 1);
+        place = arena_take(t, neurons, sizeof(int32_t));
         fill = arena_take(t, neurons, sizeof(float));
     }
     if (!y) return;
     y->mu = mu;
     y->mu_total = total;
-    y->shared.keep = keep; /* of the whole layer; bind_control() gives every expert its part */
+    y->shared.place = place; /* of the whole layer; bind_control() gives every expert its part */
     y->shared.fill = fill;
 }
 

@@ -301,14 +301,43 @@ int64_t shape_parameters(const struct shape *s)
     return (s->tied ? 1 : 2) * s->vocab * d + s->layers * layer + d + shape_ffn_parameters(s);
 }
 
+/* Of a layer by design. */
+static double active_neurons(const struct shape *s, int layer)
+{
+    return s->shared[layer] + (double)s->active_of[layer] * (s->neurons - s->shared[layer]) / s->experts;
+}
+
 double shape_active_share(const struct shape *s)
 {
     double sum = 0;
 
     if (!s->experts) return 1;
-    for (int l = 0; l < s->layers; l++)
-        sum += (s->shared[l] + (double)s->active_of[l] * (s->neurons - s->shared[l]) / s->experts) / s->neurons;
+    for (int l = 0; l < s->layers; l++) sum += active_neurons(s, l) / s->neurons;
     return sum / s->layers;
+}
+
+void shape_neurons_at(int *neurons, const struct shape *s, double share)
+{
+    double design[MODEL_LAYERS_MAX], total = share * s->neurons * s->layers, left, weights;
+    bool full[MODEL_LAYERS_MAX] = {false}, again = true;
+
+    BUG_ON(!(share > 0 && share <= 1));
+    for (int l = 0; l < s->layers; l++) design[l] = s->experts ? active_neurons(s, l) : s->neurons;
+    while (again) {
+        left = total, weights = 0, again = false;
+        for (int l = 0; l < s->layers; l++)
+            if (full[l]) left -= s->neurons;
+            else weights += design[l];
+        for (int l = 0; l < s->layers; l++)
+            if (!full[l] && design[l] * left > s->neurons * weights) full[l] = again = true;
+    }
+    double sum = 0; /* rounded as it runs: together as many as there are to be */
+    long before = 0;
+    for (int l = 0; l < s->layers; l++) {
+        sum += full[l] ? s->neurons : design[l] * left / weights;
+        neurons[l] = (int)(lround(sum) - before);
+        before = lround(sum);
+    }
 }
 
 int shape_expert_neurons(const struct shape *s, int layer, int expert)

@@ -43,6 +43,8 @@ void shape_slice(struct shape *s);
 int64_t shape_parameters(const struct shape *s); /* all, tied head counted once; routers not counted */
 int64_t shape_ffn_parameters(const struct shape *s);
 double shape_active_share(const struct shape *s); /* f by design: (shared + k * m) / F, mean over layers; 1 when dense */
+/* neurons[layers]: together `share` of all, in the proportions that the layers have by design; what a layer has not got goes to the others.  0 < share <= 1. */
+void shape_neurons_at(int *neurons, const struct shape *s, double share);
 int shape_expert_neurons(const struct shape *s, int layer, int expert);
 
 #endif

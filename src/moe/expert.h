@@ -16,8 +16,8 @@ struct expert {
     /* For a training end to end, or lines NULL: what gradients go back to h through, W_gate' and W_up' side by side, [D, 2 neurons]. */
     struct packed in_t;
     struct packed down_t; /* with limits.adapt: [neurons, D] */
-    /* For the static control, or NULL: which neurons stay, and what replaces the others. [neurons] */
-    const uint8_t *keep;
+    /* For the static control, or NULL: every neuron's place in the layer by importance, 0 the first, and what replaces those that do not stay. [neurons] */
+    const int32_t *place;
     const float *fill;
     struct adapted *adapted; /* its weights are trained (adapted.h), or NULL */
 };

@@ -291,7 +291,7 @@ static void count(struct moe *m, const struct moe_slot *s)
 
     m->stats.tokens += rows;
     if (s->route == ROUTE_STATIC || s->route == ROUTE_NEURONS) {
-        m->stats.neurons += s->route == ROUTE_NEURONS ? s->neurons : rows * (uint64_t)y->neurons_active;
+        m->stats.neurons += s->route == ROUTE_NEURONS ? s->neurons : rows * (uint64_t)s->kept;
         return;
     }
     m->stats.neurons += rows * (uint64_t)shared;
@@ -358,6 +358,7 @@ status moe_begin(struct moe *m, int slot, int layer, const float *h, const uint6
     enum timing_section was = timing_enter(m->timing, TIME_ROUTE);
 
     moe_slot_rows(m, s, layer, h, rows);
+    s->kept = how->neurons ? how->neurons[layer] : (int)m->layers[layer].neurons_active;
     status code = route(m, slot, key, how, e);
     if (!code) {
         s->route = how->route;

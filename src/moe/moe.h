@@ -52,15 +52,17 @@ enum route {
 };
 
 /* How a forward pass routes.  `paper`, `gram` and what follows are oracles: they look at what experts or neurons give for the state that arrives.
+ *   ROUTE_STATIC         the same neurons for all, the most important ones
  *   ROUTE_GRAM_VARIABLE  as many experts as have a gain above the layer's threshold (labels.h), the best set of that size
- *   ROUTE_NEURONS        no experts: of the layer's neurons the A = neurons_active with the largest |z_j| |w_down_j|, shared ones among them; the others add
+ *   ROUTE_NEURONS        no experts: of the layer's neurons the A = neurons[layer] with the largest |z_j| |w_down_j|, shared ones among them; the others add
  *                        nothing, nor do their means.  What any choice of so many neurons can hardly pass: the neuron-level ceiling. */
 struct routing {
     enum route route;
     const struct router *router; /* for ROUTE_ROUTER */
     int active;                  /* k of top-k, of ROUTE_ROUTER and ROUTE_RANDOM; 0: the layer's */
     const double *gain;          /* [layers] for ROUTE_GRAM_VARIABLE */
-    float scale;                 /* of active experts; ignored by ROUTE_ALL, ROUTE_STATIC and ROUTE_NEURONS */
+    const int *neurons; /* [layers] of a token, for ROUTE_STATIC and ROUTE_NEURONS; NULL: as many as are active by design */
+    float scale;        /* of active experts; ignored by ROUTE_ALL, ROUTE_STATIC and ROUTE_NEURONS */
     bool
         compensate; /* add mu_i of inactive experts (the router's, if it has them) and its term of low rank; ignored by the same */
     double batch_experts; /* of ROUTE_ROUTER: share of a layer's experts that the rows touch between them (route.h); 0: any */

@@ -32,6 +32,7 @@ static void answer_sum(struct moe *m, struct exchange *x, const struct request *
                           .set = fixed || neurons || note ? NULL : (const uint64_t *)(const void *)payload,
                           .threshold = neurons ? (const float *)(const void *)payload : NULL,
                           .fixed = fixed,
+                          .kept = (int)r->number[1],
                           .compensate = r->flags & MOE_FLAG_COMPENSATE,
                           .means = r->flags & MOE_FLAG_MEANS,
                           .scale = (float)r->number[0]};

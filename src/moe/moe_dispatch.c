@@ -84,7 +84,7 @@ void moe_dispatch(struct moe *m, int slot)
                                 : s->route == ROUTE_NEURONS ? MOE_KIND_NEURON_SUM
                                                             : MOE_KIND_SUM,
                         .layer = s->layer,
-                        .number = {(double)s->scale},
+                        .number = {(double)s->scale, (double)s->kept},
                         .what = "experts"};
 
     if (s->compensate) r.flags = MOE_FLAG_COMPENSATE | (moe_own_means(s) ? MOE_FLAG_MEANS : 0);
@@ -161,6 +161,7 @@ static void work_here(struct moe *m, const struct moe_slot *s)
                           .threshold = s->route == ROUTE_NEURONS ? s->threshold : NULL,
                           .shared = true,
                           .fixed = s->route == ROUTE_STATIC,
+                          .kept = s->kept,
                           .compensate = s->compensate,
                           .means = moe_own_means(s),
                           .scale = s->scale};

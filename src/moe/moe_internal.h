@@ -17,7 +17,7 @@ enum { MOE_BLOCK_ROWS = 512 };
  *   kind    request                                      answer
  *   SUM     sets [n][words] u64, rows [n][D];             [n][D]: the rank's sum
  *           number[0] scale, MOE_FLAG_COMPENSATE, _MEANS
- *   STATIC  rows                                         [n][D]
+ *   STATIC  rows; number[1] neurons of the layer that stay   [n][D]
  *   SCORES  rows, dense outputs [n][D]; number[0] k/N    [n][held] f32
  *   ROWS    rows; MOE_FLAG_COMPENSATE                    [n][held][D] f32: e_i - mu_i, or e_i
  *   NEURON_SCORES  rows                                  [n][neurons of the held experts] f32: |z_j| |w_down_j|
@@ -47,6 +47,7 @@ struct moe_slot {
     struct rows h; /* quantized if an expert here or the router wants that */
     void *quantized;
     enum route route;
+    int kept; /* neurons of a token, of ROUTE_STATIC and ROUTE_NEURONS */
     float scale;
     bool compensate;
     const struct router *router; /* of ROUTE_ROUTER, or NULL */
@@ -174,10 +175,11 @@ void moe_take_work(struct moe *m, struct arena_taker *t);
 /* What a rank computes for rows h of a layer (moe_work.c). */
 struct moe_job {
     int layer;
-    const struct rows *h;   /* moe_prepare() saw them */
-    const uint64_t *set;    /* [rows][words]: the experts it holds that are in a row's set; NULL: all it holds */
-    bool shared;            /* the shared expert too */
-    bool fixed;             /* with the static control's neurons */
+    const struct rows *h; /* moe_prepare() saw them */
+    const uint64_t *set;  /* [rows][words]: the experts it holds that are in a row's set; NULL: all it holds */
+    bool shared;          /* the shared expert too */
+    bool fixed;           /* the static control: of the layer's neurons only the `kept` most important ones */
+    int kept;
     const float *threshold; /* [rows]: of neurons only those whose score is above it; NULL: all */
     bool compensate;        /* less the means of those experts */
     bool means;             /* a router's, not the model's own */

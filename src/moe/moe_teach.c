@@ -231,7 +231,7 @@ status moe_teach_neurons(struct moe *m, int slot, struct err *e)
 {
     struct moe_slot *s = &m->slot[slot];
     const struct rows h = s->h;
-    int neurons = m->neurons, active = (int)m->layers[s->layer].neurons_active;
+    int neurons = m->neurons, active = s->kept;
     int most = (int)(m->piece_bytes / ((size_t)neurons * sizeof(float))); /* at least 1: see piece_bytes() */
     status code = OK;
 

@@ -98,7 +98,7 @@ static void add_share(struct moe_work *w, const struct expert *x, const int *row
 
     BUG_ON(!x->gate.lines || !x->up.lines || !x->down.lines); /* not held by this rank */
     BUG_ON(x->up.rows != x->gate.rows || x->down.cols != x->gate.rows);
-    BUG_ON(w->job->fixed && !x->keep);
+    BUG_ON(w->job->fixed && !x->place);
     *s =
         (struct moe_share){.x = x, .row = row, .mu = mu, .norm = norm, .scale = scale, .place = place, .first_task = w->in_tasks};
     s->out = w->backward ? &x->in_t : &x->down;
@@ -206,7 +206,7 @@ void moe_work_keep(const struct moe_share *s, const struct moe_job *job, const f
 
         memcpy(z, tile, (size_t)columns * sizeof(*z));
         for (int j = 0; job->fixed && j < columns; j++)
-            if (!x->keep[first + j]) z[j] = x->fill ? x->fill[first + j] : 0.0f;
+            if (x->place[first + j] >= job->kept) z[j] = x->fill ? x->fill[first + j] : 0.0f;
         for (int j = 0; job->threshold && j < columns; j++)
             if (!(moe_neuron_score(z[j], s->norm[first + j]) > job->threshold[s->row[row + t]])) z[j] = 0.0f;
     }

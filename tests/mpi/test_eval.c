@@ -386,11 +386,13 @@ static void test_figures(void **state)
     struct err e;
 
     (void)state;
-    str_addf(&yaml,
-             "kind: eval\nmodel: %s/f/model\nwindow: 50\ntext: {file: %s, bytes: 300}\nlimits: {batch_rows: 37, sessions: 3}\n"
-             "variants: [dense, static, router, router@v1, oracle, oracle_variable, neurons]\nbaseline: router\nbootstrap: 50\n"
-             "minimal_pairs: [%s]\nmultiple_choice: [%s]\nmin_agreement: 0",
-             world.directory, world.text, world.pairs, world.choices);
+    str_addf(
+        &yaml,
+        "kind: eval\nmodel: %s/f/model\nwindow: 50\ntext: {file: %s, bytes: 300}\nlimits: {batch_rows: 37, sessions: 3}\n"
+        "variants: [dense, neurons@0.4091, static@0.7, static@0.4091, static@1, static, router, router@v1, oracle, oracle_variable, "
+        "neurons]\nbaseline: router\nbootstrap: 50\n"
+        "minimal_pairs: [%s]\nmultiple_choice: [%s]\nmin_agreement: 0",
+        world.directory, world.text, world.pairs, world.choices);
     if (run_job(&r, "figures", yaml.text, &e)) fail_msg("%s", e.text);
     double dense = log(value(r, "perplexity/dense")), fixed = log(value(r, "perplexity/static")),
            router = log(value(r, "perplexity/router")), neurons = log(value(r, "perplexity/neurons"));
@@ -411,6 +413,16 @@ static void test_figures(void **state)
     /* f, by what is measured: 2 of 5 experts of 9, 9, 9, 9 and 8 of 44 neurons; the ceiling has exactly as many as the model by design */
     close_to(value(r, "active_share/neurons"), round(44 * 2.0 / 5) / 44, 1e-12);
     close_to(value(r, "active_share/oracle_variable"), 0.4, 0.1);
+    /* with the f of the design the same to the last bit; all neurons are the dense model, but for the order of sums; any f to the neuron */
+    assert_true(value(r, "perplexity/static@0.4091") == value(r, "perplexity/static"));
+    assert_true(value(r, "perplexity/neurons@0.4091") == value(r, "perplexity/neurons"));
+    close_to(log(value(r, "perplexity/static@1")), dense, 1e-5);
+    close_to(value(r, "active_share/static@0.7"), round(0.7 * 44 * 3) / (44 * 3), 1e-12);
+    close_to(value(r, "compare/router_vs_static@0.7/nats_per_token/difference"), router - log(value(r, "perplexity/static@0.7")),
+             1e-9);
+    /* of the items, too, and apart from the text's */
+    close_to(value(r, "active_share_of_items/static@0.7"), value(r, "active_share/static@0.7"), 1e-12);
+    close_to(value(r, "active_share_of_items/router"), value(r, "active_share/router"), 0.1);
     /* 5 scores of D inputs; 2 means of D */
     close_to(value(r, "overhead/router/router"), 5.0 / (3 * 44), 1e-12);
     close_to(value(r, "overhead/router/compensation"), 2.0 / (3 * 44), 1e-12);

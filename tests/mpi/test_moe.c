@@ -183,12 +183,14 @@ static void compare_all(struct part *whole, struct part *spread, struct router *
                                         ROUTE_GRAM, ROUTE_STATIC, ROUTE_NEURONS, ROUTE_GRAM_VARIABLE};
     static const double gain[LAYERS] = {1, 40};
     static const int cuts[] = {9, -1, 0, ROWS};
+    const int neurons[LAYERS] = {whole->w->neurons / 4, whole->w->neurons * 2 / 3};
 
     router->by_threshold = false;
     for (int v = 0; v < 16; v++) {
         struct routing how = {
             .route = routes[v % 8], .router = router, .gain = gain, .scale = 1.4f, .compensate = v >= 8, .seed = 4};
 
+        if (v >= 8) how.neurons = neurons;
         compare(whole, spread, &how, (v / 8 + v) & 1, cuts, v == 9 ? 4 : 1 + (v >= 8));
     }
     router->by_threshold = true; /* the number of active experts varies, and is 0 for some rows */
@@ -278,7 +280,7 @@ static void compare_rest(struct part *whole, struct part *spread)
                        y[WIDTH_MAX] = {0};
 
                 if (what == MOE_NORM) {
-                    plain_expert(y, &whole->w->layer[1].expert[i], h + t * width, false, 1);
+                    plain_expert(y, &whole->w->layer[1].expert[i], h + t * width, ALL_NEURONS, 1);
                     for (int d = 0; d < width; d++) want += y[d] * y[d];
                 }
                 assert_true(fabs((double)value[0][t * experts + i] - want) < 1e-4 * (1e-6 + want));
@@ -297,7 +299,7 @@ static void compare_rest(struct part *whole, struct part *spread)
 
         for (int t = 0; t < ROWS; t++) {
             if (bits_has(set + t * words, i)) continue;
-            plain_expert(y, &whole->w->layer[1].expert[i], h + t * width, false, 1);
+            plain_expert(y, &whole->w->layer[1].expert[i], h + t * width, ALL_NEURONS, 1);
             n++;
         }
         for (int d = 0; d < width; d++)

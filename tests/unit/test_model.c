@@ -297,9 +297,9 @@ static void experts_shared_and_compensation_are_bound(void **state)
 }
 
 /* By rank: neuron j stays if fewer than `kept` are more important, or as important and before it. */
-static void check_control(const struct parts *p, bool compensate)
+static void check_control(const struct parts *p, bool compensate, const int *given)
 {
-    const struct routing how = {.route = ROUTE_STATIC};
+    const struct routing how = {.route = ROUTE_STATIC, .neurons = given};
     float h[ROWS * D], y[ROWS * D];
     struct opened o;
 
@@ -321,7 +321,7 @@ static void check_control(const struct parts *p, bool compensate)
 
                 for (int i = 0; i < F; i++)
                     before += p->importance[l][i] > p->importance[l][j] || (p->importance[l][i] == p->importance[l][j] && i < j);
-                if (before >= kept) z[j] = compensate ? (double)p->mean[l][j] : 0.0;
+                if (before >= (given ? given[l] : kept)) z[j] = compensate ? (double)p->mean[l][j] : 0.0;
             }
             add_neurons(want, p, l, z, 0, F);
             same_row(y + t * D, want);
@@ -332,9 +332,10 @@ static void check_control(const struct parts *p, bool compensate)
 
 static void the_static_control_keeps_the_most_important_neurons(void **state)
 {
-    check_control(*state, true);
+    check_control(*state, true, NULL);
+    check_control(*state, true, (const int[LAYERS]){5, F, 0});
     write_config("none");
-    check_control(*state, false);
+    check_control(*state, false, NULL);
     write_config("mean");
 }
 

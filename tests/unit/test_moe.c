@@ -91,14 +91,14 @@ static void step(struct bench *b, int slot, int layer, const float *h, int rows,
 
 /* x (which began as 1) against 1 + yhat; relative to the largest output. */
 static void check_rows(const struct bench *b, int layer, const float *h, const uint64_t *set, double scale, bool compensate,
-                       bool fixed, const float *x, int rows)
+                       int kept, const float *x, int rows)
 {
     double want[WIDTH_MAX], largest = 1;
     int width = b->w->width, words = bits_words(b->w->experts);
 
     for (int pass = 0; pass < 2; pass++) {
         for (int t = 0; t < rows; t++) {
-            plain_layer(want, b->w, layer, h + t * width, set + t * words, scale, compensate, fixed);
+            plain_layer(want, b->w, layer, h + t * width, set + t * words, scale, compensate, kept);
             for (int d = 0; d < width; d++) {
                 if (pass == 0 && fabs(want[d]) > largest) largest = fabs(want[d]);
                 if (pass == 1) assert_true(fabs((double)x[t * width + d] - 1 - want[d]) < 1e-5 * largest);
@@ -123,19 +123,23 @@ static void test_against_plain(void **state)
 
         bench_open(&b, s, ROWS, true, 1);
         world_rows(h, ROWS, s->width, 5);
-        for (int variant = 0; variant < 9; variant++) {
+        for (int variant = 0; variant < 12; variant++) {
             static const enum route routes[] = {ROUTE_ALL, ROUTE_ROUTER, ROUTE_RANDOM, ROUTE_PAPER, ROUTE_GRAM, ROUTE_STATIC};
             struct routing how = {
                 .route = routes[variant % 6], .router = &b.router, .scale = 1.75f, .compensate = variant & 1, .seed = 2};
             bool plain = how.route == ROUTE_ALL || how.route == ROUTE_STATIC;
-            int layer = variant & 1;
+            int layer = variant & 1, neurons[LAYERS] = {s->neurons / 3, s->neurons - 1};
+            int kept = how.route != ROUTE_STATIC ? ALL_NEURONS
+                       : variant < 6             ? (int)b.w->layer[layer].neurons_active
+                                                 : neurons[layer];
 
+            if (variant >= 6) how.neurons = neurons;
             fill(x, ROWS * s->width, 1);
             step(&b, variant % 2, layer, h, ROWS, &how, x, set);
             for (int t = 0; t < ROWS; t++) {
                 assert_int_equal(bits_count(set + t * bits_words(s->experts), s->experts), plain ? s->experts : s->active);
             }
-            check_rows(&b, layer, h, set, plain ? 1 : 1.75, !plain && how.compensate, how.route == ROUTE_STATIC, x, ROWS);
+            check_rows(&b, layer, h, set, plain ? 1 : 1.75, !plain && how.compensate, kept, x, ROWS);
         }
         bench_close(&b);
     }
@@ -173,7 +177,7 @@ static void test_router(void **state)
         most = n > most ? n : most;
     }
     assert_true(empty > 0 && most > 5);
-    check_rows(&b, 1, h, set, 1, true, false, x, ROWS);
+    check_rows(&b, 1, h, set, 1, true, ALL_NEURONS, x, ROWS);
     const struct moe_stats *st = moe_stats(b.m);
     uint64_t load = 0, sets = 0, neurons = 0;
 
@@ -300,7 +304,7 @@ static void test_oracles(void **state)
                 for (int i = 0; i < n; i++) {
                     double miss = 0;
 
-                    plain_expert(e + i * s->width, &b.w->layer[0].expert[i], h + t * s->width, false, 1);
+                    plain_expert(e + i * s->width, &b.w->layer[0].expert[i], h + t * s->width, ALL_NEURONS, 1);
                     for (int d = 0; d < s->width; d++) {
                         double m = e[i * s->width + d] - (double)y[t * s->width + d] * k / n;
 
@@ -626,16 +630,20 @@ static void test_neurons(void **state)
     struct neuron n[256];
 
     (void)state;
-    for (int i = 0; i < SHAPES; i++) {
+    for (int i = 0; i < 2 * SHAPES; i++) {
         struct bench b;
         float h[ROWS * WIDTH_MAX], x[ROWS * WIDTH_MAX] = {0};
+        int given[LAYERS] = {0};
 
-        bench_open(&b, &shapes[i], ROWS, true, 2);
+        bench_open(&b, &shapes[i % SHAPES], ROWS, true, 2);
         struct moe_layer *y = &b.w->layer[1];
+        given[1] = i < SHAPES ? (int)y->neurons_active : b.w->neurons / 3;
         world_rows(h, ROWS, b.w->width, 7);
         moe_stats_clear(b.m);
-        step(&b, 0, 1, h, ROWS, &(struct routing){.route = ROUTE_NEURONS, .scale = 3, .compensate = true}, x, NULL);
-        assert_int_equal(moe_stats(b.m)->neurons, ROWS * y->neurons_active);
+        step(&b, 0, 1, h, ROWS,
+             &(struct routing){.route = ROUTE_NEURONS, .neurons = i < SHAPES ? NULL : given, .scale = 3, .compensate = true}, x,
+             NULL);
+        assert_int_equal(moe_stats(b.m)->neurons, ROWS * given[1]);
         for (int t = 0; t < ROWS; t++) {
             double want[WIDTH_MAX] = {0};
             int count = 0;
@@ -652,7 +660,7 @@ static void test_neurons(void **state)
             }
             assert_int_equal(count, b.w->neurons);
             qsort(n, (size_t)count, sizeof(*n), by_score);
-            for (int a = 0; a < y->neurons_active; a++)
+            for (int a = 0; a < given[1]; a++)
                 for (int d = 0; d < b.w->width; d++) want[d] += n[a].z * (double)packed_at(&n[a].x->down, d, n[a].j);
             for (int d = 0; d < b.w->width; d++)
                 if (fabs((double)x[t * b.w->width + d] - want[d]) > 1e-3 * (1 + fabs(want[d])))

@@ -205,6 +205,23 @@ static void test_factorization(void **state)
                      OK);
     assert_true(s.active == 2 && s.active_of[0] == 1 && s.active_of[1] == 4 && s.active_of[2] == 2);
     assert_true(fabs(shape_active_share(&s) - (0.25 + 1 + 0.5) / 3) < 1e-12);
+    /* any f: 1 to 4 to 2 until a layer is full, then 1 to 2 of the rest; always the whole number that is nearest */
+    static const struct {
+        double share;
+        int neurons[3];
+    } at[] = {
+        {1.75 / 3, {43, 172, 86}}, {0.25, {18, 74, 37}}, {0.8, {80, 172, 161}}, {0.95, {146, 172, 172}}, {1, {172, 172, 172}}};
+    for (size_t i = 0; i < sizeof(at) / sizeof(at[0]); i++) {
+        int got[3];
+
+        shape_neurons_at(got, &s, at[i].share);
+        for (int l = 0; l < 3; l++) assert_int_equal(got[l], at[i].neurons[l]);
+    }
+    int dense[3];
+
+    assert_int_equal(with(&s, *state, "", &e), OK);
+    shape_neurons_at(dense, &s, 0.5);
+    for (int l = 0; l < 3; l++) assert_int_equal(dense[l], 86);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         if (with(&s, *state, cases[i].change, &e) != ERR_FORMAT || !strstr(e.text, cases[i].says))
             fail_msg("%s: %d %s", cases[i].change, e.code, e.text);

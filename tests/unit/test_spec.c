@@ -202,7 +202,7 @@ static void test_errors(void **state)
         {"kind: factorize\nmodel: \"a\\nb\"\noutput: o\n", "model: expected text, found a control character"},
         {"kind: factorize\nmodel: \"a\\0b\"\noutput: o\n", "model: expected text, found a control character"},
         {EVAL "variants: router\n", "variants: expected a list of dense, static, random, router, oracle, oracle_variable or "
-                                    "neurons, or router@VERSION, found 'router'"},
+                                    "neurons, or router@VERSION, static@F or neurons@F, found 'router'"},
         {EVAL "variants: [dense, sttic]\n", "found 'sttic'; did you mean 'static'?"},
         {EVAL "variants: [dense, dense]\n", "variants: expected each item once, found 'dense' twice"},
         {EVAL "variants: [[dense]]\n", "variants: expected a list of single values, found a list in it"},
@@ -300,6 +300,13 @@ static void test_errors(void **state)
         {EVAL "cluster: {coordinators: 2}\n", "cluster.coordinators: expected a key of eval jobs, found an unknown one"},
         {EVAL "variants: [router@]\n", "variants: expected a list of"},
         {EVAL "variants: [router@a/b]\n", "variants: expected the name of a router version behind router@, found 'a/b'"},
+        {EVAL "variants: [static@]\n", "variants: expected a list of"},
+        {EVAL "variants: [dense@0.5]\n", "variants: expected a list of"},
+        {EVAL "variants: [static@0]\n",
+         "variants: expected a share of the neurons, above 0 and at most 1, behind static@, found '0'"},
+        {EVAL "variants: [neurons@1.01]\n", "above 0 and at most 1, behind neurons@, found '1.01'"},
+        {EVAL "variants: [static@0.5.5]\n", "behind static@, found '0.5.5'"},
+        {EVAL "variants: [static@1e-1]\n", "behind static@, found '1e-1'"},
         {EVAL "variants: [dense]\nbaseline: router@v1\n", "baseline: expected one of variants, found 'router@v1'"},
         {EVAL "variants: [dense, router@v1]\nmin_agreement: 0.5\n", "min_agreement: expected only with the variant router"},
         {EVAL "min_agreement: 1.5\n", "min_agreement: expected a number from 0 to 1"},
@@ -549,7 +556,8 @@ static void test_round_trips(void **state)
     survives(TUNE "labels: norm\ntoken_weights: square\nloss: listwise\nrouter: gate\nrouter_rank: 8\nstart: ridge\nridge: "
                   "0.5\nscale: fitted\n"
                   "compensation: unselected\ncompensation_rank: 4\nfit_tokens: 99\n");
-    survives(EVAL "variants: [router, router@v1, dense]\nbaseline: router@v1\ndomains: {b: 'x y', a-1: /z=1}\nlast_word: "
+    survives(EVAL "variants: [router, router@v1, dense, static@0.55, neurons@.5]\nbaseline: static@0.55\ndomains: {b: 'x y', "
+                  "a-1: /z=1}\nlast_word: "
                   "[w]\nmin_agreement: 0.25\n");
     survives(EVAL "variants: [router, dense]\nmax_drop: 0\nmultiple_choice: ['a: b', \"#c\", '12', 'a, b']\n");
     survives(INFER "stop: [\"\\\"\\\\\", '~', ' x ', \"\\U0001F600\"]\n");
