@@ -227,6 +227,8 @@ enum eval_metric {
     METRIC_PAIRS,    /* share of right items */
     METRIC_CHOICES,
     METRIC_WORDS,
+    METRIC_PAIRS_CHANGED, /* share of items that are answered otherwise than by the dense model ("flips": Dutta et al., arXiv 2407.09141) */
+    METRIC_CHOICES_CHANGED,
     METRIC_WORD_NATS, /* per target */
     METRICS
 };

@@ -46,14 +46,15 @@ void eval_bootstrap(struct interval *out, const double *difference, const double
     free(got);
 }
 
-bool eval_item_right(const struct item *i, const struct eval_score *pieces, bool normalized)
+/* The most likely text of an item: the first of equals, of a pair the bad one. */
+static int answer_of(const struct item *i, const struct eval_score *pieces, bool normalized)
 {
     const struct eval_score *p = pieces + i->first;
     int best = 0;
     double most = 0;
 
-    if (i->kind == ITEM_PAIR) return p[0].logp > p[1].logp;
-    for (int c = 0; c < i->n; c++) { /* the first of equals */
+    if (i->kind == ITEM_PAIR) return !(p[0].logp > p[1].logp);
+    for (int c = 0; c < i->n; c++) {
         double x = normalized ? p[c].logp / (double)strlen(i->text[c]) : p[c].logp;
 
         if (c == 0 || x > most) {
@@ -61,7 +62,12 @@ bool eval_item_right(const struct item *i, const struct eval_score *pieces, bool
             best = c;
         }
     }
-    return best == i->answer;
+    return best;
+}
+
+bool eval_item_right(const struct item *i, const struct eval_score *pieces, bool normalized)
+{
+    return answer_of(i, pieces, normalized) == (i->kind == ITEM_PAIR ? 0 : i->answer);
 }
 
 bool eval_right(const struct eval_run *r, const struct item *i, const struct eval_variant *v)
@@ -83,6 +89,8 @@ static const struct metric {
     [METRIC_PAIRS] = {"minimal_pairs", false, ITEM_PAIR},
     [METRIC_CHOICES] = {"multiple_choice", false, ITEM_CHOICE},
     [METRIC_WORDS] = {"last_word", false, ITEM_TARGET},
+    [METRIC_PAIRS_CHANGED] = {"minimal_pairs_changed", false, ITEM_PAIR},
+    [METRIC_CHOICES_CHANGED] = {"multiple_choice_changed", false, ITEM_CHOICE},
     [METRIC_WORD_NATS] = {"last_word_nats", false, ITEM_TARGET},
 };
 
@@ -91,13 +99,36 @@ const char *eval_metric_name(enum eval_metric m)
     return metrics[m].name;
 }
 
+static bool is_changed(enum eval_metric m)
+{
+    return m == METRIC_PAIRS_CHANGED || m == METRIC_CHOICES_CHANGED;
+}
+
+/* Whose answers may have changed to those of v.  A router version's side (compare_router) has no variant but that: its model is the first side's. */
+static const struct eval_variant *before(const struct eval_run *r, const struct eval_variant *v)
+{
+    const struct eval_side *side = &r->side[0];
+
+    if (r->n_sides == 2 && v >= r->side[1].variant && v < r->side[1].variant + r->side[1].n && !r->job->spec->eval.compare_router)
+        side = &r->side[1];
+    return eval_dense(r, side);
+}
+
 bool eval_has(const struct eval_run *r, enum eval_metric m, const struct eval_variant *v)
 {
     if (!v || !v->done) return false;
+    if (is_changed(m) && (v->kind == VARIANT_DENSE || !before(r, v))) return false;
     if (metrics[m].text) return r->n_windows > 0 && (m != METRIC_KL || v->kl_tokens > 0);
     for (size_t i = 0; i < r->items.n; i++)
         if (r->items.item[i].kind == metrics[m].kind) return true;
     return false;
+}
+
+static double item_value(const struct eval_run *r, const struct item *i, const struct eval_variant *v, enum eval_metric m)
+{
+    if (m == METRIC_WORD_NATS) return -v->pieces[i->first].logp;
+    if (is_changed(m)) return answer_of(i, v->pieces, false) != answer_of(i, before(r, v)->pieces, false);
+    return eval_right(r, i, v);
 }
 
 static double block_value(const struct eval_score *s, enum eval_metric m)
@@ -123,7 +154,7 @@ static size_t series(const struct eval_run *r, enum eval_metric m, const struct 
         const struct item *item = &r->items.item[i];
 
         if (item->kind != metrics[m].kind) continue;
-        value[n] = m == METRIC_WORD_NATS ? -v->pieces[item->first].logp : eval_right(r, item, v);
+        value[n] = item_value(r, item, v, m);
         if (weight) weight[n] = 1;
         if (chance) chance[n] = item->kind == ITEM_TARGET ? 0 : 1.0 / item->n;
         n++;

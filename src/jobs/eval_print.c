@@ -141,10 +141,13 @@ static void print_intervals(struct log *l, const char *what, const struct json_t
 
 static void print_difference(struct log *l, const char *what, const struct json_t *o)
 {
-    static const struct shown shown[] = {
-        {"nats_per_token", "nats"}, {"accuracy", "accuracy"}, {"minimal_pairs", "pairs"}, {"multiple_choice", "choices"}};
+    static const struct shown shown[] = {{"nats_per_token", "nats"},
+                                         {"accuracy", "accuracy"},
+                                         {"minimal_pairs", "pairs"},
+                                         {"multiple_choice", "choices"},
+                                         {"minimal_pairs_changed", "changed"}};
 
-    print_intervals(l, what, o, shown, 4, NULL, "difference");
+    print_intervals(l, what, o, shown, 5, NULL, "difference");
 }
 
 /* Of routers, chance-corrected where there is a chance: a blind choice keeps nothing. */
@@ -157,6 +160,20 @@ static void print_kept(struct log *l, const struct json_t *kept)
 
         str_addf(&what, "%s, above chance", json_key(v));
         if (!strncmp(json_key(v), "router", 6)) print_intervals(l, what.text, json_member(v), shown, 2, "corrected", "value");
+        str_free(&what);
+    }
+}
+
+/* How many items a router answers otherwise than the dense model, right or wrong. */
+static void print_changed(struct log *l, const struct json_t *figures)
+{
+    static const struct shown shown[] = {{"minimal_pairs_changed", "pairs"}, {"multiple_choice_changed", "choices"}};
+
+    for (void *v = figures ? json_first(figures) : NULL; v; v = json_next(figures, v)) {
+        struct str what = {0};
+
+        str_addf(&what, "%s, answers changed", json_key(v));
+        if (!strncmp(json_key(v), "router", 6)) print_intervals(l, what.text, json_member(v), shown, 2, NULL, "value");
         str_free(&what);
     }
 }
@@ -178,6 +195,7 @@ void eval_print(const struct eval_run *r)
     }
     if (c && json_length(c)) log_line(l, "  differences with 95 %% intervals; the others, and more figures, are in result.json");
     print_kept(l, json_at(r->job->result, "kept"));
+    print_changed(l, json_at(r->job->result, "figures"));
     for (void *i = json_first(c); i; i = json_next(c, i)) {
         const char *vs = strstr(json_key(i), "_vs_");
         char what[128];

@@ -16,6 +16,8 @@ static const struct metric {
     {"minimal_pairs", "pairs, points", 100, 1},
     {"multiple_choice", "choices, points", 100, 1},
     {"last_word", "last word, points", 100, 1},
+    {"minimal_pairs_changed", "pairs changed, points", 100, 1},
+    {"multiple_choice_changed", "choices changed, points", 100, 1},
 };
 enum { METRICS = sizeof(metrics) / sizeof(metrics[0]) };
 

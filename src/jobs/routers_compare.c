@@ -72,8 +72,14 @@ static const struct metric {
     int decimals;
     bool less; /* is better */
 } metrics[] = {
-    {"nats_per_token", "nats a token", 4, true}, {"accuracy", "accuracy", 4, false},       {"kl", "KL to dense", 4, true},
-    {"minimal_pairs", "pairs", 4, false},        {"multiple_choice", "choices", 4, false}, {"last_word", "last word", 4, false},
+    {"nats_per_token", "nats a token", 4, true},
+    {"accuracy", "accuracy", 4, false},
+    {"kl", "KL to dense", 4, true},
+    {"minimal_pairs", "pairs", 4, false},
+    {"multiple_choice", "choices", 4, false},
+    {"last_word", "last word", 4, false},
+    {"minimal_pairs_changed", "pairs changed", 4, true},
+    {"multiple_choice_changed", "choices changed", 4, true},
 };
 enum { METRICS = sizeof(metrics) / sizeof(metrics[0]) };
 
@@ -95,20 +101,20 @@ static void print_eval(const struct json_t *eval, const struct side *a, const st
 {
     int better = 0, worse = 0;
 
-    printf("  %-14s %10s %10s %12s   95 %% interval\n", "", a->version, b->version, "difference");
+    printf("  %-15s %10s %10s %12s   95 %% interval\n", "", a->version, b->version, "difference");
     for (int m = 0; m < METRICS; m++) {
         double d = number(pair, metrics[m].key, "difference", NULL), low = number(pair, metrics[m].key, "low", NULL),
                high = number(pair, metrics[m].key, "high", NULL);
 
         if (isnan(d)) continue;
-        printf("  %-14s %10.4f %10.4f %+12.4f", metrics[m].head, figure_of(eval, a, metrics[m].key),
+        printf("  %-15s %10.4f %10.4f %+12.4f", metrics[m].head, figure_of(eval, a, metrics[m].key),
                figure_of(eval, b, metrics[m].key), d);
         if (isnan(low)) printf("\n");
         else printf("   %+.4f to %+.4f\n", low, high);
         if (low > 0) *(metrics[m].less ? &worse : &better) += 1;
         if (high < 0) *(metrics[m].less ? &better : &worse) += 1;
     }
-    printf("  perplexity     %10.3f %10.3f\n", number(eval, "perplexity", a->name, NULL),
+    printf("  perplexity      %10.3f %10.3f\n", number(eval, "perplexity", a->name, NULL),
            number(eval, "perplexity", b->name, NULL));
     if (better && !worse) printf("  %s is better than %s\n", b->version, a->version);
     else if (worse && !better) printf("  %s is worse than %s\n", b->version, a->version);

@@ -340,3 +340,26 @@ HTML
     browse --window-size=1200,2000 --screenshot="$dir/page.png" "file://$dir/report/report.html"
     [ "$(stat -c %s "$dir/page.png")" -gt 30000 ]
 }
+
+@test "scripts/pairs_from_text.py: one thing wrong in every pair, in the place and form of what was right, the same pairs again, and eval takes them" {
+    command -v python3 >/dev/null || skip "python3 is not there"
+    printf 'CHAPTER ONE\nThe river was wide, and I saw him there. "It is a mill," said the miller, "and this is its wheel!" We have a small boat. No.\n\nThey hid themselves in a barn.\n' >"$dir/text.txt"
+    python3 scripts/pairs_from_text.py "$dir/text.txt" >"$dir/pairs.jsonl" 2>"$dir/counts"
+    grep -qx 'article 2; be 1; case 3; have 1; order 3; reflexive 1' "$dir/counts"
+    jq -r 'select(.set != "case" and .set != "order") | .bad' "$dir/pairs.jsonl" | sort | diff - <(
+        printf '%s\n' 'The river were wide, and I saw him there.' 'They hid himself in a barn.' 'They hid themselves in an barn.' 'We has a small boat.' 'We have an small boat.'
+    )
+    # the only places: I or him, We, They
+    jq -r 'select(.set == "case") | .bad' "$dir/pairs.jsonl" | sed 's/The river was wide, and \(me saw him\|I saw he\) there\./first/' | sort | diff - <(printf '%s\n' 'Them hid themselves in a barn.' 'Us have a small boat.' first)
+    # order: the words of the sentence, two neighbours of them changed places
+    jq -se 'map(select(.set == "order") | [(.good, .bad) | split(" ")] as [$a, $b]
+        | ($a | sort) == ($b | sort) and ([range($a | length) | select($a[.] != $b[.])] | length == 2 and .[1] == .[0] + 1)) | all' "$dir/pairs.jsonl"
+    python3 scripts/pairs_from_text.py "$dir/text.txt" 2>&1 >"$dir/again" | diff - "$dir/counts"
+    diff "$dir/pairs.jsonl" "$dir/again"
+    run python3 scripts/pairs_from_text.py "$dir/text.txt" --words 50-60
+    [ "$status" = 1 ]
+    [ "$output" = "$dir/text.txt: no sentence of 50 to 60 words that any of the rules can change" ]
+    printf 'kind: eval\nmodel: %s\noutput: %s\nvariants: [dense]\nminimal_pairs: [%s]\n' "$toy" "$dir/eval" "$dir/pairs.jsonl" >"$dir/eval.yaml"
+    "$FACTORLLM" run "$dir/eval.yaml" --quiet
+    jq -e '.eval.minimal_pairs.dense | .order != null and .reflexive != null and .all != null' "$dir/eval/result.json"
+}

@@ -386,13 +386,13 @@ static void test_figures(void **state)
     struct err e;
 
     (void)state;
-    str_addf(
-        &yaml,
-        "kind: eval\nmodel: %s/f/model\nwindow: 50\ntext: {file: %s, bytes: 300}\nlimits: {batch_rows: 37, sessions: 3}\n"
-        "variants: [dense, neurons@0.4091, static@0.7, static@0.4091, static@1, static, router, router@v1, oracle, oracle_variable, "
-        "neurons]\nbaseline: router\nbootstrap: 50\n"
-        "minimal_pairs: [%s]\nmultiple_choice: [%s]\nmin_agreement: 0",
-        world.directory, world.text, world.pairs, world.choices);
+    str_addf(&yaml,
+             "kind: eval\nmodel: %s/f/model\nwindow: 50\ntext: {file: %s, bytes: 300}\nlimits: {batch_rows: 37, sessions: 3}\n"
+             "variants: [dense, neurons@0.4091, static@0.7, static@0.4091, static@1, static, router, router@v1, oracle, "
+             "oracle_variable, "
+             "neurons]\nbaseline: router\nbootstrap: 50\n"
+             "minimal_pairs: [%s]\nmultiple_choice: [%s]\nmin_agreement: 0",
+             world.directory, world.text, world.pairs, world.choices);
     if (run_job(&r, "figures", yaml.text, &e)) fail_msg("%s", e.text);
     double dense = log(value(r, "perplexity/dense")), fixed = log(value(r, "perplexity/static")),
            router = log(value(r, "perplexity/router")), neurons = log(value(r, "perplexity/neurons"));
@@ -454,6 +454,27 @@ static void test_figures(void **state)
     str_free(&yaml);
 }
 
+/* Of the pairs of a run those whose better half is another than the dense model's, by what items.json has of both. */
+static double share_changed(const char *file, const char *variant)
+{
+    char *path = str_join(world.directory, file);
+    double changed = 0, n = 0;
+    struct json_t *items;
+    struct err e;
+
+    if (json_read(&items, path, 1 << 20, &e)) fail_msg("%s", e.text);
+    const struct json_t *mine = json_at(items, variant), *dense = json_at(items, "dense");
+    for (void *i = json_first(mine); i; i = json_next(mine, i), n++) {
+        const struct json_t *a = json_member(i), *b = json_at(dense, json_key(i));
+
+        changed += (json_number(json_item(a, 0)) > json_number(json_item(a, 1))) !=
+                   (json_number(json_item(b, 0)) > json_number(json_item(b, 1)));
+    }
+    json_free(items);
+    free(path);
+    return changed / n;
+}
+
 /* What is kept of the dense model, on its own text and pairs, some of which it gets right. */
 static void kept(void **state)
 {
@@ -470,7 +491,7 @@ static void kept(void **state)
     put(pairs, lines.text);
     str_addf(&yaml,
              "kind: eval\nmodel: %s/f/model\nwindow: 50\ntext: {sample_tokens: 600, sample_seed: 3}\n"
-             "variants: [dense, router]\nbootstrap: 10\nminimal_pairs: [%s]\n",
+             "variants: [dense, router, random]\nbootstrap: 10\nminimal_pairs: [%s]\n",
              world.directory, pairs);
     if (run_job(&r, "kept", yaml.text, &e)) fail_msg("%s", e.text);
     double accuracy = value(r, "accuracy/dense"), right = value(r, "figures/dense/minimal_pairs/value"),
@@ -479,6 +500,12 @@ static void kept(void **state)
     assert_true(accuracy > 0 && right > 0.5);
     close_to(value(r, "kept/router/accuracy/raw/value"), value(r, "accuracy/router") / accuracy, 1e-9);
     close_to(value(r, "kept/router/minimal_pairs/corrected/value"), (routed - 0.5) / (right - 0.5), 1e-9);
+    double changed[2] = {share_changed("kept/items.json", "router"), share_changed("kept/items.json", "random")};
+
+    assert_true(changed[0] + changed[1] > 0);
+    close_to(value(r, "figures/router/minimal_pairs_changed/value"), changed[0], 1e-9);
+    close_to(value(r, "figures/random/minimal_pairs_changed/value"), changed[1], 1e-9);
+    assert_null(json_at(find(r, "figures/dense"), "minimal_pairs_changed"));
     json_free(r);
     str_free(&lines), str_free(&yaml);
     free(pairs);
