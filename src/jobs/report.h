@@ -59,11 +59,13 @@ struct report_interval { /* a figure and its 95 % interval; NaN: not known */
 struct report_variant {
     const char *name; /* owned by the JSON */
     double share, perplexity, accuracy, bits, speed, overhead;
+    double share_of_items;
     struct report_interval times;  /* perplexity over that of dense */
     struct report_interval kept;   /* accuracy over that of dense */
     struct report_interval closed; /* share of the gap from static to the ceiling, in nats */
     struct report_interval kl, pairs, choices, last_word;
-    struct report_interval pairs_kept, choices_kept; /* corrected for chance */
+    struct report_interval pairs_kept, choices_kept;       /* corrected for chance */
+    struct report_interval pairs_changed, choices_changed; /* share answered otherwise than by dense */
 };
 struct report_eval {
     int n;

@@ -50,6 +50,18 @@ static struct report_interval of_pairs_kept(const struct report_variant *v)
 {
     return percent(&v->pairs_kept);
 }
+static struct report_interval of_pairs_changed(const struct report_variant *v)
+{
+    return percent(&v->pairs_changed);
+}
+static struct report_interval of_choices_changed(const struct report_variant *v)
+{
+    return percent(&v->choices_changed);
+}
+static struct report_interval of_share_of_items(const struct report_variant *v)
+{
+    return (struct report_interval){100 * v->share_of_items, NAN, NAN};
+}
 static struct report_interval of_choices(const struct report_variant *v)
 {
     return percent(&v->choices);
@@ -86,10 +98,13 @@ static const struct figure {
     {of_kept, "kept %", "accuracy over that of the dense model, with its 95 % interval", 1, true, false},
     {of_closed, "gap closed %", "share of the way from the static control to the ceiling of single neurons, in nats", 1, false,
      false},
+    {of_share_of_items, "f %", "of pairs, choices and last words, as measured", 1, false, true},
     {of_pairs, "pairs %", "minimal pairs of sentences judged rightly", 1, true, true},
     {of_pairs_kept, "kept %", "of the pairs, corrected for chance: (x - 50) / (dense - 50)", 1, false, true},
+    {of_pairs_changed, "changed %", "of the pairs: answered otherwise than by the dense model, right or wrong", 1, true, true},
     {of_choices, "choices %", "questions with several answers", 1, true, true},
     {of_choices_kept, "kept %", "of the choices, corrected for chance", 1, false, true},
+    {of_choices_changed, "changed %", "of the choices: answered otherwise than by the dense model", 1, true, true},
     {of_word, "last word %", "the last word of a passage, all its tokens right", 1, true, true},
     {of_cost, "router %", "multiply-adds of router and compensation, of those of the dense FFN", 2, false, true},
     {of_speed, "tokens/s", "of this pass: mixes in the machine's noise and what the pass measures beside it", 0, false, true},

@@ -181,6 +181,9 @@ static status read_variant(struct report_variant *v, const struct report_run *ru
         read_deep(&v->pairs, run, "figures", name, "minimal_pairs", NULL, e) ||
         read_deep(&v->choices, run, "figures", name, "multiple_choice", NULL, e) ||
         read_deep(&v->last_word, run, "figures", name, "last_word", NULL, e) ||
+        read_deep(&v->pairs_changed, run, "figures", name, "minimal_pairs_changed", NULL, e) ||
+        read_deep(&v->choices_changed, run, "figures", name, "multiple_choice_changed", NULL, e) ||
+        read_number(&v->share_of_items, run, "active_share_of_items", name, e) ||
         read_deep(&v->times, run, "ppl_ratio", name, NULL, NULL, e) ||
         read_deep(&v->closed, run, "gap_closed", name, "nats", NULL, e))
         return e->code;
