@@ -100,7 +100,7 @@ bool eval_partial_take(struct eval_run *r, int side, int variant)
     x->overhead.compensation = json_number(json_at(o, "overhead_compensation"));
     x->kl_tokens = (size_t)json_number(json_at(o, "kl_tokens"));
     x->agreement_tokens = (int64_t)json_number(json_at(o, "agreement_tokens"));
-    x->done = (x->blocks || !r->n_blocks) && (x->pieces || !r->n_pieces) &&
+    x->done = (x->blocks || !r->n_blocks) && (x->pieces || !r->n_pieces) && json_at(o, "items_share") &&
               (x->agreement || x->kind != VARIANT_ROUTER || r->job->spec->eval.agreement_tokens == 0) &&
               (x->load || !eval_is_routed(x->kind));
     for (size_t i = 0; x->done && i < r->n_blocks; i++) {
