@@ -223,7 +223,7 @@ static void in_task(void *ctx, int item, int worker)
     const struct moe_share *s = share_of(w, item);
     int each = s->z.n <= FEW_ROWS ? FEW_PANELS : IN_PANELS, panels = packed_panels(s->z.cols);
     int first = (item - s->first_task) / s->row_tasks * each, part = (item - s->first_task) % s->row_tasks;
-    int row = (int)((long)s->z.n * part / s->row_tasks), rows = (int)((long)s->z.n * (part + 1) / s->row_tasks) - row;
+    int row = rows_cut(s->z.n, s->row_tasks, part), rows = rows_cut(s->z.n, s->row_tasks, part + 1) - row;
 
     panels = panels - first < each ? panels - first : each;
     size_t ld = (size_t)panels * PANEL_LANES, cells = (size_t)rows * ld;

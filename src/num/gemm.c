@@ -10,6 +10,7 @@
 
 /* Below this many multiplications waking the workers takes longer than the product. */
 enum { SERIAL_BELOW = 1 << 17, ROWS_AT_ONCE = 192, MOST_PRODUCTS = 4 };
+enum { WIDE_ROWS = 96 }; /* at once for kernel_quant_many.h, whose rows are longer: the second cache holds less of them */
 /* Of weights that are packed on the way: panels of a task, and rows and inputs at a time. */
 enum {
     LOOSE_PANELS = 4,
@@ -152,7 +153,7 @@ void gemm_parallel(struct gemm *g, int n, void (*task)(void *ctx, int i, int wor
 struct product {
     struct gemm *g;
     const struct rows *x;
-    int n, row_tasks, rows_each;
+    int n, row_tasks;
     struct {
         float *y;
         size_t ldy;
@@ -207,10 +208,10 @@ static void product_task(void *ctx, int item, int worker)
     while (item < p->part[part].first_task) part--;
     item -= p->part[part].first_task;
     first = item / p->row_tasks * p->part[part].panels_each;
-    row = item % p->row_tasks * p->rows_each;
+    row = rows_cut(p->x->n, p->row_tasks, item % p->row_tasks);
     panels = packed_panels(p->part[part].w->rows) - first;
     if (panels > p->part[part].panels_each) panels = p->part[part].panels_each;
-    rows = p->x->n - row < p->rows_each ? p->x->n - row : p->rows_each;
+    rows = rows_cut(p->x->n, p->row_tasks, item % p->row_tasks + 1) - row;
     product_piece(p, part, row, rows, first, panels, worker);
 }
 
@@ -229,12 +230,11 @@ void gemm_products(struct gemm *g, int n, float *const *y, const size_t *ldy, co
 {
     struct product p = {.g = g, .x = x, .n = n};
     double work = 0.0;
-    int tasks = 0;
+    int tasks = 0, most = x->wide && g->kernel->isa == ISA_AVX2 ? WIDE_ROWS : ROWS_AT_ONCE;
 
     BUG_ON(n > MOST_PRODUCTS);
     if (x->n <= 0) return;
-    p.row_tasks = (x->n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-    p.rows_each = ROWS_AT_ONCE;
+    p.row_tasks = (x->n + most - 1) / most;
     for (int i = 0; i < n; i++) {
         int panels = packed_panels(w[i]->rows), each = panels_of_task(panels, threads_count(g->threads));
 

@@ -12,14 +12,17 @@
 enum {
     MANY_TILE = 4,    /* rows of a tile, of one panel; there are tiles of one row less */
     MANY_TILES = 12,  /* tiles of rows for which spreading a panel is worth it */
+    MANY_NEAR = 8,    /* of them, the last ones: while they pass the next panel comes into the first cache */
     MANY_BLOCKS = 16, /* blocks of a panel that the first cache holds */
-    MANY_PAIRS = 0,   /* bytes from a spread block to: - the sum of w[k] w[k + 1], k even */
+    MANY_PAIRS = 0,   /* bytes from a spread block to: ROWS_BIG_BITS - the sum of w[k] w[k + 1], k even */
     MANY_SCALE = LINE_BYTES,
     MANY_LINES = 2 * LINE_BYTES, /* for each line one of the even and one of the odd bytes, without their bias, as 16 bits */
     MANY_BLOCK = MANY_LINES + QUANT_BLOCK / 4 * 2 * LINE_BYTES,
 };
 
 _Static_assert(MANY_BLOCKS *MANY_BLOCK <= KERNEL_SCRATCH_BYTES, "a panel");
+_Static_assert(MANY_NEAR < MANY_TILES && MANY_BLOCKS * PANEL_LANES * sizeof(uint16_t) <= MANY_NEAR * LINE_BYTES,
+               "all is asked for");
 _Static_assert(MANY_TILES >= MANY_TILE - 1 && V_PER_LINE == 2,
                "no tile has less rows than that; vi_add_pair_sums() takes both halves of a line");
 
@@ -33,36 +36,37 @@ struct many_tile {
     bool add;
 };
 
-/* (x + w')(x' + w) for each pair x, x' of inputs and w, w' of weights, in one line. */
+/* (x + w')(x' + w) for each pair x, x' of inputs and w, w' of weights, in one line, the first of a block or another. */
 VECTOR void many_line(int rows, vi (*n)[V_PER_LINE], const struct many_tile *t, int block, int line, const char *w)
 {
-    vi even = vi_load(w), next = vi_load(w + V_BYTES), odd = vi_load(w + LINE_BYTES);
+    const char *at = w + MANY_LINES + line * 2 * LINE_BYTES;
+    vi even = vi_load(at), next = vi_load(at + V_BYTES), odd = vi_load(at + LINE_BYTES),
+       odd_next = vi_load(at + LINE_BYTES + V_BYTES);
 
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-        vi_add_pair_sums(&n[r][0], &n[r][1], t->x[r][block].x + 4 * line, even, odd, next,
-                         (const vi *)(w + LINE_BYTES + V_BYTES));
+    for (int r = 0; r < rows; r++) {
+        const int16_t *x = t->x[r][block].x + 4 * line;
+
+        if (line) vi_add_pair_sums(&n[r][0], &n[r][1], x, even, odd, next, odd_next);
+        else vi_first_pair_sums(&n[r][0], &n[r][1], x, even, odd, next, odd_next, (const vi *)(const void *)(w + MANY_PAIRS));
+    }
 }
 
-/* Block `block`, of `lines` lines: the integers, and what they add to the totals. */
+/* Block `block`, of `lines` lines: the integers, as bits of floats from ROWS_BIG on, and what they add to the totals.  So the products within the row are taken off in no operation of their own. */
 VECTOR void many_block(int rows, vf (*total)[V_PER_LINE], const struct many_tile *t, int block, const char *w, int lines)
 {
     vi n[MANY_TILE][V_PER_LINE];
 
+    many_line(rows, n, t, block, 0, w);
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-        for (int i = 0; i < V_PER_LINE; i++)
-            n[r][i] = vi_add32(vi_splat(&t->x[r][block].pairs), vi_load(w + MANY_PAIRS + i * V_BYTES)), vi_hold(&n[r][i]);
-#pragma GCC unroll 8
-    for (int line = 0; line < lines; line++) many_line(rows, n, t, block, line, w + MANY_LINES + line * 2 * LINE_BYTES);
+    for (int line = 1; line < lines; line++) many_line(rows, n, t, block, line, w);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-        vf by = vf_splat(&t->x[r][block].scale);
+        vf by = vf_splat(&t->x[r][block].scale), pairs = vf_splat(&t->x[r][block].pairs);
 
 #pragma GCC unroll 2
         for (int i = 0; i < V_PER_LINE; i++)
-            total[r][i] = vf_fma(vf_from_int(n[r][i]), vf_mul(by, vf_load(w + MANY_SCALE + i * V_BYTES)), total[r][i]);
+            total[r][i] = vf_fma(vf_sub(vf_bits(n[r][i]), pairs), vf_mul(by, vf_load(w + MANY_SCALE + i * V_BYTES)), total[r][i]);
     }
 }
 
@@ -98,12 +102,12 @@ static void many_tile_whole(const struct many_tile *t)
 /* `lines` lines of a panel, and the scales of their blocks. */
 static void many_spread(char *out, const char *w, const uint16_t *scale, int lines)
 {
-    const int each = QUANT_BLOCK / 4;
+    const int each = QUANT_BLOCK / 4, big = ROWS_BIG_BITS;
 
     for (int first = 0; first < lines; first += each, out += MANY_BLOCK, scale += PANEL_LANES)
         for (int i = 0; i < V_PER_LINE; i++) {
             char *to = out + MANY_LINES + i * V_BYTES;
-            vi pairs = vi_zero();
+            vi pairs = vi_splat(&big);
 
             for (int l = first; l < lines && l < first + each; l++, to += 2 * LINE_BYTES) {
                 vi line = vi_load(w + (size_t)l * LINE_BYTES + i * V_BYTES);
@@ -118,12 +122,19 @@ static void many_spread(char *out, const char *w, const uint16_t *scale, int lin
         }
 }
 
-/* Asks for what comes after tile t of `tiles`: its share of the next panel's lines, and the next tile's sums, whose stride may leave them no room in the caches. */
-static void many_ask(const struct many_tile *tile, const char *next, int t, int tiles)
+/* Where blocks of a panel begin. */
+struct many_panel {
+    const char *w;
+    const uint16_t *scale;
+};
+
+/* Asks for the next panel while tile t of `tiles`, one of the last, passes: a few lines at a time, for one that comes out of the second cache when it is spread takes twice as long. */
+static void many_ask(const struct many_panel *next, int lines, int t, int tiles)
 {
-    for (int l = tile->lines * t / tiles; l < tile->lines * (t + 1) / tiles; l++)
-        __builtin_prefetch(next + (size_t)l * LINE_BYTES, 0, 2);
-    for (int r = 0; tile->add && r < MANY_TILE; r++) __builtin_prefetch(tile->y + (size_t)(MANY_TILE + r) * tile->ldy, 1);
+    t -= tiles - MANY_NEAR;
+    if (t < 0) return;
+    for (int l = lines * t / MANY_NEAR; l < lines * (t + 1) / MANY_NEAR; l++) v_ask(next->w + (size_t)l * LINE_BYTES);
+    v_ask((const char *)next->scale + t * LINE_BYTES);
 }
 
 /* Blocks block .. block + blocks - 1 of rows from .. from + n - 1 against all panels. */
@@ -131,22 +142,27 @@ static void many_blocks(const struct quant_job *j, int from, int n, int block, i
 {
     const int each = QUANT_BLOCK / 4;
     int tiles = (n + MANY_TILE - 1) / MANY_TILE, lines = packed_steps(FORMAT_Q8, j->w->cols), all = packed_blocks(j->w->cols);
-    size_t panel = (size_t)lines * LINE_BYTES;
+    size_t panel = (size_t)lines * LINE_BYTES, panel_scale = (size_t)all * PANEL_LANES;
     struct many_tile tile = {.ldy = j->ldy, .w = j->scratch, .add = block > 0};
+    struct many_panel first, at, next;
 
+    first.w = (const char *)j->w->lines + (size_t)j->first * panel + (size_t)(block * each) * LINE_BYTES;
+    first.scale = j->w->scale + (size_t)j->first * panel_scale + (size_t)block * PANEL_LANES;
     tile.lines = lines - block * each < blocks * each ? lines - block * each : blocks * each;
-    for (int p = 0; p < j->panels; p++) {
-        const char *w = (const char *)j->w->lines + (size_t)(j->first + p) * panel + (size_t)block * (size_t)each * LINE_BYTES;
-        const uint16_t *scale = j->w->scale + ((size_t)(j->first + p) * (size_t)all + (size_t)block) * PANEL_LANES;
-
-        many_spread(j->scratch, w, scale, tile.lines);
+    at = first;
+    for (int p = 0; p < j->panels; p++, at = next) {
+        next = (struct many_panel){at.w + panel, at.scale + panel_scale};
+        if (p == j->panels - 1) /* the next blocks of all panels */
+            next =
+                (struct many_panel){first.w + (size_t)(blocks * each) * LINE_BYTES, first.scale + (size_t)blocks * PANEL_LANES};
+        many_spread(j->scratch, at.w, at.scale, tile.lines);
         for (int t = 0; t < tiles; t++) {
             int begin = from + n * t / tiles, rows = from + n * (t + 1) / tiles - begin;
 
             for (int r = 0; r < rows; r++)
                 tile.x[r] = j->x->wide + (size_t)(j->index ? j->index[begin + r] : begin + r) * (size_t)all + block;
             tile.y = j->y + (size_t)begin * j->ldy + (size_t)p * PANEL_LANES;
-            many_ask(&tile, w + panel, t, tiles);
+            many_ask(&next, tile.lines, t, tiles);
             if (rows == MANY_TILE) many_tile_whole(&tile);
             else many_tile_less(&tile);
         }

@@ -81,9 +81,11 @@ static void widen_block(struct rows_wide *to, const int8_t *q, float scale, int3
 {
     static const uint8_t order[4] = {0, 2, 1, 3};
 
-    to->scale = scale, to->start = -128 * sum, to->pairs = 0;
+    int pairs = ROWS_BIG;
+
     for (int i = 0; i < QUANT_BLOCK; i++) to->x[i] = q[i / 4 * 4 + order[i % 4]];
-    for (int i = 0; i < QUANT_BLOCK; i += 2) to->pairs -= q[i] * q[i + 1];
+    for (int i = 0; i < QUANT_BLOCK; i += 2) pairs += q[i] * q[i + 1];
+    to->scale = scale, to->start = -128 * sum, to->pairs = (float)pairs;
 }
 
 #if defined(__x86_64__)
@@ -106,7 +108,7 @@ __attribute__((target("avx2"))) static void widen_avx2(struct rows_wide *to, con
         _mm256_storeu_si256((__m256i *)(void *)to->x, low);
         _mm256_storeu_si256((__m256i *)(void *)(to->x + 16), high);
         to->scale = scale[b], to->start = -128 * sum[b];
-        to->pairs = -(_mm_cvtsi128_si32(half) + _mm_extract_epi32(half, 2));
+        to->pairs = (float)(ROWS_BIG + _mm_cvtsi128_si32(half) + _mm_extract_epi32(half, 2));
     }
 }
 

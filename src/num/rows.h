@@ -9,12 +9,15 @@
 
 #include "num/isa.h"
 
+/* Between 2^23 and 2^24 floats are the integers, and their bits follow each other: n + ROWS_BIG_BITS are those of the float ROWS_BIG + n, if |n| < 2^22. */
+enum { ROWS_BIG = 3 << 22, ROWS_BIG_BITS = 0x4b400000 };
+
 /* A block of 32 quantized inputs as kernels want it that multiply pairs of 16 bits. */
 struct rows_wide {
     int16_t x[32]; /* of every four inputs 0, 2, 1, 3 */
     float scale;
     int32_t start; /* -128 * the sum of x: weights are stored with a bias */
-    int32_t pairs; /* - the sum of x[k] x[k + 1], k even */
+    float pairs;   /* ROWS_BIG + the sum of x[k] x[k + 1], k even: what kernel_quant_many.h takes off */
 };
 
 struct rows {
@@ -43,6 +46,13 @@ void rows_wide_room(struct rows *r, void *memory);
 void rows_quantize(struct rows *r, int first, int n);
 /* The same for blocks block .. block + blocks - 1 only: of rows that come block by block. */
 void rows_quantize_part(struct rows *r, int first, int n, int block, int blocks);
+/* Where part `part` of `parts` of n rows begins (n for part = parts): nearly equal parts of whole tiles of rows, be they of 4 or 6.  Of no more rows than `most`, a multiple of 12, if parts * most >= n. */
+static inline int rows_cut(int n, int parts, int part)
+{
+    const int tile = 12, at = (n + tile - 1) / tile * part / parts * tile;
+
+    return at < n ? at : n;
+}
 /* Whether rows_quantize() has to be called before products. */
 static inline bool rows_wait(const struct rows *r)
 {

@@ -14,6 +14,12 @@ typedef __m256i vi; /* bits, or integers of the width in a function's name */
 
 enum { V_BYTES = 32, V_FLOATS = 8, V_PER_LINE = 2 };
 
+/* Asks for a line of memory.  Not the compilers' builtin: gcc takes a loop for empty that does nothing else. */
+VECTOR void v_ask(const void *p)
+{
+    __asm__ volatile("prefetcht0 (%0)" : : "r"(p));
+}
+
 VECTOR vf vf_zero(void)
 {
     return _mm256_setzero_ps();
@@ -89,6 +95,14 @@ VECTOR vf vf_from_int(vi a)
 {
     return _mm256_cvtepi32_ps(a);
 }
+VECTOR vf vf_sub(vf a, vf b)
+{
+    return _mm256_sub_ps(a, b);
+}
+VECTOR vf vf_bits(vi a)
+{
+    return _mm256_castsi256_ps(a);
+}
 VECTOR vf vf_widen(const uint16_t *p) /* V_FLOATS bfloat16 */
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)), 16));
@@ -118,20 +132,33 @@ VECTOR void vi_add_pairs16(vi *sum, vi a, vi b)
 
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(product) : "x"(a), "x"(b));
 }
-/* (x + w')(x' + w) of 16 bits, neighbours added to 32 and to *sum and *next: x and x' are two words each at `x`, for all lanes; w is `even` and `even_next`, w' `odd` and what lies at odd_next, which
- * comes with its addition: one instruction less for every row.  As one piece of text with registers of its own, because compilers that may choose run out of them, or move sums about. */
-VECTOR void vi_add_pair_sums(vi *sum, vi *next, const int16_t *x, vi even, vi odd, vi even_next, const vi *odd_next)
+/* (x + w')(x' + w) of 16 bits, neighbours added to 32 and to *sum and *next: x and x' are two words each at `x`, for all lanes; w is `even` and `even_next`, w' `odd` and `odd_next`.
+ * As one piece of text with registers of its own, because compilers that may choose run out of them, or move sums about.  Both halves go side by side: one behind the other takes 2 % longer. */
+#define PAIR_SUMS_TEXT(sum, next)                                                                                                \
+    "vpbroadcastd %2, %%ymm12\n\tvpbroadcastd %3, %%ymm13\n\t"                                                                   \
+    "vpaddw %5, %%ymm12, %%ymm14\n\tvpaddw %4, %%ymm13, %%ymm15\n\t"                                                             \
+    "vpaddw %7, %%ymm12, %%ymm12\n\tvpaddw %6, %%ymm13, %%ymm13\n\t"                                                             \
+    "vpmaddwd %%ymm15, %%ymm14, %%ymm14\n\tvpmaddwd %%ymm13, %%ymm12, %%ymm12\n\t"                                               \
+    "vpaddd " sum ", %%ymm14, %0\n\tvpaddd " next ", %%ymm12, %1"
+#define PAIR_SUMS_FROM                                                                                                           \
+    "m"(*(const int16_t(*)[2])x), "m"(*(const int16_t(*)[2])(x + 2)), "x"(even), "x"(odd), "x"(even_next), "x"(odd_next)
+VECTOR void vi_add_pair_sums(vi *sum, vi *next, const int16_t *x, vi even, vi odd, vi even_next, vi odd_next)
 {
-    __asm__ volatile("vpbroadcastd %2, %%ymm12\n\tvpbroadcastd %3, %%ymm13\n\t"
-                     "vpaddw %5, %%ymm12, %%ymm14\n\tvpaddw %4, %%ymm13, %%ymm15\n\t"
-                     "vpmaddwd %%ymm15, %%ymm14, %%ymm14\n\tvpaddd %%ymm14, %0, %0\n\t"
-                     "vpaddw %7, %%ymm12, %%ymm12\n\tvpaddw %6, %%ymm13, %%ymm13\n\t"
-                     "vpmaddwd %%ymm13, %%ymm12, %%ymm12\n\tvpaddd %%ymm12, %1, %1"
-                     : "+&x"(*sum), "+x"(*next)
-                     : "m"(*(const int16_t(*)[2])x), "m"(*(const int16_t(*)[2])(x + 2)), "x"(even), "x"(odd), "x"(even_next),
-                       "m"(*odd_next)
+    __asm__ volatile(PAIR_SUMS_TEXT("%0", "%1")
+                     : "+&x"(*sum), "+&x"(*next)
+                     : PAIR_SUMS_FROM
                      : "xmm12", "xmm13", "xmm14", "xmm15");
 }
+/* The same, added to what lies at `start` (two vectors), which comes with the addition. */
+VECTOR void vi_first_pair_sums(vi *sum, vi *next, const int16_t *x, vi even, vi odd, vi even_next, vi odd_next, const vi *start)
+{
+    __asm__ volatile(PAIR_SUMS_TEXT("%8", "%9")
+                     : "=&x"(*sum), "=&x"(*next)
+                     : PAIR_SUMS_FROM, "m"(start[0]), "m"(start[1])
+                     : "xmm12", "xmm13", "xmm14", "xmm15");
+}
+#undef PAIR_SUMS_TEXT
+#undef PAIR_SUMS_FROM
 VECTOR void vi_add_pairs8(vi *sum, vi a, vi b)
 {
     vi product;
