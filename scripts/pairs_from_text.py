@@ -3,8 +3,9 @@
 
   scripts/pairs_from_text.py TEXT [--from-byte 0] [--bytes 0] [--words 5-40] [--seed 1] >pairs.jsonl
 
-For `minimal_pairs` of eval: a model that has kept its grammar finds what was written more likely than what was not.  Pairs of a text that the model has not seen, as many as it
-has sentences, tell smaller differences apart than a benchmark of some thousand sentences, and of your own domain.  A sentence gives at most one pair of each set:
+For `minimal_pairs` of eval: a model that has kept its grammar finds what was written more likely than what was not.  A text that the model has not seen gives as many pairs as it
+has sentences, in your own domain: they tell smaller differences apart than some thousand sentences of a benchmark.  A line of the text is a paragraph (lines that are wrapped give pieces of sentences); what
+stands in quotation marks, and what stands before or behind it in its sentence, is left out.  A sentence gives at most one pair of each set:
 
   be, have, do    is/are, was/were; has/have; does/do
   case            he/him, she/her, I/me, we/us, they/them
@@ -13,11 +14,12 @@ has sentences, tell smaller differences apart than a benchmark of some thousand 
   demonstrative   this/these
   order           two neighbours change places
 
-Both have the same number of words, and nothing is drawn but the place (by --seed).  A changed sentence may be good English by chance ("I were", "her" for "she" in front of a name):
-that is for all models alike.
+Both have the same number of words, and nothing is drawn but the place (by --seed).  A changed sentence may be good English by chance ("this sheep", "these sheep"), and abbreviations
+that are not known here end a sentence too soon: that is for all models alike.
 """
 import argparse
 import json
+import os
 import random
 import re
 import sys
@@ -50,10 +52,15 @@ def put(words, i, other):
     return words[:i] + [other[0].upper() + other[1:] if upper else other] + words[i + 1:]
 
 
+SENTENCE = re.compile(r"(?:^|(?<=[.!?] )|(?<=[.!?][\"'] ))[A-Z][^.!?\"]*[a-z][.!?](?= |$)")
+TITLE = re.compile(r"\b(Mr|Mrs|Ms|Dr|St|Messrs|Mme|Mlle|Capt|Col|Gen|Prof|Rev|Hon|No|vs|etc)\. ?$")
+
+
 def sentences(text, least, most):
     for paragraph in text.split("\n"):
-        for s in re.findall(r"[A-Z][^.!?\"]*[a-z,;][.!?](?= |$)", paragraph):
-            if least <= len(s.split(" ")) <= most and "  " not in s:
+        for m in SENTENCE.finditer(paragraph):
+            s = m.group()
+            if least <= len(s.split(" ")) <= most and "  " not in s and not TITLE.search(s) and not TITLE.search(paragraph[: m.start()]):
                 yield s
 
 
@@ -80,6 +87,8 @@ def main():
     args.add_argument("--words", default="5-40", help="of a sentence, least-most")
     args.add_argument("--seed", type=int, default=1)
     a = args.parse_args()
+    if not re.fullmatch(r"\d+-\d+", a.words):
+        args.error("--words: expected LEAST-MOST, found '%s'" % a.words)
     least, most = (int(n) for n in a.words.split("-"))
     with open(a.text, "rb") as f:
         if a.from_byte:
@@ -87,11 +96,11 @@ def main():
         text = (f.read(a.bytes) if a.bytes else f.read()).decode("utf-8", "ignore")
     if a.from_byte:
         text = text[text.find("\n") + 1:]
-    rng, count = random.Random(a.seed), {}
+    rng, count, stem = random.Random(a.seed), {}, os.path.splitext(os.path.basename(a.text))[0]
     for sentence in sentences(text, least, most):
         for name, words in pairs_of(sentence, rng):
             n = count[name] = count.get(name, 0) + 1
-            print(json.dumps({"id": "%s/%05d" % (name, n), "set": name, "good": sentence, "bad": " ".join(words)}))
+            print(json.dumps({"id": "%s/%s/%05d" % (stem, name, n), "set": name, "good": sentence, "bad": " ".join(words)}))
     if not count:
         sys.exit("%s: no sentence of %d to %d words that any of the rules can change" % (a.text, least, most))
     print("; ".join("%s %d" % x for x in sorted(count.items())), file=sys.stderr)

@@ -168,8 +168,7 @@ static inline void world_rows(float *h, int rows, int width, uint64_t seed)
     for (int i = 0; i < rows * width; i++) h[i] = (float)rng_normal(&r);
 }
 
-/* out[d] += scale * e(h), in double; fixed: the static control. */
-/* kept: neurons of the layer in the static control, or ALL_NEURONS. */
+/* out[d] += scale * e(h), in double; kept: neurons of the layer in the static control, or ALL_NEURONS. */
 static inline void plain_expert(double *out, const struct expert *x, const float *h, int kept, double scale)
 {
     for (int j = 0; j < x->gate.rows; j++) {

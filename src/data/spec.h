@@ -62,7 +62,7 @@ enum spec_variant {
     VARIANTS
 };
 
-enum { EVAL_VARIANTS_MAX = 64 /* VARIANTS and router versions */, EVAL_DOMAINS_MAX = 64 };
+enum { EVAL_VARIANTS_MAX = 64 /* VARIANTS, router versions, controls with an F of their own */, EVAL_DOMAINS_MAX = 64 };
 
 enum { BENCH_SHARES = 4, BENCH_BATCHES = 8, REPORT_SHARES = 4 }; /* most entries of these lists */
 

@@ -251,12 +251,14 @@ static bool listed(const struct spec_list *list, const char *name)
     return false;
 }
 
+enum { SHARE_TEXT = 16 }; /* it is part of names */
+
 static bool good_share(const char *text)
 {
     char *end;
     double f = strtod(text, &end);
 
-    return !text[strspn(text, ".0123456789")] && end != text && !*end && f > 0 && f <= 1;
+    return strlen(text) <= SHARE_TEXT && !text[strspn(text, ".0123456789")] && end != text && !*end && f > 0 && f <= 1;
 }
 
 static status check_variants(const struct draft *d, struct err *e)
@@ -272,9 +274,10 @@ static status check_variants(const struct draft *d, struct err *e)
         if (x.version && !good_version(x.version))
             return draft_fail(d, "variants", e, "expected the name of a router version behind router@, found '%.80s'", x.version);
         if (x.share && !good_share(x.share))
-            return draft_fail(d, "variants", e,
-                              "expected a share of the neurons, above 0 and at most 1, behind %s@, found '%.80s'",
-                              spec_variant_name(x.kind), x.share);
+            return draft_fail(
+                d, "variants", e,
+                "expected a share of the neurons, above 0 and at most 1 in up to 16 characters, behind %s@, found '%.80s'",
+                spec_variant_name(x.kind), x.share);
     }
     if (s->eval.domains.n > EVAL_DOMAINS_MAX)
         return draft_fail(d, "domains", e, "expected at most %d texts, found %d", EVAL_DOMAINS_MAX, s->eval.domains.n);

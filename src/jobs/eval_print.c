@@ -1,4 +1,4 @@
-/* The tables for a person: at most 114 columns; result.json has the rest. */
+/* The tables for a person: at most 115 columns; result.json has the rest. */
 #include <math.h>
 #include <string.h>
 
@@ -27,7 +27,7 @@ static void print_head(struct log *l, bool text, bool both, bool pairs, bool cho
     str_addf(&line, "  %-16s %5s", "variant", "FFN %");
     if (both) str_addf(&line, " %5s", "items");
     str_addf(&line, " %5s", "add %");
-    if (text) str_addf(&line, " %8s %7s %8s %6s %7s %5s", "ppl", "x dense", "accuracy", "kept", "KL", "gap %");
+    if (text) str_addf(&line, " %8s %7s %8s %6s %7s %6s", "ppl", "x dense", "accuracy", "kept", "KL", "gap %");
     if (pairs) str_addf(&line, " %6s", "pairs");
     if (choices) str_addf(&line, " %7s", "choices");
     if (words) str_addf(&line, " %6s", "words");
@@ -62,12 +62,12 @@ static void print_side(struct log *l, const struct eval_run *r, const struct eva
         if (both) add_cell(&line, 5, 1, 100 * x->items_share);
         add_cell(&line, 5, 1, eval_is_routed(x->kind) ? 100 * (x->overhead.router + x->overhead.compensation) : NAN);
         if (has[METRIC_NATS]) {
-            add_cell(&line, 8, 3, exp(x->nats / tokens));
+            add_cell(&line, 8, exp(x->nats / tokens) < 1000 ? 3 : 0, exp(x->nats / tokens));
             add_cell(&line, 7, 3, dense ? exp((x->nats - dense->nats) / tokens) : NAN);
             add_cell(&line, 8, 4, (double)x->hits / tokens);
             add_cell(&line, 6, 3, dense && dense->hits ? (double)x->hits / (double)dense->hits : NAN);
             add_cell(&line, 7, 4, eval_has(r, METRIC_KL, x) ? eval_value(r, METRIC_KL, x) : NAN);
-            add_cell(&line, 5, 1, 100 * gap_of(result, x->name));
+            add_cell(&line, 6, 1, 100 * gap_of(result, x->name));
         }
         if (has[METRIC_PAIRS]) add_cell(&line, 6, 4, eval_value(r, METRIC_PAIRS, x));
         if (has[METRIC_CHOICES]) add_cell(&line, 7, 4, eval_value(r, METRIC_CHOICES, x));
@@ -145,9 +145,10 @@ static void print_difference(struct log *l, const char *what, const struct json_
                                          {"accuracy", "accuracy"},
                                          {"minimal_pairs", "pairs"},
                                          {"multiple_choice", "choices"},
-                                         {"minimal_pairs_changed", "changed"}};
+                                         {"minimal_pairs_changed", "pairs ch"},
+                                         {"multiple_choice_changed", "choice c"}};
 
-    print_intervals(l, what, o, shown, 5, NULL, "difference");
+    print_intervals(l, what, o, shown, 6, NULL, "difference");
 }
 
 /* Of routers, chance-corrected where there is a chance: a blind choice keeps nothing. */
@@ -172,7 +173,7 @@ static void print_changed(struct log *l, const struct json_t *figures)
     for (void *v = figures ? json_first(figures) : NULL; v; v = json_next(figures, v)) {
         struct str what = {0};
 
-        str_addf(&what, "%s, answers changed", json_key(v));
+        str_addf(&what, "%.16s, changed", json_key(v));
         if (!strncmp(json_key(v), "router", 6)) print_intervals(l, what.text, json_member(v), shown, 2, NULL, "value");
         str_free(&what);
     }

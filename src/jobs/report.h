@@ -13,7 +13,7 @@
 
 /* --- report_read.c: the inputs --- */
 
-enum { REPORT_RUNS_MAX = 4096, REPORT_VARIANTS_MAX = 48, REPORT_BYTES_MAX = 256 << 20 };
+enum { REPORT_RUNS_MAX = 4096, REPORT_VARIANTS_MAX = 64, REPORT_BYTES_MAX = 256 << 20 };
 
 struct report_run { /* one job's result; a pipeline's directory has several */
     enum job_kind kind;

@@ -70,16 +70,17 @@ static double number(const struct json_t *o, const char *a, const char *b, const
 static const struct metric {
     const char *key, *head;
     int decimals;
-    bool less; /* is better */
+    bool less;  /* is better */
+    bool shown; /* no more than that: neither side is better for it */
 } metrics[] = {
-    {"nats_per_token", "nats a token", 4, true},
-    {"accuracy", "accuracy", 4, false},
-    {"kl", "KL to dense", 4, true},
-    {"minimal_pairs", "pairs", 4, false},
-    {"multiple_choice", "choices", 4, false},
-    {"last_word", "last word", 4, false},
-    {"minimal_pairs_changed", "pairs changed", 4, true},
-    {"multiple_choice_changed", "choices changed", 4, true},
+    {"nats_per_token", "nats a token", 4, true, false},
+    {"accuracy", "accuracy", 4, false, false},
+    {"kl", "KL to dense", 4, true, false},
+    {"minimal_pairs", "pairs", 4, false, false},
+    {"multiple_choice", "choices", 4, false, false},
+    {"last_word", "last word", 4, false, false},
+    {"minimal_pairs_changed", "pairs changed", 4, true, true},
+    {"multiple_choice_changed", "choices changed", 4, true, true},
 };
 enum { METRICS = sizeof(metrics) / sizeof(metrics[0]) };
 
@@ -111,6 +112,7 @@ static void print_eval(const struct json_t *eval, const struct side *a, const st
                figure_of(eval, b, metrics[m].key), d);
         if (isnan(low)) printf("\n");
         else printf("   %+.4f to %+.4f\n", low, high);
+        if (metrics[m].shown) continue;
         if (low > 0) *(metrics[m].less ? &worse : &better) += 1;
         if (high < 0) *(metrics[m].less ? &better : &worse) += 1;
     }

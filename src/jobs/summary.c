@@ -61,7 +61,7 @@ static const char *what_it_is(const char *variant)
         [VARIANT_NEURONS] = "the best single neurons: a ceiling",
     };
 
-    const struct spec_variant_item of = spec_variant_of(variant);
+    const struct spec_variant_item of = spec_variant_of(variant); /* named by this launch's own spec */
 
     return of.version ? "another version of the router" : says[of.kind];
 }

@@ -277,6 +277,6 @@ YAML
     [ "$status" = 0 ]
     grep -q 'dense was measured before' <<<"$output"
     [ ! -e "$dir/e/partial.json" ]
-    for d in e whole; do jq -S '.eval | {perplexity, accuracy, load, agreement, compare, active_share}' "$dir/$d/result.json" >"$dir/$d.txt"; done
+    for d in e whole; do jq -S '.eval | {perplexity, accuracy, load, agreement, compare, figures, active_share, active_share_of_items}' "$dir/$d/result.json" >"$dir/$d.txt"; done
     diff "$dir/e.txt" "$dir/whole.txt"
 }

@@ -5,7 +5,7 @@ load common
 essence() {
     sha256sum <"$1/factorize/model/model.safetensors"
     sha256sum <"$1/factorize/model/routers/v1/router.safetensors"
-    jq -S '.eval | {perplexity, accuracy, bits_per_byte, active_share, agreements, loads, figures, gap_closed, overhead, knowledge}' "$1/result.json"
+    jq -S '.eval | {perplexity, accuracy, bits_per_byte, active_share, active_share_of_items, agreements, loads, figures, gap_closed, overhead, knowledge}' "$1/result.json"
     jq -S -c '{id, text, finish_reason, usage}' "$1/infer/responses.jsonl" | sort
 }
 

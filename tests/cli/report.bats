@@ -341,9 +341,9 @@ HTML
     [ "$(stat -c %s "$dir/page.png")" -gt 30000 ]
 }
 
-@test "scripts/pairs_from_text.py: one thing wrong in every pair, in the place and form of what was right, the same pairs again, and eval takes them" {
+@test "scripts/pairs_from_text.py: one thing wrong in every pair, in the place and form of what was right, no pieces of sentences, and eval takes them" {
     command -v python3 >/dev/null || skip "python3 is not there"
-    printf 'CHAPTER ONE\nThe river was wide, and I saw him there. "It is a mill," said the miller, "and this is its wheel!" We have a small boat. No.\n\nThey hid themselves in a barn.\n' >"$dir/text.txt"
+    printf 'CHAPTER ONE\nThe river was wide, and I saw him there. "It is a mill," said he, as if it was his own. "And this is its wheel!" It was told to Mr. Pringle who has a house. We have a small boat. No.\n\nThey hid themselves in a barn.\n' >"$dir/text.txt"
     python3 scripts/pairs_from_text.py "$dir/text.txt" >"$dir/pairs.jsonl" 2>"$dir/counts"
     grep -qx 'article 2; be 1; case 3; have 1; order 3; reflexive 1' "$dir/counts"
     jq -r 'select(.set != "case" and .set != "order") | .bad' "$dir/pairs.jsonl" | sort | diff - <(
@@ -359,6 +359,11 @@ HTML
     run python3 scripts/pairs_from_text.py "$dir/text.txt" --words 50-60
     [ "$status" = 1 ]
     [ "$output" = "$dir/text.txt: no sentence of 50 to 60 words that any of the rules can change" ]
+    run python3 scripts/pairs_from_text.py "$dir/text.txt" --words 5
+    [ "$status" = 2 ]
+    [ "$(tail -n 1 <<<"$output")" = "pairs_from_text.py: error: --words: expected LEAST-MOST, found '5'" ]
+    [ "$(python3 scripts/pairs_from_text.py "$dir/text.txt" --from-byte 170 2>/dev/null | jq -r .set | sort -u | tr '\n' ' ')" = 'article case order reflexive ' ]
+    jq -se 'map(.id) | (unique | length) == length and all(startswith("text/"))' "$dir/pairs.jsonl"
     printf 'kind: eval\nmodel: %s\noutput: %s\nvariants: [dense]\nminimal_pairs: [%s]\n' "$toy" "$dir/eval" "$dir/pairs.jsonl" >"$dir/eval.yaml"
     "$FACTORLLM" run "$dir/eval.yaml" --quiet
     jq -e '.eval.minimal_pairs.dense | .order != null and .reflexive != null and .all != null' "$dir/eval/result.json"
