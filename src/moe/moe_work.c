@@ -24,6 +24,7 @@ enum {
     IN_PANELS = 8,  /* even: z is quantized in blocks of two panels */
     FEW_PANELS = 4, /* of few rows */
     OUT_ROWS = 64,  /* of a task of the second loop */
+    OUT_WIDE = 96,  /* of rows that kernel_quant_many.h reads: it spreads weights for all of them at once */
     OUT_PANELS = 8,
     FINE = 32,         /* neurons: the sums of such experts stay in the first cache, and products go into them directly */
     FINE_ROWS = 128,   /* of a task of the second loop */
@@ -269,9 +270,11 @@ static void cut_out(struct moe_work *w)
 
     for (int s = 0; s < w->shares; s++) pairs += w->share[s].z.n;
     w->fine = w->multiplications <= 3.0 * FINE * pairs * w->m->width;
-    w->out_rows = w->fine ? FINE_ROWS : OUT_ROWS;
-    w->out_rows = w->rows < w->out_rows ? w->rows : w->out_rows;
+    w->out_rows = w->fine ? FINE_ROWS : w->shares && w->share[0].z.wide ? OUT_WIDE : OUT_ROWS;
     w->out_blocks = (w->rows + w->out_rows - 1) / w->out_rows;
+    w->out_rows =
+        ((w->rows + w->out_blocks - 1) / w->out_blocks + 3) & ~3; /* no block much smaller than the others, and whole tiles */
+    w->out_rows = w->rows < w->out_rows ? w->rows : w->out_rows;
     w->out_panels = w->fine ? FINE_CELLS / PANEL_LANES / w->out_rows : OUT_PANELS;
     if (w->rows <= FEW_ROWS) {
         int most = cells / PANEL_LANES / w->out_rows, each = (panels + 2 * threads - 1) / (2 * threads);
@@ -282,7 +285,8 @@ static void cut_out(struct moe_work *w)
     if (w->out_panels > panels) w->out_panels = panels;
     w->out_columns = (panels + w->out_panels - 1) / w->out_panels;
 }
-_Static_assert(OUT_ROWS *OUT_PANELS *PANEL_LANES * 12 + OUT_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES, "sums, product and terms");
+_Static_assert(OUT_WIDE *OUT_PANELS *PANEL_LANES * 12 + OUT_WIDE * 4 + LINE_BYTES <= GEMM_ROOM_BYTES && OUT_ROWS <= OUT_WIDE,
+               "sums, product and terms");
 _Static_assert(FINE_CELLS * 12 + FINE_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES, "sums, product and terms");
 
 /* Where each expert's rows of each block of rows begin. */
