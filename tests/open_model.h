@@ -83,7 +83,7 @@ static inline void run_rows(struct model *m, const int32_t *ids, int first, int 
 
     assert_true(position && sessions);
     for (int i = 0; i < n; i++) position[i] = first + i, sessions[i] = session;
-    const struct batch b = {n, ids + first, position, sessions, NULL, false};
+    const struct batch b = {n, ids + first, position, sessions, NULL, NULL, false};
     if (forward(m, &b, &all, 1, hidden, &e)) fail_msg("%s", e.text);
     free(position);
     free(sessions);

@@ -48,6 +48,7 @@ struct engine {
     struct schedule_piece *plan;         /* [sessions] */
     int32_t *token, *position, *place;   /* [rows] */
     uint64_t *key;                       /* [rows] */
+    bool *asked;                         /* [rows]: there will be a token behind it */
     float *hidden;                       /* [rows, D] */
     float *logits;                       /* [LOGITS_AT_ONCE, V] */
     struct sample_candidate *candidates; /* [threads][V] */
@@ -79,6 +80,7 @@ static status take_memory(struct engine *g, struct err *e)
     g->position = take(rows, sizeof(*g->position), &failed);
     g->place = take(rows, sizeof(*g->place), &failed);
     g->key = take(rows, sizeof(*g->key), &failed);
+    g->asked = take(rows, sizeof(*g->asked), &failed);
     g->hidden = take(rows, (size_t)g->width * sizeof(*g->hidden), &failed);
     g->logits = take(at_once, (size_t)g->vocab * sizeof(*g->logits), &failed);
     g->candidates =
@@ -148,6 +150,7 @@ void engine_close(struct engine *g)
     free(g->position);
     free(g->place);
     free(g->key);
+    free(g->asked);
     free(g->hidden);
     free(g->logits);
     free(g->candidates);
@@ -237,6 +240,7 @@ static int fill_batch(struct engine *g, int pieces)
             g->position[rows] = s->passed + i;
             g->place[rows] = place;
             g->key[rows] = rng_hash(s->how.seed, (uint64_t)(s->passed + i), 1, 0);
+            g->asked[rows] = s->passed + i + 1 == s->n;
         }
         s->passed += g->plan[p].rows;
         s->state = s->passed < s->n ? SCHEDULE_PREFILL : SCHEDULE_DECODE;
@@ -412,8 +416,12 @@ status engine_step(struct engine *g, const struct sequence **done, int *n_done, 
     }
     struct schedule_limits limits = {.rows = g->limits.rows, .sessions = g->limits.sessions, .chunk = g->limits.chunk};
     int pieces = schedule_step(g->plan, g->entry, g->n_order, limits);
-    struct batch b = {
-        .rows = fill_batch(g, pieces), .token = g->token, .position = g->position, .session = g->place, .key = g->key};
+    struct batch b = {.rows = fill_batch(g, pieces),
+                      .token = g->token,
+                      .position = g->position,
+                      .session = g->place,
+                      .key = g->key,
+                      .asked = g->asked};
     b.decodes = b.rows == pieces;
 
     if (pass(g, &b, e)) return e->code;

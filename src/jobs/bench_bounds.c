@@ -41,7 +41,8 @@ double bench_step_bytes(const struct shape *s, const enum format format[WEIGHT_P
 
 double bench_prefill_flops(const struct shape *s, double f, int n)
 {
-    double pairs = 0.5 * n * (n + 1.0), rows = bench_attention_weights(s) + f * bench_ffn_weights(s);
+    double pairs = 0.5 * n * (n + 1.0), ffn = f * bench_ffn_weights(s), rows = bench_attention_weights(s) + ffn;
 
+    rows -= (n - 1.0) / n * ffn / s->layers; /* the last layer's FFN is asked for one row */
     return 2 * (n * rows + bench_head_weights(s)) + 4 * pairs * s->layers * s->heads * s->head_dim;
 }

@@ -76,6 +76,11 @@ static status check_rows(struct race *r, struct side *x, const struct routing *h
     status st = race_prompt(r, how, 0, CHECK_TOKENS, e);
 
     memcpy(whole, r->hidden, CHECK_TOKENS * bytes);
+    if (!st) st = race_answer(r, how, CHECK_TOKENS, e);
+    if (!st && memcmp(r->hidden + (CHECK_TOKENS - 1) * width, whole + (CHECK_TOKENS - 1) * width, bytes) != 0) {
+        x->wrong = true;
+        bench_refuse(r->bench, "%s: the last token of a prompt is not what it is when all are asked for", x->name);
+    }
     for (int t = 0; t < CHECK_TOKENS && !st; t++) {
         if ((st = race_prompt(r, how, t, 1, e))) break;
         if (memcmp(r->hidden, whole + (size_t)t * width, bytes) != 0 && !x->wrong) {

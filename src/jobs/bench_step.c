@@ -162,6 +162,7 @@ static void race_close(struct race *r)
     free(r->side);
     free(r->token);
     free(r->position);
+    free(r->asked);
     free(r->session);
     free(r->hidden);
     free(r->logits);
@@ -177,6 +178,7 @@ static status race_open(struct race *r, struct err *e)
     size_t rows = (size_t)r->room.limits.rows;
     r->token = race_take(rows, sizeof(*r->token));
     r->position = race_take(rows, sizeof(*r->position));
+    r->asked = race_take(rows, sizeof(*r->asked));
     r->session = race_take(rows, sizeof(*r->session));
     r->hidden = race_take(rows * (size_t)shape->width, sizeof(*r->hidden));
     r->logits = race_take((size_t)SAMPLE_ROWS * (size_t)shape->vocab, sizeof(*r->logits));
@@ -206,9 +208,10 @@ static int32_t draw(const struct race *r, int sequence, int position)
                      (uint64_t)r->bench->shape.vocab);
 }
 
-static status pass(struct race *r, const struct routing *how, int rows, bool decodes, struct err *e)
+static status pass(struct race *r, const struct routing *how, int rows, bool decodes, const bool *asked, struct err *e)
 {
-    struct batch b = {.rows = rows, .token = r->token, .position = r->position, .session = r->session, .decodes = decodes};
+    struct batch b = {
+        .rows = rows, .token = r->token, .position = r->position, .session = r->session, .asked = asked, .decodes = decodes};
 
     return cluster_forward(r->bench->job->cluster, &b, how, (int)r->bench->job->spec->cluster.micro_batches, r->hidden, e);
 }
@@ -225,7 +228,15 @@ static void fill_prompt(struct race *r, int first, int n)
 status race_prompt(struct race *r, const struct routing *how, int first, int n, struct err *e)
 {
     fill_prompt(r, first, n);
-    return pass(r, how, n, false, e);
+    return pass(r, how, n, false, NULL, e);
+}
+
+status race_answer(struct race *r, const struct routing *how, int n, struct err *e)
+{
+    fill_prompt(r, 0, n);
+    memset(r->asked, 0, (size_t)n * sizeof(*r->asked));
+    r->asked[n - 1] = true;
+    return pass(r, how, n, false, r->asked, e);
 }
 
 static void fill_decode(struct race *r, int sequences, int position, bool same)
@@ -260,7 +271,7 @@ static status sample(struct race *r, int rows, struct err *e)
 status race_decode(struct race *r, const struct routing *how, int sequences, int position, bool same, struct err *e)
 {
     fill_decode(r, sequences, position, same);
-    if (pass(r, how, sequences, true, e)) return e->code;
+    if (pass(r, how, sequences, true, NULL, e)) return e->code;
     return sample(r, sequences, e);
 }
 
@@ -308,7 +319,7 @@ static status measure(struct race *r, struct model *m, struct variant *v, int i,
     before = *t;
     double start = clock_now();
     if (!w->sequences) {
-        st = race_prompt(r, &v->how, 0, w->rows, e);
+        st = race_answer(r, &v->how, w->rows, e);
         memmove(r->hidden, r->hidden + (size_t)(w->rows - 1) * (size_t)r->bench->shape.width,
                 (size_t)r->bench->shape.width * sizeof(float));
         if (!st) st = sample(r, 1, e);

@@ -53,6 +53,7 @@ struct race {
 
     /* one step */
     int32_t *token, *position, *session;
+    bool *asked; /* none but the row that race_answer() asks for */
     float *hidden, *logits;
 };
 
@@ -67,6 +68,8 @@ void *race_take(size_t n, size_t size); /* zeros, to be freed */
 status race_model(struct race *r, const struct side *x, struct model **m, struct err *e);
 /* `n` tokens of one sequence, positions first .. first + n - 1; r->hidden gets their states. */
 status race_prompt(struct race *r, const struct routing *how, int first, int n, struct err *e);
+/* A prompt of n tokens of which only the last one's hidden state is asked for, as in front of an answer. */
+status race_answer(struct race *r, const struct routing *how, int n, struct err *e);
 /* One token of each of `sequences` sequences, at `position`, and a sample of each; `same`: all of the first one's. */
 status race_decode(struct race *r, const struct routing *how, int sequences, int position, bool same, struct err *e);
 

@@ -64,6 +64,7 @@ void forward_take_work(struct model *m, struct arena_taker *t)
     m->k = arena_take(t, rows * kv, sizeof(float));
     m->v = arena_take(t, rows * kv, sizeof(float));
     m->tiles = arena_take(t, rows, sizeof(*m->tiles));
+    m->key = arena_take(t, rows, sizeof(*m->key));
     m->quantized = arena_take(t, rows_bytes(m->limits.rows, (int)(width > all ? width : all)), 1);
 }
 
@@ -361,6 +362,35 @@ void forward_logits(struct model *m, const float *hidden, int n, float *logits)
 
 /* ---- the whole ---- */
 
+/* Of rows first .. first + rows - 1 those that are asked for move to the front, the first one if there are none; returns how many.  Their keys go to m->key. */
+static int keep_asked(struct model *m, const struct batch *b, int first, int rows)
+{
+    size_t D = (size_t)m->shape.width;
+    float *x = m->x + (size_t)first * D, *h = m->h + (size_t)first * D;
+    int n = 0;
+
+    for (int t = 0; t < rows; t++) {
+        if (!b->asked[first + t]) continue;
+        memmove(x + (size_t)n * D, x + (size_t)t * D, D * sizeof(*x));
+        memmove(h + (size_t)n * D, h + (size_t)t * D, D * sizeof(*h));
+        m->key[first + n++] = b->key ? b->key[first + t] : (uint64_t)t;
+    }
+    if (n || !rows) return n;
+    m->key[first] = b->key ? b->key[first] : 0;
+    return 1;
+}
+
+/* The hidden states of the n rows that keep_asked() has left go to where they were. */
+static void norm_asked(struct model *m, const struct batch *b, int first, int rows, int n, float *hidden)
+{
+    size_t D = (size_t)m->shape.width;
+
+    forward_norm(m, m->x + (size_t)first * D, n, m->h + (size_t)first * D);
+    n = 0;
+    for (int t = first; t < first + rows; t++)
+        if (b->asked[t]) memcpy(hidden + (size_t)t * D, m->h + (size_t)(first + n++) * D, D * sizeof(*hidden));
+}
+
 /* T rows, D width, L layers; P parts, whose rows begin at first[p].
  * Part p waits for its experts of layer l - 1 only when the other one's attention is done and its rows are under way.  The cut may fall into a
  * session: in every layer the first half's keys and values are in the cache before the second half looks. */
@@ -370,7 +400,8 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
     bool keyed = b->key || how->route != ROUTE_RANDOM; /* without keys the rows of a part are numbered */
     /* With a split the others have work while attention is on, and a follower would take the other half's experts before it. */
     int P = parts > 1 && T > 1 && keyed && !m->limits.split ? 2 : 1;
-    int first[] = {0, P == 2 ? T / 2 : T, T};
+    int first[] = {0, P == 2 ? T / 2 : T, T}, left[2] = {0};
+    const uint64_t *key = b->key;
     size_t D = (size_t)m->shape.width;
     status s = OK;
 
@@ -386,10 +417,12 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
             if (l == L) continue;
             forward_attention(m, l, b, first[p], rows, x, h);
             if (forward_failed(m, e)) return e->code;
-            s = moe_begin(m->moe, p, l, h, b->key ? b->key + first[p] : NULL, rows, how, e);
+            if (l == L - 1 && b->asked) rows = left[p] = keep_asked(m, b, first[p], rows), key = m->key;
+            s = moe_begin(m->moe, p, l, h, key ? key + first[p] : NULL, rows, how, e);
             if (s) return s;
         }
-    forward_norm(m, m->x, T, hidden);
+    if (!b->asked) forward_norm(m, m->x, T, hidden);
+    for (int p = 0; p < P && b->asked; p++) norm_asked(m, b, first[p], first[p + 1] - first[p], left[p], hidden);
     timing_step(m->timing, T, 0);
     return OK;
 }

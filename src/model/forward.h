@@ -14,7 +14,9 @@ struct batch {
     int rows;
     const int32_t *token, *position, *session;
     const uint64_t *key; /* for ROUTE_RANDOM, or NULL */
-    bool decodes;        /* every row is the next token of its session: what routing.batch_experts is for */
+    const bool *
+        asked; /* whose hidden state is wanted, or NULL: all.  The others end with the last layer's attention, and their hidden states are not written */
+    bool decodes; /* every row is the next token of its session: what routing.batch_experts is for */
 };
 
 /* hidden: [T, D] after the final norm.  micro_batches 2: the batch is cut in the middle where that may hide waiting (other ranks hold experts, and the rows

@@ -48,6 +48,7 @@ struct model {
     struct kvcache kv;
     float *q, *k, *v;   /* [rows][this rank's heads or KV heads][head_dim] */
     struct tile *tiles; /* [rows] */
+    uint64_t *key;      /* [rows]: of rows that are asked for */
     void *quantized;    /* rows of one product, for weights that need them quantized: rows_bytes() */
 };
 

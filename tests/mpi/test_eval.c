@@ -138,7 +138,7 @@ static double plain_logp(struct model *m, const int32_t *target, int n, int from
 
     for (int32_t p = 0; p < n; p++) {
         int32_t token = p ? target[p - 1] : shape->bos, session = 0;
-        struct batch b = {1, &token, &p, &session, NULL, false};
+        struct batch b = {1, &token, &p, &session, NULL, NULL, false};
         struct err e;
         double total = 0;
         int best = 0;
@@ -335,7 +335,7 @@ static double plain_kl(struct model *m, const struct router *router, const int32
 
         for (int32_t i = 0; i < 2; i++) {
             int32_t token = p ? target[p - 1] : shape->bos;
-            struct batch b = {1, &token, &p, &i, NULL, false};
+            struct batch b = {1, &token, &p, &i, NULL, NULL, false};
             struct err e;
 
             if (forward(m, &b, &how[i], 1, hidden, &e)) fail_msg("%s", e.text);

@@ -34,7 +34,7 @@ static void run(const char *model, struct model_limits limits, float *out, int *
     float *at = out;
 
     for (int step = 0; step < STEPS; step++) {
-        struct batch b = {0, token, position, session, NULL, false};
+        struct batch b = {0, token, position, session, NULL, NULL, false};
 
         for (int i = 0; i < SESSIONS; i++)
             for (int k = 0; k < (step == 0 ? 2 + i : step == 1 ? PROMPT - 2 - 3 * i : 1) && b.rows < ROWS; k++, b.rows++) {
@@ -84,7 +84,7 @@ static void traffic(void **state)
     const struct routing all = {.route = ROUTE_ALL};
     const struct model_limits limits = {.rows = 8, .sessions = 1, .positions = 8, .split = true};
     int32_t token[8] = {0}, position[8] = {0, 1, 2, 3, 4, 5, 6, 7}, session[8] = {0};
-    struct batch b = {8, token, position, session, NULL, false};
+    struct batch b = {8, token, position, session, NULL, NULL, false};
     float *hidden = malloc(8 * 1024 * sizeof(float));
     int ranks = comm_size(world.comm);
     struct err e = {0};

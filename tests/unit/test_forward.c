@@ -76,7 +76,7 @@ static void run_layers(struct model *m, const int32_t *ids, int rows, float *in[
     struct err e;
 
     for (int i = 0; i < rows; i++) position[i] = i;
-    const struct batch b = {rows, ids, position, session, NULL, false};
+    const struct batch b = {rows, ids, position, session, NULL, NULL, false};
     forward_embed(m, &b, x);
     for (int l = 0; l < s->layers; l++) {
         int which = l == 0 ? 0 : 1;
@@ -378,11 +378,21 @@ static void a_batch_of_sessions_is_each_of_them_alone(void **state)
     }
     assert_int_equal(at, N);
     for (int parts = 1; parts <= 2; parts++) {
-        const struct batch b = {N, ids, position, session, NULL, false};
+        struct batch b = {.rows = N, .token = ids, .position = position, .session = session};
 
         memset(together, 0, sizeof(together));
         if (forward_parts(o.model, &b, &all, parts, together, &e)) fail_msg("%s", e.text);
         assert_memory_equal(alone, together, (size_t)N * D * sizeof(float));
+        for (int every = 1; every <= N; every *= 5) { /* some rows only, of one part none */
+            bool asked[N];
+
+            for (int t = 0; t < N; t++) asked[t] = t % every == 0 && t < N / 2 + every / 25 * N;
+            b.asked = asked;
+            memset(together, 0, sizeof(together));
+            if (forward_parts(o.model, &b, &all, parts, together, &e)) fail_msg("%s", e.text);
+            for (size_t t = 0; t < N; t++)
+                assert_memory_equal(together + t * D, asked[t] ? alone + t * D : (float[WIDTH]){0}, D * sizeof(float));
+        }
     }
     opened_close(&o);
 }
@@ -406,7 +416,7 @@ static void a_session_cut_in_two_is_the_session(void **state)
     run_rows(o.model, ids, 0, N, 1, whole);
     for (int i = 0; i < N; i++) position[i] = i;
     for (int i = 0; i < 5; first += sizes[i++]) {
-        const struct batch b = {sizes[i], ids + first, position + first, session, NULL, false};
+        const struct batch b = {.rows = sizes[i], .token = ids + first, .position = position + first, .session = session};
 
         if (forward_parts(o.model, &b, &all, 2, halves + (size_t)first * D, &e)) fail_msg("%s", e.text);
     }
