@@ -423,6 +423,7 @@ status engine_step(struct engine *g, const struct sequence **done, int *n_done, 
                       .key = g->key,
                       .asked = g->asked};
     b.decodes = b.rows == pieces;
+    if (b.decodes) b.asked = NULL; /* all */
 
     if (pass(g, &b, e)) return e->code;
     if (sample_rows(g, pieces, n_done, e)) return e->code;

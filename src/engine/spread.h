@@ -54,7 +54,7 @@ void spread_traffic(const struct spread *s, struct exchange_stats *to);
 
 /* Rank 0.  The router of later passes, to all coordinators; NULL is fine. */
 status spread_router(struct spread *s, const struct router *r, struct err *e);
-/* Rank 0.  As forward(). */
+/* Rank 0.  As forward(), but all rows are taken for asked. */
 status spread_forward(struct spread *s, const struct batch *b, const struct routing *how, int micro_batches, float *hidden,
                       struct err *e);
 /* Rank 0.  logits: [n, V] of n rows of hidden, in equal shares by all coordinators. */

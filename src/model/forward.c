@@ -362,7 +362,7 @@ void forward_logits(struct model *m, const float *hidden, int n, float *logits)
 
 /* ---- the whole ---- */
 
-/* Of rows first .. first + rows - 1 those that are asked for move to the front, the first one if there are none; returns how many.  Their keys go to m->key. */
+/* Of rows first .. first + rows - 1 those that are asked for move to the front; returns how many.  Their keys go to m->key. */
 static int keep_asked(struct model *m, const struct batch *b, int first, int rows)
 {
     size_t D = (size_t)m->shape.width;
@@ -371,13 +371,13 @@ static int keep_asked(struct model *m, const struct batch *b, int first, int row
 
     for (int t = 0; t < rows; t++) {
         if (!b->asked[first + t]) continue;
-        memmove(x + (size_t)n * D, x + (size_t)t * D, D * sizeof(*x));
-        memmove(h + (size_t)n * D, h + (size_t)t * D, D * sizeof(*h));
+        if (n < t) {
+            memcpy(x + (size_t)n * D, x + (size_t)t * D, D * sizeof(*x));
+            memcpy(h + (size_t)n * D, h + (size_t)t * D, D * sizeof(*h));
+        }
         m->key[first + n++] = b->key ? b->key[first + t] : (uint64_t)t;
     }
-    if (n || !rows) return n;
-    m->key[first] = b->key ? b->key[first] : 0;
-    return 1;
+    return n;
 }
 
 /* The hidden states of the n rows that keep_asked() has left go to where they were. */
@@ -417,7 +417,10 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
             if (l == L) continue;
             forward_attention(m, l, b, first[p], rows, x, h);
             if (forward_failed(m, e)) return e->code;
-            if (l == L - 1 && b->asked) rows = left[p] = keep_asked(m, b, first[p], rows), key = m->key;
+            if (l == L - 1 && b->asked) {
+                rows = left[p] = keep_asked(m, b, first[p], rows);
+                key = m->key;
+            }
             s = moe_begin(m->moe, p, l, h, key ? key + first[p] : NULL, rows, how, e);
             if (s) return s;
         }

@@ -14,8 +14,8 @@ struct batch {
     int rows;
     const int32_t *token, *position, *session;
     const uint64_t *key; /* for ROUTE_RANDOM, or NULL */
-    const bool *
-        asked; /* whose hidden state is wanted, or NULL: all.  The others end with the last layer's attention, and their hidden states are not written */
+    /* Whose hidden state is wanted, or NULL: all.  The others end with the last layer's attention, and what is written for them means nothing. */
+    const bool *asked;
     bool decodes; /* every row is the next token of its session: what routing.batch_experts is for */
 };
 

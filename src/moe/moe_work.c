@@ -224,8 +224,10 @@ static void in_task(void *ctx, int item, int worker)
     const struct moe_share *s = share_of(w, item);
     int each = s->z.n <= FEW_ROWS ? FEW_PANELS : IN_PANELS, panels = packed_panels(s->z.cols);
     int first = (item - s->first_task) / s->row_tasks * each, part = (item - s->first_task) % s->row_tasks;
-    int row = rows_cut(s->z.n, s->row_tasks, part), rows = rows_cut(s->z.n, s->row_tasks, part + 1) - row;
+    int row = rows_cut(s->z.n, s->row_tasks, part, w->kernel->isa);
+    int rows = rows_cut(s->z.n, s->row_tasks, part + 1, w->kernel->isa) - row;
 
+    BUG_ON(rows > IN_ROWS);
     panels = panels - first < each ? panels - first : each;
     size_t ld = (size_t)panels * PANEL_LANES, cells = (size_t)rows * ld;
     float *gate = gemm_room(w->m->gemm, worker), *up = gate + IN_ROWS * IN_PANELS * PANEL_LANES;
@@ -270,10 +272,9 @@ static void cut_out(struct moe_work *w)
 
     for (int s = 0; s < w->shares; s++) pairs += w->share[s].z.n;
     w->fine = w->multiplications <= 3.0 * FINE * pairs * w->m->width;
-    w->out_rows = w->fine ? FINE_ROWS : w->shares && w->share[0].z.wide ? OUT_WIDE : OUT_ROWS;
+    w->out_rows = w->fine ? FINE_ROWS : w->shares && gemm_spreads(w->m->gemm, &w->share[0].z) ? OUT_WIDE : OUT_ROWS;
     w->out_blocks = (w->rows + w->out_rows - 1) / w->out_rows;
-    w->out_rows =
-        ((w->rows + w->out_blocks - 1) / w->out_blocks + 3) & ~3; /* no block much smaller than the others, and whole tiles */
+    w->out_rows = ((w->rows + w->out_blocks - 1) / w->out_blocks + 3) & ~3; /* whole tiles of q8 */
     w->out_rows = w->rows < w->out_rows ? w->rows : w->out_rows;
     w->out_panels = w->fine ? FINE_CELLS / PANEL_LANES / w->out_rows : OUT_PANELS;
     if (w->rows <= FEW_ROWS) {

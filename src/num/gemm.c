@@ -143,6 +143,11 @@ bool gemm_rows(const struct gemm *g, struct rows *r, enum format f, void *memory
     return false;
 }
 
+bool gemm_spreads(const struct gemm *g, const struct rows *r)
+{
+    return r->wide && g->kernel->isa == ISA_AVX2;
+}
+
 void gemm_parallel(struct gemm *g, int n, void (*task)(void *ctx, int i, int worker), void *ctx)
 {
     threads_run(g->threads, n, task, ctx);
@@ -180,6 +185,7 @@ static void product_piece(const struct product *p, int part, int row, int rows, 
     int whole = (first + panels) * PANEL_LANES <= w->rows ? panels : panels - 1, columns = w->rows - first * PANEL_LANES;
     int index[ROWS_AT_ONCE];
 
+    BUG_ON(rows > ROWS_AT_ONCE);
     for (int i = 0; i < rows; i++) index[i] = row + i;
     if (whole > 0) k->product(y, ldy, p->x, index, rows, w, first, whole, scratch);
     if (whole < panels) {
@@ -208,10 +214,10 @@ static void product_task(void *ctx, int item, int worker)
     while (item < p->part[part].first_task) part--;
     item -= p->part[part].first_task;
     first = item / p->row_tasks * p->part[part].panels_each;
-    row = rows_cut(p->x->n, p->row_tasks, item % p->row_tasks);
+    row = rows_cut(p->x->n, p->row_tasks, item % p->row_tasks, p->g->kernel->isa);
     panels = packed_panels(p->part[part].w->rows) - first;
     if (panels > p->part[part].panels_each) panels = p->part[part].panels_each;
-    rows = rows_cut(p->x->n, p->row_tasks, item % p->row_tasks + 1) - row;
+    rows = rows_cut(p->x->n, p->row_tasks, item % p->row_tasks + 1, p->g->kernel->isa) - row;
     product_piece(p, part, row, rows, first, panels, worker);
 }
 
@@ -230,7 +236,7 @@ void gemm_products(struct gemm *g, int n, float *const *y, const size_t *ldy, co
 {
     struct product p = {.g = g, .x = x, .n = n};
     double work = 0.0;
-    int tasks = 0, most = x->wide && g->kernel->isa == ISA_AVX2 ? WIDE_ROWS : ROWS_AT_ONCE;
+    int tasks = 0, most = gemm_spreads(g, x) ? WIDE_ROWS : ROWS_AT_ONCE;
 
     BUG_ON(n > MOST_PRODUCTS);
     if (x->n <= 0) return;

@@ -152,7 +152,7 @@ static void many_blocks(const struct quant_job *j, int from, int n, int block, i
     at = first;
     for (int p = 0; p < j->panels; p++, at = next) {
         next = (struct many_panel){at.w + panel, at.scale + panel_scale};
-        if (p == j->panels - 1) /* the next blocks of all panels */
+        if (p == j->panels - 1) /* the next blocks of all panels; after the last ones for nothing */
             next =
                 (struct many_panel){first.w + (size_t)(blocks * each) * LINE_BYTES, first.scale + (size_t)blocks * PANEL_LANES};
         many_spread(j->scratch, at.w, at.scale, tile.lines);

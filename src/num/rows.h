@@ -46,10 +46,11 @@ void rows_wide_room(struct rows *r, void *memory);
 void rows_quantize(struct rows *r, int first, int n);
 /* The same for blocks block .. block + blocks - 1 only: of rows that come block by block. */
 void rows_quantize_part(struct rows *r, int first, int n, int block, int blocks);
-/* Where part `part` of `parts` of n rows begins (n for part = parts): nearly equal parts of whole tiles of rows, be they of 4 or 6.  Of no more rows than `most`, a multiple of 12, if parts * most >= n. */
-static inline int rows_cut(int n, int parts, int part)
+/* Where part `part` of `parts` of n rows begins (n for part = parts): nearly equal parts of whole tiles of rows, be they of 4 or 6, or at levels with larger ones of 8 or 16.
+ * Of no more rows than `most`, a multiple of 48, if parts * most >= n. */
+static inline int rows_cut(int n, int parts, int part, enum isa isa)
 {
-    const int tile = 12, at = (n + tile - 1) / tile * part / parts * tile;
+    const int tile = isa < ISA_AVX512 ? 12 : 48, at = (n + tile - 1) / tile * part / parts * tile;
 
     return at < n ? at : n;
 }

@@ -383,7 +383,7 @@ static void a_batch_of_sessions_is_each_of_them_alone(void **state)
         memset(together, 0, sizeof(together));
         if (forward_parts(o.model, &b, &all, parts, together, &e)) fail_msg("%s", e.text);
         assert_memory_equal(alone, together, (size_t)N * D * sizeof(float));
-        for (int every = 1; every <= N; every *= 5) { /* some rows only, of one part none */
+        for (int every = 1; every <= N; every *= 5) { /* some rows only, of one part none; row 0 alone */
             bool asked[N];
 
             for (int t = 0; t < N; t++) asked[t] = t % every == 0 && t < N / 2 + every / 25 * N;

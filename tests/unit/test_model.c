@@ -339,6 +339,37 @@ static void the_static_control_keeps_the_most_important_neurons(void **state)
     write_config("mean");
 }
 
+/* In the last layer rows that are not asked for are left out: the others keep their experts, which are drawn by key, or without keys by number; and nobody may be asked for. */
+static void rows_that_are_asked_for(void **state)
+{
+    enum { T = 20 };
+    static float all[T * D], some[T * D];
+    int32_t ids[T], position[T], session[T] = {0};
+    const struct routing how = {.route = ROUTE_RANDOM, .scale = 1, .seed = 3};
+    uint64_t key[T];
+    struct opened o;
+    struct err e;
+
+    (void)state;
+    opened_open(&o, directory, (struct model_limits){.rows = T, .sessions = 1, .positions = T}, 1);
+    for (int t = 0; t < T; t++) ids[t] = 3 + 7 * t, position[t] = t, key[t] = (uint64_t)(1000 - t);
+    for (int parts = 0; parts < 3; parts++) { /* 0: one, without keys */
+        struct batch b = {.rows = T, .token = ids, .position = position, .session = session, .key = parts ? key : NULL};
+        bool asked[T];
+
+        if (forward_parts(o.model, &b, &how, parts ? parts : 1, all, &e)) fail_msg("%s", e.text);
+        for (int few = 0; few < 2; few++) {
+            for (int t = 0; t < T; t++) asked[t] = few && t % 7 == 3;
+            b.asked = asked;
+            memset(some, 0, sizeof(some));
+            if (forward_parts(o.model, &b, &how, parts ? parts : 1, some, &e)) fail_msg("%s", e.text);
+            for (int t = 0; t < T; t++)
+                assert_memory_equal(some + t * D, asked[t] ? all + t * D : (float[D]){0}, D * sizeof(float));
+        }
+    }
+    opened_close(&o);
+}
+
 /* All experts active: the dense model, but for the order of sums. */
 static void all_experts_are_the_dense_model(void **state)
 {
@@ -570,6 +601,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(experts_shared_and_compensation_are_bound),
         cmocka_unit_test(the_static_control_keeps_the_most_important_neurons),
+        cmocka_unit_test(rows_that_are_asked_for),
         cmocka_unit_test(all_experts_are_the_dense_model),
         cmocka_unit_test(memory_is_as_planned),
         cmocka_unit_test(rank_without_experts_plans_less),
