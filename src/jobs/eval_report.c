@@ -340,6 +340,7 @@ status eval_write_items(const struct eval_run *r, struct err *e)
 {
     char *path = str_join(r->job->spec->output, "items.json");
     struct json_t *o = json_object_new();
+    size_t again = 0;
 
     for (int v = 0; v < r->side[0].n; v++) {
         const struct eval_variant *x = &r->side[0].variant[v];
@@ -349,11 +350,14 @@ status eval_write_items(const struct eval_run *r, struct err *e)
             const struct item *item = &r->items.item[i];
             struct json_t *sums = json_array_new();
 
+            again += !json_length(o) && json_at(of, item->id); /* counted once */
             for (int t = 0; t < item->n; t++) json_append(sums, json_real_new(x->pieces[item->first + (size_t)t].logp));
             json_put(of, item->id, sums);
         }
         if (of) json_put(o, x->name, of);
     }
+    if (again)
+        log_warn(r->job->log, "%s: %zu items have the id of an item before them, whose place they take there", path, again);
     status s = r->n_pieces ? json_write(path, o, e) : OK;
     json_free(o);
     free(path);

@@ -367,4 +367,9 @@ HTML
     printf 'kind: eval\nmodel: %s\noutput: %s\nvariants: [dense]\nminimal_pairs: [%s]\n' "$toy" "$dir/eval" "$dir/pairs.jsonl" >"$dir/eval.yaml"
     "$FACTORLLM" run "$dir/eval.yaml" --quiet
     jq -e '.eval.minimal_pairs.dense | .order != null and .reflexive != null and .all != null' "$dir/eval/result.json"
+    # the same ids from two files: measured, and said where one figure takes another's place
+    cp "$dir/pairs.jsonl" "$dir/once-more.jsonl"
+    run "$FACTORLLM" run "$dir/eval.yaml" --quiet --set variants=dense,static@0.5 --set minimal_pairs="$dir/pairs.jsonl,$dir/once-more.jsonl" --set output="$dir/twice"
+    [ "$status" = 0 ]
+    [ "$output" = "warning: $dir/twice/items.json: $(wc -l <"$dir/pairs.jsonl") items have the id of an item before them, whose place they take there" ]
 }
