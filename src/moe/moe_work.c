@@ -20,11 +20,10 @@
 enum {
     SERIAL_BELOW = 1 << 17, /* multiplications: waking the threads would take longer */
     FEW_ROWS = 8,
-    IN_ROWS = 96,   /* of a task of the first loop */
+    IN_ROWS = 96,   /* of a task of the first loop, if weights are not spread (gemm.h) */
     IN_PANELS = 8,  /* even: z is quantized in blocks of two panels */
     FEW_PANELS = 4, /* of few rows */
-    OUT_ROWS = 64,  /* of a task of the second loop */
-    OUT_WIDE = 96,  /* of rows that kernel_quant_many.h reads: it spreads weights for all of them at once */
+    OUT_ROWS = 64,  /* of a task of the second loop, if weights are not spread */
     OUT_PANELS = 8,
     FINE = 32,         /* neurons: the sums of such experts stay in the first cache, and products go into them directly */
     FINE_ROWS = 128,   /* of a task of the second loop */
@@ -96,6 +95,7 @@ static void add_share(struct moe_work *w, const struct expert *x, const int *row
 {
     struct moe_share *s = &w->share[w->shares++];
     int panels = packed_panels(x->gate.rows), each = n <= FEW_ROWS ? FEW_PANELS : IN_PANELS;
+    int most = gemm_spreads(w->m->gemm, w->job->h) ? SPREAD_ROWS : IN_ROWS;
 
     BUG_ON(!x->gate.lines || !x->up.lines || !x->down.lines); /* not held by this rank */
     BUG_ON(x->up.rows != x->gate.rows || x->down.cols != x->gate.rows);
@@ -105,7 +105,7 @@ static void add_share(struct moe_work *w, const struct expert *x, const int *row
     s->out = w->backward ? &x->in_t : &x->down;
     s->z = (struct rows){.n = n, .cols = s->out->cols, .ld = (size_t)s->out->cols};
     BUG_ON(!s->out->lines);
-    s->row_tasks = (n + IN_ROWS - 1) / IN_ROWS;
+    s->row_tasks = (n + most - 1) / most;
     w->in_tasks += s->row_tasks * ((panels + each - 1) / each);
     w->multiplications += 3.0 * n * x->gate.rows * w->m->width;
 }
@@ -227,10 +227,10 @@ static void in_task(void *ctx, int item, int worker)
     int row = rows_cut(s->z.n, s->row_tasks, part, w->kernel->isa);
     int rows = rows_cut(s->z.n, s->row_tasks, part + 1, w->kernel->isa) - row;
 
-    BUG_ON(rows > IN_ROWS);
+    BUG_ON(rows > SPREAD_ROWS);
     panels = panels - first < each ? panels - first : each;
     size_t ld = (size_t)panels * PANEL_LANES, cells = (size_t)rows * ld;
-    float *gate = gemm_room(w->m->gemm, worker), *up = gate + IN_ROWS * IN_PANELS * PANEL_LANES;
+    float *gate = gemm_room(w->m->gemm, worker), *up = gate + SPREAD_ROWS * IN_PANELS * PANEL_LANES;
     int columns = s->z.cols - first * PANEL_LANES < (int)ld ? s->z.cols - first * PANEL_LANES : (int)ld;
     void *scratch = gemm_scratch(w->m->gemm, worker);
 
@@ -248,7 +248,8 @@ static void in_task(void *ctx, int item, int worker)
     moe_work_keep(s, w->job, gate, ld, row, rows, first * PANEL_LANES, columns);
     moe_work_progress(w, worker);
 }
-_Static_assert(2 * IN_ROWS * IN_PANELS * PANEL_LANES * sizeof(float) <= GEMM_ROOM_BYTES, "gate and up of a task");
+_Static_assert(2 * SPREAD_ROWS * IN_PANELS * PANEL_LANES * sizeof(float) <= GEMM_ROOM_BYTES && IN_ROWS <= SPREAD_ROWS,
+               "gate and up of a task");
 _Static_assert(IN_PANELS *PANEL_LANES % QUANT_BLOCK == 0 && FEW_PANELS * PANEL_LANES % QUANT_BLOCK == 0, "whole blocks");
 
 struct rows moe_work_part(const struct rows *r, int first, int n)
@@ -272,7 +273,7 @@ static void cut_out(struct moe_work *w)
 
     for (int s = 0; s < w->shares; s++) pairs += w->share[s].z.n;
     w->fine = w->multiplications <= 3.0 * FINE * pairs * w->m->width;
-    w->out_rows = w->fine ? FINE_ROWS : w->shares && gemm_spreads(w->m->gemm, &w->share[0].z) ? OUT_WIDE : OUT_ROWS;
+    w->out_rows = w->fine ? FINE_ROWS : w->shares && gemm_spreads(w->m->gemm, &w->share[0].z) ? SPREAD_ROWS : OUT_ROWS;
     w->out_blocks = (w->rows + w->out_rows - 1) / w->out_rows;
     w->out_rows = ((w->rows + w->out_blocks - 1) / w->out_blocks + 3) & ~3; /* whole tiles of q8 */
     w->out_rows = w->rows < w->out_rows ? w->rows : w->out_rows;
@@ -286,7 +287,8 @@ static void cut_out(struct moe_work *w)
     if (w->out_panels > panels) w->out_panels = panels;
     w->out_columns = (panels + w->out_panels - 1) / w->out_panels;
 }
-_Static_assert(OUT_WIDE *OUT_PANELS *PANEL_LANES * 12 + OUT_WIDE * 4 + LINE_BYTES <= GEMM_ROOM_BYTES && OUT_ROWS <= OUT_WIDE,
+_Static_assert(SPREAD_ROWS *OUT_PANELS *PANEL_LANES * 12 + SPREAD_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES &&
+                   OUT_ROWS <= SPREAD_ROWS,
                "sums, product and terms");
 _Static_assert(FINE_CELLS * 12 + FINE_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES, "sums, product and terms");
 

@@ -10,7 +10,6 @@
 
 /* Below this many multiplications waking the workers takes longer than the product. */
 enum { SERIAL_BELOW = 1 << 17, ROWS_AT_ONCE = 192, MOST_PRODUCTS = 4 };
-enum { WIDE_ROWS = 96 }; /* at once for kernel_quant_many.h, whose rows are longer: the second cache holds less of them */
 /* Of weights that are packed on the way: panels of a task, and rows and inputs at a time. */
 enum {
     LOOSE_PANELS = 4,
@@ -236,7 +235,7 @@ void gemm_products(struct gemm *g, int n, float *const *y, const size_t *ldy, co
 {
     struct product p = {.g = g, .x = x, .n = n};
     double work = 0.0;
-    int tasks = 0, most = gemm_spreads(g, x) ? WIDE_ROWS : ROWS_AT_ONCE;
+    int tasks = 0, most = gemm_spreads(g, x) ? SPREAD_ROWS : ROWS_AT_ONCE;
 
     BUG_ON(n > MOST_PRODUCTS);
     if (x->n <= 0) return;

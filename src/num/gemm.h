@@ -34,7 +34,9 @@ bool gemm_half(const struct gemm *g);
 /* Gives r the places in `memory` (rows_bytes(), aligned to 64) that products with weights of format f need: to be quantized for q8 and q4, rounded for bf16 with gemm_use_half(),
  * else none.  May be called for several formats.  true: there is a new one, so rows_quantize() or gemm_quantize() has to follow. */
 bool gemm_rows(const struct gemm *g, struct rows *r, enum format f, void *memory);
-/* Whether products of many of these rows spread every panel of weights for all rows of a task (kernel_quant_many.h). */
+/* Whether products of many of these rows spread every panel of weights for all rows of a task (kernel_quant_many.h).  Then a task should have up to SPREAD_ROWS, a multiple of 12:
+ * more would leave the second cache. */
+enum { SPREAD_ROWS = 108 };
 bool gemm_spreads(const struct gemm *g, const struct rows *r);
 
 /* y[t][n] = sum_k x[t][k] * w[n][k] (+ bias[n] if not NULL): y row t at y + t * ldy, [x->n, w->rows].  For q8 and q4 weights x must be quantized. */

@@ -26,18 +26,17 @@ _Static_assert(MANY_NEAR < MANY_TILES && MANY_BLOCKS * PANEL_LANES * sizeof(uint
 _Static_assert(MANY_TILES >= MANY_TILE - 1 && V_PER_LINE == 2,
                "no tile has less rows than that; vi_add_pair_sums() takes both halves of a line");
 
-/* y[r][c] = or += sum over the blocks of one panel. */
+/* y[r][c] = the sum over the first blocks of one panel, or += that over later ones. */
 struct many_tile {
     float *y;
     size_t ldy;
-    const struct rows_wide *x[MANY_TILE];
-    const char *w; /* what many_spread() made */
-    int lines;     /* of all blocks; the last may have fewer than the others */
-    bool add;
+    const struct rows_wide *const *x; /* where each row begins */
+    const char *w;                    /* what many_spread() made */
+    int block, lines;                 /* the first block; lines of all blocks, of which the last may have fewer than the others */
 };
 
 /* (x + w')(x' + w) for each pair x, x' of inputs and w, w' of weights, in one line, the first of a block or another. */
-VECTOR void many_line(int rows, vi (*n)[V_PER_LINE], const struct many_tile *t, int block, int line, const char *w)
+VECTOR void many_line(int rows, vi (*n)[V_PER_LINE], const struct rows_wide *const *x, int block, int line, const char *w)
 {
     const char *at = w + MANY_LINES + line * 2 * LINE_BYTES;
     vi even = vi_load(at), next = vi_load(at + V_BYTES), odd = vi_load(at + LINE_BYTES),
@@ -45,24 +44,24 @@ VECTOR void many_line(int rows, vi (*n)[V_PER_LINE], const struct many_tile *t, 
 
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-        const int16_t *x = t->x[r][block].x + 4 * line;
+        const int16_t *four = x[r][block].x + 4 * line;
 
-        if (line) vi_add_pair_sums(&n[r][0], &n[r][1], x, even, odd, next, odd_next);
-        else vi_first_pair_sums(&n[r][0], &n[r][1], x, even, odd, next, odd_next, (const vi *)(const void *)(w + MANY_PAIRS));
+        if (line) vi_add_pair_sums(&n[r][0], &n[r][1], four, even, odd, next, odd_next);
+        else vi_first_pair_sums(&n[r][0], &n[r][1], four, even, odd, next, odd_next, (const vi *)(const void *)(w + MANY_PAIRS));
     }
 }
 
 /* Block `block`, of `lines` lines: the integers, as bits of floats from ROWS_BIG on, and what they add to the totals.  So the products within the row are taken off in no operation of their own. */
-VECTOR void many_block(int rows, vf (*total)[V_PER_LINE], const struct many_tile *t, int block, const char *w, int lines)
+VECTOR void many_block(int rows, vf (*total)[V_PER_LINE], const struct rows_wide *const *x, int block, const char *w, int lines)
 {
     vi n[MANY_TILE][V_PER_LINE];
 
-    many_line(rows, n, t, block, 0, w);
+    many_line(rows, n, x, block, 0, w);
 #pragma GCC unroll 8
-    for (int line = 1; line < lines; line++) many_line(rows, n, t, block, line, w);
+    for (int line = 1; line < lines; line++) many_line(rows, n, x, block, line, w);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-        vf by = vf_splat(&t->x[r][block].scale), pairs = vf_splat(&t->x[r][block].pairs);
+        vf by = vf_splat(&x[r][block].scale), pairs = vf_splat(&x[r][block].pairs);
 
 #pragma GCC unroll 2
         for (int i = 0; i < V_PER_LINE; i++)
@@ -70,23 +69,27 @@ VECTOR void many_block(int rows, vf (*total)[V_PER_LINE], const struct many_tile
     }
 }
 
-VECTOR void many_tile_body(int rows, const struct many_tile *from)
+VECTOR void many_tile_body(int rows, const struct many_tile *t)
 {
     const int each = QUANT_BLOCK / 4;
+    const struct rows_wide *x[MANY_TILE];
     vf total[MANY_TILE][V_PER_LINE];
-    struct many_tile t = *from;
-    int left = t.lines, block = 0;
+    const char *w = t->w;
+    float *y = t->y;
+    int left = t->lines, block = 0;
 
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-        for (int i = 0; i < V_PER_LINE; i++) total[r][i] = t.add ? vf_loadu(t.y + (size_t)r * t.ldy + i * V_FLOATS) : vf_zero();
-    for (; left >= each; left -= each, block++) many_block(rows, total, &t, block, t.w + block * MANY_BLOCK, each);
-    if (left) many_block(rows, total, &t, block, t.w + block * MANY_BLOCK, left);
+    for (int r = 0; r < rows; r++) x[r] = t->x[r] + t->block;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
-        for (int i = 0; i < V_PER_LINE; i++) vf_storeu(t.y + (size_t)r * t.ldy + i * V_FLOATS, total[r][i]);
+        for (int i = 0; i < V_PER_LINE; i++) total[r][i] = t->block ? vf_loadu(y + (size_t)r * t->ldy + i * V_FLOATS) : vf_zero();
+    for (; left >= each; left -= each, block++) many_block(rows, total, x, block, w + block * MANY_BLOCK, each);
+    if (left) many_block(rows, total, x, block, w + block * MANY_BLOCK, left);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int i = 0; i < V_PER_LINE; i++) vf_storeu(y + (size_t)r * t->ldy + i * V_FLOATS, total[r][i]);
 }
 
 static void many_tile_less(const struct many_tile *t)
@@ -137,34 +140,34 @@ static void many_ask(const struct many_panel *next, int lines, int t, int tiles)
     v_ask((const char *)next->scale + t * LINE_BYTES);
 }
 
-/* Blocks block .. block + blocks - 1 of rows from .. from + n - 1 against all panels. */
-static void many_blocks(const struct quant_job *j, int from, int n, int block, int blocks)
+/* Blocks block .. block + blocks - 1 of n rows, which begin at x, against all panels.  y: of the first row. */
+static void many_blocks(const struct quant_job *j, const struct rows_wide *const *x, float *y, int n, int block, int blocks)
 {
     const int each = QUANT_BLOCK / 4;
-    int tiles = (n + MANY_TILE - 1) / MANY_TILE, lines = packed_steps(FORMAT_Q8, j->w->cols), all = packed_blocks(j->w->cols);
+    int tiles = (n + MANY_TILE - 1) / MANY_TILE, whole = n - (MANY_TILE - 1) * tiles; /* the others have one row less */
+    int lines = packed_steps(FORMAT_Q8, j->w->cols), all = packed_blocks(j->w->cols);
     size_t panel = (size_t)lines * LINE_BYTES, panel_scale = (size_t)all * PANEL_LANES;
-    struct many_tile tile = {.ldy = j->ldy, .w = j->scratch, .add = block > 0};
+    struct many_tile tile = {.ldy = j->ldy, .w = j->scratch, .block = block};
     struct many_panel first, at, next;
 
     first.w = (const char *)j->w->lines + (size_t)j->first * panel + (size_t)(block * each) * LINE_BYTES;
     first.scale = j->w->scale + (size_t)j->first * panel_scale + (size_t)block * PANEL_LANES;
     tile.lines = lines - block * each < blocks * each ? lines - block * each : blocks * each;
     at = first;
-    for (int p = 0; p < j->panels; p++, at = next) {
+    for (int p = 0; p < j->panels; p++, at = next, y += PANEL_LANES) {
         next = (struct many_panel){at.w + panel, at.scale + panel_scale};
         if (p == j->panels - 1) /* the next blocks of all panels; after the last ones for nothing */
             next =
                 (struct many_panel){first.w + (size_t)(blocks * each) * LINE_BYTES, first.scale + (size_t)blocks * PANEL_LANES};
         many_spread(j->scratch, at.w, at.scale, tile.lines);
+        tile.x = x, tile.y = y;
         for (int t = 0; t < tiles; t++) {
-            int begin = from + n * t / tiles, rows = from + n * (t + 1) / tiles - begin;
+            int rows = t < whole ? MANY_TILE : MANY_TILE - 1;
 
-            for (int r = 0; r < rows; r++)
-                tile.x[r] = j->x->wide + (size_t)(j->index ? j->index[begin + r] : begin + r) * (size_t)all + block;
-            tile.y = j->y + (size_t)begin * j->ldy + (size_t)p * PANEL_LANES;
             many_ask(&next, tile.lines, t, tiles);
-            if (rows == MANY_TILE) many_tile_whole(&tile);
+            if (t < whole) many_tile_whole(&tile);
             else many_tile_less(&tile);
+            tile.x += rows, tile.y += (size_t)rows * j->ldy;
         }
     }
 }
@@ -177,10 +180,12 @@ static bool many_rows(const struct quant_job *j, int n)
 
 static void many_product(const struct quant_job *j, int from, int n)
 {
+    const struct rows_wide *x[QUANT_ROWS];
     int all = packed_blocks(j->w->cols);
 
+    for (int i = 0; i < n; i++) x[i] = j->x->wide + (size_t)(j->index ? j->index[from + i] : from + i) * (size_t)all;
     for (int block = 0; block < all; block += MANY_BLOCKS)
-        many_blocks(j, from, n, block, all - block < MANY_BLOCKS ? all - block : MANY_BLOCKS);
+        many_blocks(j, x, j->y + (size_t)from * j->ldy, n, block, all - block < MANY_BLOCKS ? all - block : MANY_BLOCKS);
 }
 
 #endif
