@@ -41,8 +41,11 @@ double bench_step_bytes(const struct shape *s, const enum format format[WEIGHT_P
 
 double bench_prefill_flops(const struct shape *s, double f, int n)
 {
-    double pairs = 0.5 * n * (n + 1.0), ffn = f * bench_ffn_weights(s), rows = bench_attention_weights(s) + ffn;
+    double ffn = f * bench_ffn_weights(s), all = 0.5 * n * (n + 1.0), heads = (double)s->heads * s->head_dim;
+    double weights = n * (bench_attention_weights(s) + ffn), pairs = s->layers * all;
 
-    rows -= (n - 1.0) / n * ffn / s->layers; /* the last layer's FFN is asked for one row */
-    return 2 * (n * rows + bench_head_weights(s)) + 4 * pairs * s->layers * s->heads * s->head_dim;
+    /* the last layer is asked for one row: of the others it takes keys and values */
+    weights -= (n - 1) * (ffn / s->layers + 2 * heads * s->width);
+    pairs -= all - n;
+    return 2 * (weights + bench_head_weights(s)) + 4 * pairs * heads;
 }

@@ -64,7 +64,8 @@ void forward_take_work(struct model *m, struct arena_taker *t)
     m->k = arena_take(t, rows * kv, sizeof(float));
     m->v = arena_take(t, rows * kv, sizeof(float));
     m->tiles = arena_take(t, rows, sizeof(*m->tiles));
-    m->key = arena_take(t, rows, sizeof(*m->key));
+    m->asked = (struct asked_rows){arena_take(t, rows, sizeof(uint64_t)), arena_take(t, rows, sizeof(int32_t)),
+                                   arena_take(t, rows, sizeof(int32_t))};
     m->quantized = arena_take(t, rows_bytes(m->limits.rows, (int)(width > all ? width : all)), 1);
 }
 
@@ -134,19 +135,31 @@ struct attention { /* of some rows in one layer, over the heads of this rank */
     int tiles, parts, heads_each;
 };
 
-/* Turns queries and keys to their positions; keys and values go into the cache. */
-static void remember_task(void *ctx, int i, int worker)
+/* Turns queries to their positions. */
+static void queries_task(void *ctx, int i, int worker)
+{
+    const struct attention *a = ctx;
+    struct model *m = a->m;
+    const struct shape *s = &m->shape;
+    int from = i * ROWS_OF_TASK;
+
+    (void)worker;
+    rope_apply(m->q + (size_t)from * query_width(m), a->position + from, rows_of_task(i, a->rows), m->part.heads.n * group_of(s),
+               s->head_dim, m->rope);
+}
+
+/* Turns keys to their positions; keys and values go into the cache. */
+static void keys_task(void *ctx, int i, int worker)
 {
     const struct attention *a = ctx;
     struct model *m = a->m;
     const struct shape *s = &m->shape;
     int from = i * ROWS_OF_TASK, rows = rows_of_task(i, a->rows);
-    size_t q = query_width(m), kv = kv_width(m);
+    size_t kv = kv_width(m);
     int heads = m->part.heads.n;
     const int32_t *position = a->position + from;
 
     (void)worker;
-    rope_apply(m->q + (size_t)from * q, position, rows, heads * group_of(s), s->head_dim, m->rope);
     rope_apply(m->k + (size_t)from * kv, position, rows, heads, s->head_dim, m->rope);
     for (int t = 0; t < rows; t++)
         for (int h = 0; h < heads; h++) {
@@ -156,6 +169,12 @@ static void remember_task(void *ctx, int i, int worker)
             BUG_ON(position[t] < 0 || position[t] >= m->limits.positions);
             kv_write(&head, position[t], m->k + at, m->v + at);
         }
+}
+
+static void queries_and_keys_task(void *ctx, int i, int worker)
+{
+    queries_task(ctx, i, worker);
+    keys_task(ctx, i, worker);
 }
 
 /* Runs of rows of one session, so many that they fill an attend() with their heads; the heads of a KV head are parted when there would be fewer tasks than
@@ -220,13 +239,21 @@ static void count_attention(const struct attention *a)
     for (int t = 0; t < a->rows; t++) seen += a->position[t] + 1;
     timing_work(m->timing, bytes, 4.0 * seen * heads * group_of(s) * s->head_dim);
     count_product(m, a->rows, &y->q);
-    count_product(m, a->rows, &y->k);
-    count_product(m, a->rows, &y->v);
 }
 
 static const float *part_of_bias(const float *bias, size_t first)
 {
     return bias ? bias + first : NULL;
+}
+
+/* Queries, which are there, meet the cache. */
+static void look(struct attention *a)
+{
+    struct model *m = a->m;
+
+    cut_attention(a);
+    gemm_parallel(m->gemm, a->tiles * m->part.heads.n * a->parts, attend_task, a);
+    count_attention(a);
 }
 
 void forward_heads(struct model *m, int layer, const int32_t *position, const int32_t *session, const struct rows *normed,
@@ -243,10 +270,38 @@ void forward_heads(struct model *m, int layer, const int32_t *position, const in
                   (const float *[]){part_of_bias(y->q_bias, first * (size_t)group_of(&m->shape)), part_of_bias(y->k_bias, first),
                                     part_of_bias(y->v_bias, first)});
     moe_progress(m->moe);
-    share_rows(m, a.rows, remember_task, &a);
-    cut_attention(&a);
-    gemm_parallel(m->gemm, a.tiles * m->part.heads.n * a.parts, attend_task, &a);
-    count_attention(&a);
+    share_rows(m, a.rows, queries_and_keys_task, &a);
+    count_product(m, a.rows, &y->k);
+    count_product(m, a.rows, &y->v);
+    look(&a);
+}
+
+/* Half of forward_heads() of a model that is not split: keys and values of rows that may ask nothing. */
+static void remember(struct model *m, int layer, const int32_t *position, const int32_t *session, const struct rows *normed)
+{
+    const struct block *y = &m->blocks[layer];
+    size_t KV = kv_width(m);
+    struct attention a = {.m = m, .position = position, .session = session, .layer = layer, .rows = normed->n};
+
+    gemm_products(m->gemm, 2, (float *[]){m->k, m->v}, (size_t[]){KV, KV}, normed, (const struct packed *[]){&y->k, &y->v},
+                  (const float *[]){y->k_bias, y->v_bias});
+    moe_progress(m->moe);
+    share_rows(m, a.rows, keys_task, &a);
+    count_product(m, a.rows, &y->k);
+    count_product(m, a.rows, &y->v);
+}
+
+/* The other half: what rows ask of keys and values that are in the cache. */
+static void ask(struct model *m, int layer, const int32_t *position, const int32_t *session, const struct rows *normed,
+                float *mixed, size_t ld)
+{
+    const struct block *y = &m->blocks[layer];
+    struct attention a = {
+        .m = m, .position = position, .session = session, .mixed = mixed, .ld = ld, .layer = layer, .rows = normed->n};
+
+    gemm_product(m->gemm, m->q, query_width(m), normed, &y->q, y->q_bias);
+    share_rows(m, a.rows, queries_task, &a);
+    look(&a);
 }
 
 static const struct packed *weights_of(const struct model *m, enum split_kind kind, int layer)
@@ -272,7 +327,37 @@ void forward_part(struct model *m, enum split_kind kind, int layer, const struct
     count_product(m, in->n, w);
 }
 
-void forward_attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h)
+/* ---- the last layer ---- */
+
+static int count_asked(const struct batch *b, int first, int rows)
+{
+    int n = 0;
+
+    for (int t = 0; t < rows; t++) n += b->asked[first + t];
+    return n;
+}
+
+/* Of rows first .. first + rows - 1, of x and h here, those that are asked for move to the front, and so do their numbers in m->asked; returns how many. */
+static int keep_asked(struct model *m, const struct batch *b, int first, int rows, float *x, float *h)
+{
+    size_t D = (size_t)m->shape.width;
+    int n = 0;
+
+    for (int t = 0; t < rows; t++) {
+        if (!b->asked[first + t]) continue;
+        if (n < t) {
+            memcpy(x + (size_t)n * D, x + (size_t)t * D, D * sizeof(*x));
+            memcpy(h + (size_t)n * D, h + (size_t)t * D, D * sizeof(*h));
+        }
+        m->asked.key[first + n] = b->key ? b->key[first + t] : (uint64_t)t;
+        m->asked.position[first + n] = b->position[first + t];
+        m->asked.session[first + n++] = b->session[first + t];
+    }
+    return n;
+}
+
+/* Attention of a layer.  `last`: all rows leave keys and values, and only those that are asked for go on, early if the model is not split; returns how many. */
+static int attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h, bool last)
 {
     const struct shape *s = &m->shape;
     const struct block *y = &m->blocks[layer];
@@ -280,8 +365,7 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     int D = s->width, Q = (int)mixed_width(s);
     struct rows normed = input(m, h, D, rows, y->q.format), mixed;
     struct norm before = {.x = x, .out = h, .weight = y->attention_norm, .eps = s->eps, .in = &normed, .rows = rows, .width = D};
-    struct norm after = {.x = x, .out = h, .add = x, .weight = y->ffn_norm, .eps = s->eps, .rows = rows, .width = D};
-    bool split = m->limits.split;
+    bool split = m->limits.split, early = last && !split && count_asked(b, first, rows) < rows;
 
     enum timing_section was = timing_enter(m->timing, TIME_ATTENTION);
 
@@ -289,7 +373,12 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     /* The rows of the other micro-batch move only while MPI is called. */
     share_rows(m, rows, norm_task, &before);
     if (split) split_ask(m, SPLIT_ATTEND, layer, rows, position, session, h);
-    forward_heads(m, layer, position, session, &normed, m->mixed, (size_t)Q);
+    if (early) {
+        remember(m, layer, position, session, &normed);
+        rows = keep_asked(m, b, first, rows, x, h);
+        normed = forward_input(m, h, D, rows, SPLIT_ATTEND, layer);
+        ask(m, layer, m->asked.position + first, m->asked.session + first, &normed, m->mixed, (size_t)Q);
+    } else forward_heads(m, layer, position, session, &normed, m->mixed, (size_t)Q);
     if (split) split_take(m, SPLIT_ATTEND, rows, m->mixed, (size_t)Q);
     moe_progress(m->moe);
     if (split) split_ask(m, SPLIT_OUT, layer, rows, NULL, NULL, m->mixed);
@@ -297,8 +386,18 @@ void forward_attention(struct model *m, int layer, const struct batch *b, int fi
     forward_part(m, SPLIT_OUT, layer, &mixed, h, (size_t)D);
     if (split) split_take(m, SPLIT_OUT, rows, h, (size_t)D);
     moe_progress(m->moe);
+
+    struct norm after = {.x = x, .out = h, .add = x, .weight = y->ffn_norm, .eps = s->eps, .rows = rows, .width = D};
+
     share_rows(m, rows, norm_task, &after);
+    if (last && !early) rows = keep_asked(m, b, first, rows, x, h);
     timing_enter(m->timing, was);
+    return rows;
+}
+
+void forward_attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h)
+{
+    attention(m, layer, b, first, rows, x, h, false);
 }
 
 status forward_failed(const struct model *m, struct err *e)
@@ -362,24 +461,6 @@ void forward_logits(struct model *m, const float *hidden, int n, float *logits)
 
 /* ---- the whole ---- */
 
-/* Of rows first .. first + rows - 1 those that are asked for move to the front; returns how many.  Their keys go to m->key. */
-static int keep_asked(struct model *m, const struct batch *b, int first, int rows)
-{
-    size_t D = (size_t)m->shape.width;
-    float *x = m->x + (size_t)first * D, *h = m->h + (size_t)first * D;
-    int n = 0;
-
-    for (int t = 0; t < rows; t++) {
-        if (!b->asked[first + t]) continue;
-        if (n < t) {
-            memcpy(x + (size_t)n * D, x + (size_t)t * D, D * sizeof(*x));
-            memcpy(h + (size_t)n * D, h + (size_t)t * D, D * sizeof(*h));
-        }
-        m->key[first + n++] = b->key ? b->key[first + t] : (uint64_t)t;
-    }
-    return n;
-}
-
 /* The hidden states of the n rows that keep_asked() has left go to where they were. */
 static void norm_asked(struct model *m, const struct batch *b, int first, int rows, int n, float *hidden)
 {
@@ -403,6 +484,7 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
     int first[] = {0, P == 2 ? T / 2 : T, T}, left[2] = {0};
     const uint64_t *key = b->key;
     size_t D = (size_t)m->shape.width;
+    bool last;
     status s = OK;
 
     BUG_ON(!m->coordinator || T > m->limits.rows);
@@ -415,12 +497,10 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
 
             if (l > 0 && (s = moe_end(m->moe, p, x, NULL, e))) return s;
             if (l == L) continue;
-            forward_attention(m, l, b, first[p], rows, x, h);
+            last = l == L - 1 && b->asked;
+            rows = left[p] = attention(m, l, b, first[p], rows, x, h, last);
             if (forward_failed(m, e)) return e->code;
-            if (l == L - 1 && b->asked) {
-                rows = left[p] = keep_asked(m, b, first[p], rows);
-                key = m->key;
-            }
+            if (last) key = m->asked.key;
             s = moe_begin(m->moe, p, l, h, key ? key + first[p] : NULL, rows, how, e);
             if (s) return s;
         }

@@ -14,7 +14,7 @@ struct batch {
     int rows;
     const int32_t *token, *position, *session;
     const uint64_t *key; /* for ROUTE_RANDOM, or NULL */
-    /* Whose hidden state is wanted, or NULL: all.  The others end with the last layer's attention, and what is written for them means nothing. */
+    /* Whose hidden state is wanted, or NULL: all.  The others end with the last layer's keys and values (of a split model: with its attention), and what is written for them means nothing. */
     const bool *asked;
     bool decodes; /* every row is the next token of its session: what routing.batch_experts is for */
 };

@@ -10,6 +10,11 @@ struct tile { /* rows of one session that attend together, from the first of the
     int first, rows;
 };
 
+struct asked_rows { /* [rows] each: of rows that are asked for, in the last layer */
+    uint64_t *key;
+    int32_t *position, *session;
+};
+
 struct block {                        /* one layer's attention; vectors are widened, and whole */
     struct packed q, k, v, o;         /* the part of this rank */
     float *q_bias, *k_bias, *v_bias;  /* NULL: none */
@@ -48,8 +53,8 @@ struct model {
     struct kvcache kv;
     float *q, *k, *v;   /* [rows][this rank's heads or KV heads][head_dim] */
     struct tile *tiles; /* [rows] */
-    uint64_t *key;      /* [rows]: of rows that are asked for */
-    void *quantized;    /* rows of one product, for weights that need them quantized: rows_bytes() */
+    struct asked_rows asked;
+    void *quantized; /* rows of one product, for weights that need them quantized: rows_bytes() */
 };
 
 /* The matrices of a rank (model.c): one walk for what is planned and what is bound. */

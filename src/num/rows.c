@@ -91,24 +91,38 @@ static void widen_block(struct rows_wide *to, const int8_t *q, float scale, int3
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-__attribute__((target("avx2"))) static void widen_avx2(struct rows_wide *to, const int8_t *q, const float *scale,
-                                                       const int32_t *sum, int blocks)
+/* A block of 16-bit numbers in its order, 16 each, and the sums of all and of the products of neighbours. */
+__attribute__((target("avx2"))) static inline void put_wide(struct rows_wide *to, __m256i low, __m256i high, float scale,
+                                                            int64_t sums)
 {
-    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
 
-    for (int b = 0; b < blocks; b++, to++, q += QUANT_BLOCK) {
-        __m256i bytes = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(const void *)q), order);
-        __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes));
-        __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1));
-        /* of every four inputs 0 and 2 lie in the lower 32 bits, 1 and 3 in the upper ones */
-        __m256i pairs = _mm256_add_epi32(_mm256_madd_epi16(low, _mm256_srli_epi64(low, 32)),
-                                         _mm256_madd_epi16(high, _mm256_srli_epi64(high, 32)));
-        __m128i half = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    _mm256_storeu_si256((__m256i *)(void *)to->x, _mm256_shuffle_epi8(low, order));
+    _mm256_storeu_si256((__m256i *)(void *)(to->x + 16), _mm256_shuffle_epi8(high, order));
+    to->scale = scale, to->start = -128 * (int32_t)sums, to->pairs = (float)(ROWS_BIG + (int32_t)(sums >> 32));
+}
 
-        _mm256_storeu_si256((__m256i *)(void *)to->x, low);
-        _mm256_storeu_si256((__m256i *)(void *)(to->x + 16), high);
-        to->scale = scale[b], to->start = -128 * sum[b];
-        to->pairs = (float)(ROWS_BIG + _mm_cvtsi128_si32(half) + _mm_extract_epi32(half, 2));
+/* Those sums: of all in the lower half, of products in the upper one. */
+__attribute__((target("avx2"))) static inline int64_t sums_of(__m256i low, __m256i high)
+{
+    const __m256i ones = _mm256_set1_epi16(1), even = _mm256_set1_epi32(0xffff);
+    __m256i sum = _mm256_madd_epi16(_mm256_add_epi16(low, high), ones);
+    /* the upper half of each 32 bits, moved down, meets the lower one */
+    __m256i pairs = _mm256_add_epi32(_mm256_madd_epi16(_mm256_and_si256(low, even), _mm256_srli_epi32(low, 16)),
+                                     _mm256_madd_epi16(_mm256_and_si256(high, even), _mm256_srli_epi32(high, 16)));
+    __m256i both = _mm256_hadd_epi32(sum, pairs);
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+
+    return _mm_cvtsi128_si64(_mm_hadd_epi32(half, half));
+}
+
+__attribute__((target("avx2"))) static void widen_avx2(struct rows_wide *to, const int8_t *q, const float *scale, int blocks)
+{
+    for (int b = 0; b < blocks; b++, q += QUANT_BLOCK) {
+        __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)q));
+        __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(q + 16)));
+
+        put_wide(to + b, low, high, scale[b], sums_of(low, high));
     }
 }
 
@@ -120,13 +134,15 @@ __attribute__((target("avx2"))) static int32_t most_of(__m256i a)
     return _mm_cvtsi128_si32(_mm_max_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
 }
 
-/* quantize_block() of whole blocks, the same bits. */
-__attribute__((target("avx2"))) static void quantize_avx2(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks)
+/* quantize_block() of whole blocks, and widen_block() if `wide` is not NULL: the same bits. */
+__attribute__((target("avx2"))) static void quantize_avx2(int8_t *q, float *scale, int32_t *sum, struct rows_wide *wide,
+                                                          const float *x, int blocks)
 {
-    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
 
     for (int b = 0; b < blocks; b++, x += QUANT_BLOCK, q += QUANT_BLOCK) {
-        __m256i v[4], most = _mm256_setzero_si256(), bytes, sums;
+        __m256i v[4], most = _mm256_setzero_si256(), low, high;
+        int64_t sums;
         float by;
 
         for (int i = 0; i < 4; i++) {
@@ -138,45 +154,46 @@ __attribute__((target("avx2"))) static void quantize_avx2(int8_t *q, float *scal
             v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(v[i]), _mm256_set1_ps(by)));
             if (isnan(scale[b])) v[i] = _mm256_setzero_si256();
         }
-        bytes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
-        _mm256_storeu_si256((__m256i *)(void *)q, _mm256_permutevar8x32_epi32(bytes, order)); /* packs work in halves */
-        sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
-        sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
-        sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
-        sum[b] = _mm256_extract_epi32(sums, 0) + _mm256_extract_epi32(sums, 4);
+        /* packs work in halves */
+        low = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[0], v[1]), 0xd8);
+        high = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[2], v[3]), 0xd8);
+        _mm256_storeu_si256((__m256i *)(void *)q, _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xd8));
+        sums = sums_of(low, high);
+        sum[b] = (int32_t)sums;
+        if (wide) put_wide(wide + b, low, high, scale[b], sums);
     }
 }
 
-static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks, enum isa isa)
+static int quantize_fast(int8_t *q, float *scale, int32_t *sum, struct rows_wide *wide, const float *x, int blocks, enum isa isa)
 {
     if (isa < ISA_AVX2) return 0;
-    quantize_avx2(q, scale, sum, x, blocks);
+    quantize_avx2(q, scale, sum, wide, x, blocks);
     return blocks;
 }
 
-static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks, enum isa isa)
+static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, int blocks, enum isa isa)
 {
     if (isa < ISA_AVX2) return 0;
-    widen_avx2(to, q, scale, sum, blocks);
+    widen_avx2(to, q, scale, blocks);
     return blocks;
 }
 #else
-static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks, enum isa isa)
+static int widen_fast(struct rows_wide *to, const int8_t *q, const float *scale, int blocks, enum isa isa)
 {
-    (void)to, (void)q, (void)scale, (void)sum, (void)blocks, (void)isa;
+    (void)to, (void)q, (void)scale, (void)blocks, (void)isa;
     return 0;
 }
 
-static int quantize_fast(int8_t *q, float *scale, int32_t *sum, const float *x, int blocks, enum isa isa)
+static int quantize_fast(int8_t *q, float *scale, int32_t *sum, struct rows_wide *wide, const float *x, int blocks, enum isa isa)
 {
-    (void)q, (void)scale, (void)sum, (void)x, (void)blocks, (void)isa;
+    (void)q, (void)scale, (void)sum, (void)wide, (void)x, (void)blocks, (void)isa;
     return 0;
 }
 #endif
 
 void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks, enum isa isa)
 {
-    for (int b = widen_fast(to, q, scale, sum, blocks, isa); b < blocks; b++)
+    for (int b = widen_fast(to, q, scale, blocks, isa); b < blocks; b++)
         widen_block(to + b, q + b * QUANT_BLOCK, scale[b], sum[b]);
 }
 
@@ -192,16 +209,15 @@ static void quantize(struct rows *r, int first, int n, int block, int blocks)
 
         if (whole > b)
             b += quantize_fast(r->q + (row + (size_t)b) * QUANT_BLOCK, r->scale + row + b, r->sum + row + b,
-                               x + (size_t)b * QUANT_BLOCK, whole - b, r->isa);
+                               r->wide ? r->wide + row + b : NULL, x + (size_t)b * QUANT_BLOCK, whole - b, r->isa);
         for (; b < end; b++) {
             int left = r->cols - b * QUANT_BLOCK;
+            int8_t *q = r->q + (row + (size_t)b) * QUANT_BLOCK;
 
-            quantize_block(r->q + (row + (size_t)b) * QUANT_BLOCK, r->scale + row + b, r->sum + row + b,
-                           x + (size_t)b * QUANT_BLOCK, left < QUANT_BLOCK ? left : QUANT_BLOCK);
+            quantize_block(q, r->scale + row + b, r->sum + row + b, x + (size_t)b * QUANT_BLOCK,
+                           left < QUANT_BLOCK ? left : QUANT_BLOCK);
+            if (r->wide) widen_block(r->wide + row + b, q, r->scale[row + (size_t)b], r->sum[row + (size_t)b]);
         }
-        if (!r->wide) continue;
-        row += (size_t)block;
-        rows_widen(r->wide + row, r->q + row * QUANT_BLOCK, r->scale + row, r->sum + row, blocks, r->isa);
     }
 }
 
