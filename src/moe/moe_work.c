@@ -248,7 +248,7 @@ static void in_task(void *ctx, int item, int worker)
     moe_work_keep(s, w->job, gate, ld, row, rows, first * PANEL_LANES, columns);
     moe_work_progress(w, worker);
 }
-_Static_assert(2 * SPREAD_ROWS * IN_PANELS * PANEL_LANES * sizeof(float) <= GEMM_ROOM_BYTES && IN_ROWS <= SPREAD_ROWS,
+_Static_assert(2 * SPREAD_ROWS * IN_PANELS * PANEL_LANES * sizeof(float) <= GEMM_ROOM_BYTES && (int)IN_ROWS <= SPREAD_ROWS,
                "gate and up of a task");
 _Static_assert(IN_PANELS *PANEL_LANES % QUANT_BLOCK == 0 && FEW_PANELS * PANEL_LANES % QUANT_BLOCK == 0, "whole blocks");
 
@@ -288,7 +288,7 @@ static void cut_out(struct moe_work *w)
     w->out_columns = (panels + w->out_panels - 1) / w->out_panels;
 }
 _Static_assert(SPREAD_ROWS *OUT_PANELS *PANEL_LANES * 12 + SPREAD_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES &&
-                   OUT_ROWS <= SPREAD_ROWS,
+                   (int)OUT_ROWS <= SPREAD_ROWS,
                "sums, product and terms");
 _Static_assert(FINE_CELLS * 12 + FINE_ROWS * 4 + LINE_BYTES <= GEMM_ROOM_BYTES, "sums, product and terms");
 
