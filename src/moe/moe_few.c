@@ -77,7 +77,7 @@ static void few_share(const struct moe_work *w, const struct moe_share *s, struc
 
         BUG_ON(!done);
         silu_mul(gate, up, (size_t)n * PANEL_LANES);
-        moe_work_keep(s, w->job, gate, PANEL_LANES, 0, n, p * PANEL_LANES, columns);
+        moe_work_keep(w, s, gate, PANEL_LANES, 0, n, p * PANEL_LANES, columns);
     }
     bool done = exact_product(e, w->kernel, s->row, w->first, &s->z, s->out, 0, packed_panels(w->m->width), s->scale, NULL);
     BUG_ON(!done);

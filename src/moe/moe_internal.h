@@ -232,6 +232,7 @@ struct moe_work {
     const struct kernel *kernel;
     const struct moe_job *job;
     bool backward, norms;    /* norms: shares know those of their neurons */
+    bool only_sums;          /* nobody reads z but the second loop, for which its quantized form will do */
     bool packed;             /* place: as in moe_work_scores() */
     int first, rows;         /* of the job's rows */
     struct moe_share *share; /* [shares] */
@@ -273,9 +274,9 @@ int moe_parts(const struct moe_work *w);
 int moe_share_row(const struct moe_share *s, int row); /* the first of its rows that is not before `row` */
 void moe_take_joined(struct moe *m, struct arena_taker *t, int neurons);
 void moe_join(struct moe *m, int layer);
-/* z of rows row .. row + rows - 1 and neurons first .. first + columns - 1 of a share, as the products gave it, into its place. */
-void moe_work_keep(const struct moe_share *s, const struct moe_job *job, const float *tile, size_t ld, int row, int rows,
-                   int first, int columns);
+/* z of rows row .. row + rows - 1 and neurons first .. first + columns - 1 of a share, as the products gave it, into its place; `tile` may change. */
+void moe_work_keep(const struct moe_work *w, const struct moe_share *s, float *tile, size_t ld, int row, int rows, int first,
+                   int columns);
 /* Rows first .. first + n - 1 of r. */
 struct rows moe_work_part(const struct rows *r, int first, int n);
 /* Sums of e->rows rows from `row` on and `columns` columns into w->out; narrow: room for so many floats. */

@@ -197,25 +197,24 @@ static const struct moe_share *share_of(const struct moe_work *w, int item)
 }
 
 /* z, as the tile gives it, into its place; the static control puts means in for neurons, a threshold takes those out that are not above it. */
-void moe_work_keep(const struct moe_share *s, const struct moe_job *job, const float *tile, size_t ld, int row, int rows,
-                   int first, int columns)
+void moe_work_keep(const struct moe_work *w, const struct moe_share *s, float *tile, size_t ld, int row, int rows, int first,
+                   int columns)
 {
+    const struct moe_job *job = w->job;
     const struct expert *x = s->x;
+    struct rows z = s->z;
 
-    for (int t = 0; t < rows; t++, tile += ld) {
-        float *z = (float *)s->z.x + (size_t)(row + t) * s->z.ld + (size_t)first;
+    for (int t = 0; t < rows; t++) {
+        float *from = tile + (size_t)t * ld;
 
-        memcpy(z, tile, (size_t)columns * sizeof(*z));
         for (int j = 0; job->fixed && j < columns; j++)
-            if (x->place[first + j] >= job->kept) z[j] = x->fill ? x->fill[first + j] : 0.0f;
+            if (x->place[first + j] >= job->kept) from[j] = x->fill ? x->fill[first + j] : 0.0f;
         for (int j = 0; job->threshold && j < columns; j++)
-            if (!(moe_neuron_score(z[j], s->norm[first + j]) > job->threshold[s->row[row + t]])) z[j] = 0.0f;
+            if (!(moe_neuron_score(from[j], s->norm[first + j]) > job->threshold[s->row[row + t]])) from[j] = 0.0f;
+        if (!w->only_sums || !z.q)
+            memcpy((float *)z.x + (size_t)(row + t) * z.ld + (size_t)first, from, (size_t)columns * sizeof(*from));
     }
-    if (rows_wait(&s->z)) {
-        struct rows z = s->z;
-
-        rows_quantize_part(&z, row, rows, first / QUANT_BLOCK, packed_blocks(columns));
-    }
+    if (rows_wait(&z)) rows_quantize_part(&z, tile, ld, row, rows, first / QUANT_BLOCK, packed_blocks(columns));
 }
 
 static void in_task(void *ctx, int item, int worker)
@@ -245,7 +244,7 @@ static void in_task(void *ctx, int item, int worker)
         w->kernel->product(up, ld, w->job->h, s->row + row, rows, &s->x->up, first, panels, scratch);
     }
     silu_mul(gate, up, cells);
-    moe_work_keep(s, w->job, gate, ld, row, rows, first * PANEL_LANES, columns);
+    moe_work_keep(w, s, gate, ld, row, rows, first * PANEL_LANES, columns);
     moe_work_progress(w, worker);
 }
 _Static_assert(2 * SPREAD_ROWS * IN_PANELS * PANEL_LANES * sizeof(float) <= GEMM_ROOM_BYTES && (int)IN_ROWS <= SPREAD_ROWS,
@@ -396,7 +395,7 @@ void moe_work_sum(struct moe *m, const struct moe_job *job, enum moe_answers as,
     int rows = job->h->n, each = moe_work_rows_at_once(m, job->layer, false);
 
     for (int first = 0; first < rows; first += each) {
-        struct moe_work w = {.as = as, .out = out};
+        struct moe_work w = {.only_sums = !job->note, .as = as, .out = out};
 
         moe_work_begin(&w, m, job, first, rows - first < each ? rows - first : each);
         if (!moe_few(&w)) {

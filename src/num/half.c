@@ -22,16 +22,16 @@ void half_room(struct rows *r, void *memory)
     r->half = (uint16_t *)(void *)((char *)memory + rows_bytes(r->n, r->cols) - half_bytes(r->n, r->cols));
 }
 
-void half_fill(struct rows *r, int first, int n, int block, int blocks)
+void half_fill(struct rows *r, const float *x, size_t ld, int first, int n, int block, int blocks)
 {
-    size_t ld = half_ld(r->cols);
+    size_t ld_half = half_ld(r->cols);
     int from = block * QUANT_BLOCK, end = (block + blocks) * QUANT_BLOCK, inputs = (end < r->cols ? end : r->cols) - from;
 
     BUG_ON(!r->half || first < 0 || first + n > r->n || block < 0 || block + blocks > packed_blocks(r->cols));
-    for (int t = first; t < first + n; t++) {
-        uint16_t *to = r->half + (size_t)t * ld + (size_t)from;
+    for (int t = first; t < first + n; t++, x += ld) {
+        uint16_t *to = r->half + (size_t)t * ld_half + (size_t)from;
 
-        narrow_many(to, r->x + (size_t)t * r->ld + (size_t)from, (size_t)inputs);
+        narrow_many(to, x, (size_t)inputs);
         memset(to + inputs, 0, (size_t)(end - from - inputs) * sizeof(*to));
     }
 }
@@ -112,7 +112,7 @@ bool half_check(const struct kernel *k)
     for (int i = 0; i < OUT * COLS; i++) w[i] = number(3 * i + 1);
     pack_panels(memory, NULL, FORMAT_BF16, &m, 0, packed_panels(OUT));
     half_room(&r, memory + lines);
-    half_fill(&r, 0, ROWS, 0, packed_blocks(COLS));
+    half_fill(&r, r.x, r.ld, 0, ROWS, 0, packed_blocks(COLS));
     for (size_t s = 0; s < sizeof(shape) / sizeof(*shape); s++) {
         int index[ROWS];
 

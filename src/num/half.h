@@ -30,8 +30,8 @@ enum { HALF_COLS = 1 << 16 };
 size_t half_bytes(int n, int cols);
 /* Places r->half in `memory` of rows_bytes(), aligned to 64, where rows_room() puts nothing. */
 void half_room(struct rows *r, void *memory);
-/* Rounds blocks block .. block + blocks - 1 (of 32 inputs) of rows first .. first + n - 1; half_room() came before.  Any thread. */
-void half_fill(struct rows *r, int first, int n, int block, int blocks);
+/* Rounds blocks block .. block + blocks - 1 (of 32 inputs) of rows first .. first + n - 1, which are where rows_quantize_part() says; half_room() came before.  Any thread. */
+void half_fill(struct rows *r, const float *x, size_t ld, int first, int n, int block, int blocks);
 
 /* The kernels for rows with `half`, up to the level `most`: products of bf16 weights with such rows are as above, all others are kernel_for()'s. */
 const struct kernel *kernel_half_for(enum isa most);

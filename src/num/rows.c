@@ -197,24 +197,23 @@ void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const
         widen_block(to + b, q + b * QUANT_BLOCK, scale[b], sum[b]);
 }
 
-static void quantize(struct rows *r, int first, int n, int block, int blocks)
+static void quantize(struct rows *r, const float *x, size_t ld, int first, int n, int block, int blocks)
 {
     int all = packed_blocks(r->cols);
 
     BUG_ON(!r->q || first < 0 || first + n > r->n || block < 0 || block + blocks > all);
-    for (int t = first; t < first + n; t++) {
-        const float *x = r->x + (size_t)t * r->ld;
+    for (int t = first; t < first + n; t++, x += ld) {
         size_t row = (size_t)t * (size_t)all;
         int b = block, end = block + blocks, whole = r->cols / QUANT_BLOCK < end ? r->cols / QUANT_BLOCK : end;
 
         if (whole > b)
             b += quantize_fast(r->q + (row + (size_t)b) * QUANT_BLOCK, r->scale + row + b, r->sum + row + b,
-                               r->wide ? r->wide + row + b : NULL, x + (size_t)b * QUANT_BLOCK, whole - b, r->isa);
+                               r->wide ? r->wide + row + b : NULL, x, whole - b, r->isa);
         for (; b < end; b++) {
             int left = r->cols - b * QUANT_BLOCK;
             int8_t *q = r->q + (row + (size_t)b) * QUANT_BLOCK;
 
-            quantize_block(q, r->scale + row + b, r->sum + row + b, x + (size_t)b * QUANT_BLOCK,
+            quantize_block(q, r->scale + row + b, r->sum + row + b, x + (size_t)(b - block) * QUANT_BLOCK,
                            left < QUANT_BLOCK ? left : QUANT_BLOCK);
             if (r->wide) widen_block(r->wide + row + b, q, r->scale[row + (size_t)b], r->sum[row + (size_t)b]);
         }
@@ -223,12 +222,12 @@ static void quantize(struct rows *r, int first, int n, int block, int blocks)
 
 void rows_quantize(struct rows *r, int first, int n)
 {
-    rows_quantize_part(r, first, n, 0, packed_blocks(r->cols));
+    rows_quantize_part(r, r->x + (size_t)first * r->ld, r->ld, first, n, 0, packed_blocks(r->cols));
 }
 
-void rows_quantize_part(struct rows *r, int first, int n, int block, int blocks)
+void rows_quantize_part(struct rows *r, const float *x, size_t ld, int first, int n, int block, int blocks)
 {
     BUG_ON(!rows_wait(r));
-    if (r->q) quantize(r, first, n, block, blocks);
-    if (r->half) half_fill(r, first, n, block, blocks);
+    if (r->q) quantize(r, x, ld, first, n, block, blocks);
+    if (r->half) half_fill(r, x, ld, first, n, block, blocks);
 }

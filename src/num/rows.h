@@ -44,8 +44,8 @@ void rows_room(struct rows *r, void *memory, enum isa isa);
 void rows_wide_room(struct rows *r, void *memory);
 /* Quantizes rows first .. first + n - 1, and rounds them if half_room() gave them a place; one of the two came before.  Any thread. */
 void rows_quantize(struct rows *r, int first, int n);
-/* The same for blocks block .. block + blocks - 1 only: of rows that come block by block. */
-void rows_quantize_part(struct rows *r, int first, int n, int block, int blocks);
+/* The same for blocks block .. block + blocks - 1 only, of rows that come block by block, from wherever they are: inputs block * 32 .. of row first + t at x + t * ld. */
+void rows_quantize_part(struct rows *r, const float *x, size_t ld, int first, int n, int block, int blocks);
 /* Where part `part` of `parts` of n rows begins (n for part = parts): nearly equal parts of whole tiles of rows, be they of 4 or 6, or at levels with larger ones of 8 or 16.
  * Of no more rows than `most`, a multiple of 48, if parts * most >= n. */
 static inline int rows_cut(int n, int parts, int part, enum isa isa)

@@ -134,7 +134,7 @@ VECTOR void vi_add_pairs16(vi *sum, vi a, vi b)
 }
 /* (x + w')(x' + w) of 16 bits, neighbours added to 32 and to *sum and *next: x and x' are two words each at `x`, for all lanes; w is `even` and `even_next`, w' `odd` and `odd_next`.
  * As one piece of text with registers of its own, because compilers that may choose run out of them, or move sums about.  Both halves go side by side: one behind the other takes 2 % longer.
- * The last operand of an instruction is one of the lower eight registers: so its code is a byte shorter, and more of them fit where the processor keeps them decoded. */
+ * Of each instruction the operand that is written first here is one of the lower eight registers: so its code is a byte shorter, and more of it fits where the processor keeps it decoded. */
 #define PAIR_SUMS_TEXT                                                                                                           \
     "vpbroadcastd %2, %%ymm0\n\tvpbroadcastd %3, %%ymm1\n\t"                                                                     \
     "vpaddw %%ymm0, %5, %%ymm2\n\tvpaddw %%ymm1, %4, %%ymm3\n\t"                                                                 \

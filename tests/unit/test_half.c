@@ -258,7 +258,7 @@ static void rows_are_rounded(void **state)
     rows_quantize(&c.x, 0, ROWS);
     rows_room(&both, memory, isa_best());
     half_room(&both, memory);
-    for (int b = packed_blocks(COLS); b-- > 0;) rows_quantize_part(&both, 0, ROWS, b, 1);
+    for (int b = packed_blocks(COLS); b-- > 0;) rows_quantize_part(&both, both.x + b * QUANT_BLOCK, both.ld, 0, ROWS, b, 1);
     for (int t = 0; t < ROWS; t++) {
         for (int k = 0; k < COLS; k++)
             assert_int_equal(c.x.half[(size_t)t * ld + (size_t)k], narrow_bf16(c.values[(size_t)t * c.x.ld + (size_t)k]));

@@ -214,7 +214,7 @@ static void quantized_rows(void **state)
         rows_quantize(&plain, 0, plain.n);
         rows_room(&part, room(rows_bytes(x.n, x.cols)), isa_best());
         rows_wide_room(&part, part.q);
-        for (int b = 0; b < packed_blocks(cols[c]); b++) rows_quantize_part(&part, 0, part.n, b, 1);
+        for (int b = 0; b < packed_blocks(cols[c]); b++) rows_quantize_part(&part, part.x + b * QUANT_BLOCK, part.ld, 0, part.n, b, 1);
         assert_memory_equal(x.q, plain.q, blocks * QUANT_BLOCK);
         assert_memory_equal(x.sum, plain.sum, blocks * sizeof(*x.sum));
         assert_true(same(x.scale, plain.scale, (int)blocks));
