@@ -258,7 +258,7 @@ struct rows moe_work_part(const struct rows *r, int first, int n)
 
     if (r->half) part.half = r->half + f * half_ld(r->cols);
     if (r->q) part.q = r->q + f * blocks * QUANT_BLOCK, part.scale = r->scale + f * blocks, part.sum = r->sum + f * blocks;
-    if (r->wide) part.wide = r->wide + f * blocks;
+    if (r->wide) part.wide = r->wide + f * blocks, part.only_wide = r->only_wide;
     return part;
 }
 

@@ -128,12 +128,15 @@ bool gemm_half(const struct gemm *g)
 
 bool gemm_rows(const struct gemm *g, struct rows *r, enum format f, void *memory)
 {
-    bool wide = f == FORMAT_Q8 && (g->kernel->isa == ISA_AVX2 || g->kernel->isa == ISA_AVX512) && !r->wide;
+    bool wide = f == FORMAT_Q8 && (g->kernel->isa == ISA_AVX2 || g->kernel->isa == ISA_AVX512);
 
-    if (format_has_scales(f) && (!r->q || wide)) {
-        if (!r->q) rows_room(r, memory, g->kernel->isa);
-        if (wide) rows_wide_room(r, memory);
-        return true;
+    if (format_has_scales(f)) {
+        bool was = r->q && (wide ? r->wide != NULL : !r->only_wide);
+
+        if (!r->q) rows_room(r, memory, g->kernel->isa), r->only_wide = wide;
+        if (wide && !r->wide) rows_wide_room(r, memory);
+        r->only_wide = r->only_wide && wide;
+        return !was;
     }
     if (f == FORMAT_BF16 && g->half && !r->half) {
         half_room(r, memory);

@@ -345,7 +345,7 @@ static void product_quant(float *y, size_t ldy, const struct rows *x, const int 
 static void product(float *y, size_t ldy, const struct rows *x, const int *index, int n, const struct packed *w, int first,
                     int panels, void *scratch)
 {
-    BUG_ON(x->cols != w->cols || (format_has_scales(w->format) && !x->q));
+    BUG_ON(x->cols != w->cols || (format_has_scales(w->format) && !x->q) || (w->format == FORMAT_Q4 && x->only_wide));
     if (n <= 0) return;
     if (format_has_scales(w->format)) product_quant(y, ldy, x, index, n, w, first, panels, scratch);
     else product_float(y, ldy, x, index, n, w, first, panels, scratch);

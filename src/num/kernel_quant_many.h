@@ -2,7 +2,7 @@
  *
  *   x w + x' w' = (x + w')(x' + w) - x x' - w w'
  *
- * of which the products within a row come with it (rows.h) and those within a panel are made while the panel is spread to 16 bits, once for all rows.
+ * of which the products within a row come with it (rows.h), as does what the weights' bias adds, and those within a panel are made while the panel is spread to 16 bits, once for all rows.
  *
  * Every instruction counts, also those that only load: where another thread runs on the same core it takes its share of the places that they go through.  So rows are read where they lie rather than
  * copied.  Blocks are cut so that a spread panel stays in the first cache while all rows pass, and those blocks of the rows in the second while all panels do. */
@@ -16,7 +16,7 @@ enum {
     MANY_BLOCKS = 16, /* blocks of a panel that the first cache holds */
     MANY_PAIRS = 0,   /* bytes from a spread block to: ROWS_BIG_BITS - the sum of w[k] w[k + 1], k even */
     MANY_SCALE = LINE_BYTES,
-    MANY_LINES = 2 * LINE_BYTES, /* for each line one of the even and one of the odd bytes, without their bias, as 16 bits */
+    MANY_LINES = 2 * LINE_BYTES, /* for each line one of the even and one of the odd bytes, with their bias, as 16 bits */
     MANY_BLOCK = MANY_LINES + QUANT_BLOCK / 4 * 2 * LINE_BYTES,
 };
 
@@ -114,7 +114,7 @@ static void many_spread(char *out, const char *w, const uint16_t *scale, int lin
 
             for (int l = first; l < lines && l < first + each; l++, to += 2 * LINE_BYTES) {
                 vi line = vi_load(w + (size_t)l * LINE_BYTES + i * V_BYTES);
-                vi even = vi_less_bias(vi_even_bytes(line)), odd = vi_less_bias(vi_odd_bytes(line));
+                vi even = vi_even_bytes(line), odd = vi_odd_bytes(line);
 
                 vi_store(to, even);
                 vi_store(to + LINE_BYTES, odd);

@@ -85,7 +85,7 @@ static void widen_block(struct rows_wide *to, const int8_t *q, float scale, int3
 
     for (int i = 0; i < QUANT_BLOCK; i++) to->x[i] = q[i / 4 * 4 + order[i % 4]];
     for (int i = 0; i < QUANT_BLOCK; i += 2) pairs += q[i] * q[i + 1];
-    to->scale = scale, to->start = -128 * sum, to->pairs = (float)pairs;
+    to->scale = scale, to->start = -128 * sum, to->pairs = (float)(pairs + 128 * sum);
 }
 
 #if defined(__x86_64__)
@@ -99,7 +99,7 @@ __attribute__((target("avx2"))) static inline void put_wide(struct rows_wide *to
 
     _mm256_storeu_si256((__m256i *)(void *)to->x, _mm256_shuffle_epi8(low, order));
     _mm256_storeu_si256((__m256i *)(void *)(to->x + 16), _mm256_shuffle_epi8(high, order));
-    to->scale = scale, to->start = -128 * (int32_t)sums, to->pairs = (float)(ROWS_BIG + (int32_t)(sums >> 32));
+    to->scale = scale, to->start = -128 * (int32_t)sums, to->pairs = (float)(ROWS_BIG + (int32_t)(sums >> 32) - to->start);
 }
 
 /* Those sums: of all in the lower half, of products in the upper one. */
@@ -134,33 +134,37 @@ __attribute__((target("avx2"))) static int32_t most_of(__m256i a)
     return _mm_cvtsi128_si32(_mm_max_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
 }
 
-/* quantize_block() of whole blocks, and widen_block() if `wide` is not NULL: the same bits. */
+/* quantize_block() of whole blocks unless q is NULL, and widen_block() unless `wide` is: the same bits. */
 __attribute__((target("avx2"))) static void quantize_avx2(int8_t *q, float *scale, int32_t *sum, struct rows_wide *wide,
                                                           const float *x, int blocks)
 {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
 
-    for (int b = 0; b < blocks; b++, x += QUANT_BLOCK, q += QUANT_BLOCK) {
+    for (int b = 0; b < blocks; b++, x += QUANT_BLOCK) {
         __m256i v[4], most = _mm256_setzero_si256(), low, high;
         int64_t sums;
-        float by;
+        float by, one;
 
         for (int i = 0; i < 4; i++) {
             v[i] = _mm256_loadu_si256((const __m256i *)(const void *)(x + 8 * i));
             most = _mm256_max_epi32(most, _mm256_and_si256(v[i], magnitude));
         }
-        scale[b] = block_scale((uint32_t)most_of(most), &by);
+        one = block_scale((uint32_t)most_of(most), &by);
         for (int i = 0; i < 4; i++) {
             v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(v[i]), _mm256_set1_ps(by)));
-            if (isnan(scale[b])) v[i] = _mm256_setzero_si256();
+            if (isnan(one)) v[i] = _mm256_setzero_si256();
         }
         /* packs work in halves */
         low = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[0], v[1]), 0xd8);
         high = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[2], v[3]), 0xd8);
-        _mm256_storeu_si256((__m256i *)(void *)q, _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xd8));
         sums = sums_of(low, high);
-        sum[b] = (int32_t)sums;
-        if (wide) put_wide(wide + b, low, high, scale[b], sums);
+        if (q) {
+            __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xd8);
+
+            _mm256_storeu_si256((__m256i *)(void *)(q + b * QUANT_BLOCK), bytes);
+            scale[b] = one, sum[b] = (int32_t)sums;
+        }
+        if (wide) put_wide(wide + b, low, high, one, sums);
     }
 }
 
@@ -199,23 +203,22 @@ void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const
 
 static void quantize(struct rows *r, const float *x, size_t ld, int first, int n, int block, int blocks)
 {
-    int all = packed_blocks(r->cols);
+    int all = packed_blocks(r->cols), whole = r->cols / QUANT_BLOCK - block;
 
     BUG_ON(!r->q || first < 0 || first + n > r->n || block < 0 || block + blocks > all);
+    whole = whole < 0 ? 0 : whole < blocks ? whole : blocks;
     for (int t = first; t < first + n; t++, x += ld) {
-        size_t row = (size_t)t * (size_t)all;
-        int b = block, end = block + blocks, whole = r->cols / QUANT_BLOCK < end ? r->cols / QUANT_BLOCK : end;
+        size_t at = (size_t)t * (size_t)all + (size_t)block;
+        struct rows_wide *wide = r->wide ? r->wide + at : NULL;
+        int8_t *q = r->q + at * QUANT_BLOCK;
 
-        if (whole > b)
-            b += quantize_fast(r->q + (row + (size_t)b) * QUANT_BLOCK, r->scale + row + b, r->sum + row + b,
-                               r->wide ? r->wide + row + b : NULL, x, whole - b, r->isa);
-        for (; b < end; b++) {
-            int left = r->cols - b * QUANT_BLOCK;
-            int8_t *q = r->q + (row + (size_t)b) * QUANT_BLOCK;
+        for (int b = quantize_fast(r->only_wide ? NULL : q, r->scale + at, r->sum + at, wide, x, whole, r->isa); b < blocks;
+             b++) {
+            int left = r->cols - (block + b) * QUANT_BLOCK;
 
-            quantize_block(q, r->scale + row + b, r->sum + row + b, x + (size_t)(b - block) * QUANT_BLOCK,
+            quantize_block(q + b * QUANT_BLOCK, r->scale + at + b, r->sum + at + b, x + (size_t)b * QUANT_BLOCK,
                            left < QUANT_BLOCK ? left : QUANT_BLOCK);
-            if (r->wide) widen_block(r->wide + row + b, q, r->scale[row + (size_t)b], r->sum[row + (size_t)b]);
+            if (wide) widen_block(wide + b, q + b * QUANT_BLOCK, r->scale[at + (size_t)b], r->sum[at + (size_t)b]);
         }
     }
 }

@@ -17,7 +17,7 @@ struct rows_wide {
     int16_t x[32]; /* of every four inputs 0, 2, 1, 3 */
     float scale;
     int32_t start; /* -128 * the sum of x: weights are stored with a bias */
-    float pairs;   /* ROWS_BIG + the sum of x[k] x[k + 1], k even: what kernel_quant_many.h takes off */
+    float pairs;   /* ROWS_BIG + the sum of x[k] x[k + 1], k even, + 128 * the sum of x: what kernel_quant_many.h takes off */
 };
 
 struct rows {
@@ -31,6 +31,7 @@ struct rows {
     float *scale;           /* [n][blocks] */
     int32_t *sum;           /* [n][blocks] of the q of a block: weights are stored with a bias */
     struct rows_wide *wide; /* [n][blocks], or NULL: place given by rows_wide_room(); the same once more */
+    bool only_wide;         /* q, scale and sum are not filled: no product that these rows go into reads them */
     /* Place given by half_room() of half.h, else NULL: x as bfloat16, [n][half_ld()], zeros behind cols up to whole blocks; aligned to 64. */
     uint16_t *half;
 };

@@ -173,10 +173,6 @@ VECTOR vi vi_pairs8(vi a, vi b)
 {
     return _mm256_maddubs_epi16(a, b);
 }
-VECTOR vi vi_less_bias(vi a) /* 128 from each 16 bits */
-{
-    return _mm256_sub_epi16(a, _mm256_set1_epi16(128));
-}
 VECTOR void vi_store(void *p, vi a) /* aligned */
 {
     _mm256_store_si256(p, a);

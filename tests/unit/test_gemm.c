@@ -277,11 +277,10 @@ static void check_packed(enum format f, int rows, int cols)
     const struct packed *each[] = {&w[0], &w[1], &w[2]};
     const float *some_bias[] = {bias, NULL, bias};
     size_t ldy[3];
-    struct rows r = {.x = x, .ld = (size_t)cols, .n = rows, .cols = cols};
     struct err e;
 
     assert_int_equal(gemm_open(&g[0], 1, ISA_PLAIN, &e), OK);
-    rows_room(&r, aligned_alloc(64, rows_bytes(rows, cols)), ISA_PLAIN);
+    void *memory = aligned_alloc(64, rows_bytes(rows, cols));
     for (int i = 0; i < 3; i++) {
         struct mat m = random_mat(out[i], cols, DT_F32, 43 + (uint64_t)i);
         void *lines = aligned_alloc(64, packed_line_bytes(f, out[i], cols));
@@ -294,13 +293,18 @@ static void check_packed(enum format f, int rows, int cols)
         free((void *)m.data);
     }
     for (int k = 0; k < 3; k++) {
-        struct rows asked = r;
+        struct rows r = {.x = x, .ld = (size_t)cols, .n = rows, .cols = cols};
+        bool scales = format_has_scales(f), both = scales && k == 2; /* for weights of either format */
 
-        asked.q = NULL;
-        gemm_rows(g[k], &asked, FORMAT_Q4, r.q);
-        assert_int_equal(asked.isa, gemm_kernel(g[k])->isa); /* a level that is forced holds for quantizing too */
-        r.isa = asked.isa;
-        gemm_quantize(g[k], &r);
+        if (both) {
+            assert_true(gemm_rows(g[k], &r, f == FORMAT_Q8 ? FORMAT_Q4 : FORMAT_Q8, memory));
+            gemm_quantize(g[k], &r);
+        }
+        if (gemm_rows(g[k], &r, f, memory)) gemm_quantize(g[k], &r);
+        else assert_true(!scales || both);
+        assert_false(gemm_rows(g[k], &r, f, memory));
+        if (scales) assert_int_equal(r.isa, gemm_kernel(g[k])->isa); /* a level that is forced holds for quantizing too */
+        if (both) assert_false(r.only_wide);
         gemm_products(g[k], 3, y[k], ldy, &r, each, some_bias);
         for (int i = 0; i < 3; i++)
             if (memcmp(y[k][i], y[0][i], (size_t)rows * ldy[i] * sizeof(float)))
@@ -315,7 +319,7 @@ static void check_packed(enum format f, int rows, int cols)
     }
     free(x);
     free(bias);
-    free(r.q);
+    free(memory);
 }
 
 static void levels_and_threads_agree(void **state)

@@ -39,17 +39,23 @@ struct weights {
     float *from;
 };
 
-static struct weights weights(enum format f, int rows, int cols, struct rng *r)
+/* [rows][cols] at `from`, which is theirs from then on. */
+static struct weights packed(enum format f, float *from, int rows, int cols)
 {
-    struct weights w = {.from = room((size_t)rows * (size_t)cols * sizeof(float))};
-    struct mat m = {w.from, DT_F32, rows, cols, (size_t)cols};
+    struct mat m = {from, DT_F32, rows, cols, (size_t)cols};
     uint16_t *scale = format_has_scales(f) ? room(packed_scale_bytes(f, rows, cols)) : NULL;
     void *lines = room(packed_line_bytes(f, rows, cols));
 
-    for (size_t i = 0; i < (size_t)rows * (size_t)cols; i++) w.from[i] = (float)rng_normal(r);
     pack_panels(lines, scale, f, &m, 0, packed_panels(rows));
-    w.p = (struct packed){lines, scale, f, rows, cols};
-    return w;
+    return (struct weights){{lines, scale, f, rows, cols}, from};
+}
+
+static struct weights weights(enum format f, int rows, int cols, struct rng *r)
+{
+    float *from = room((size_t)rows * (size_t)cols * sizeof(float));
+
+    for (size_t i = 0; i < (size_t)rows * (size_t)cols; i++) from[i] = (float)rng_normal(r);
+    return packed(f, from, rows, cols);
 }
 
 static void weights_free(struct weights *w)
@@ -181,13 +187,38 @@ static void check_wide(const struct rows *x, const struct rows *plain, const str
         if (i % 2 == 0) pairs += x->q[b * QUANT_BLOCK + (size_t)i] * x->q[b * QUANT_BLOCK + (size_t)i + 1];
     }
     assert_int_equal(x->wide[b].start, -128 * sum);
-    assert_true(x->wide[b].pairs == (float)(ROWS_BIG + pairs));
+    assert_true(x->wide[b].pairs == (float)(ROWS_BIG + pairs + 128 * sum));
     assert_true(same(&x->wide[b].scale, x->scale + b, 1));
     assert_memory_equal(x->wide[b].x, plain->wide[b].x, sizeof(x->wide[b].x));
     assert_true(x->wide[b].pairs == plain->wide[b].pairs);
     assert_int_equal(x->wide[b].start, plain->wide[b].start);
     assert_memory_equal(x->wide[b].x, part->wide[b].x, sizeof(x->wide[b].x));
     assert_true(x->wide[b].pairs == part->wide[b].pairs);
+}
+
+/* The largest sums that there can be, of numbers that are all as far from zero as they get: nothing runs over. */
+static void largest_sums(void **state)
+{
+    enum { N = 64, COLS = 96, OUT = 32 };
+    struct rows x = {.x = room(N * COLS * sizeof(float)), .ld = COLS, .n = N, .cols = COLS};
+
+    (void)state;
+    for (int t = 0; t < N; t++)
+        for (int k = 0; k < COLS; k++) ((float *)x.x)[t * COLS + k] = t >> (k % 5) & 1 ? 3.0f : -3.0f;
+    quantize(&x, true);
+    for (int f = FORMAT_Q8; f <= FORMAT_Q4; f++) {
+        float *m = room(OUT * COLS * sizeof(float));
+
+        for (int c = 0; c < OUT; c++)
+            for (int k = 0; k < COLS; k++) m[c * COLS + k] = c >> (k % 5) & 1 ? 2.0f : -2.0f;
+
+        struct weights w = packed((enum format)f, m, OUT, COLS);
+
+        for (int i = ISA_PLAIN; i <= (int)isa_best(); i++)
+            compare(kernel_for((enum isa)i), &x, NULL, N, &w.p, 0, OUT / PANEL_LANES);
+        weights_free(&w);
+    }
+    rows_free(&x);
 }
 
 /* Blocks of all sizes, from numbers that are as good as zero to infinity: the bits of the plain text, and near x. */
@@ -214,7 +245,8 @@ static void quantized_rows(void **state)
         rows_quantize(&plain, 0, plain.n);
         rows_room(&part, room(rows_bytes(x.n, x.cols)), isa_best());
         rows_wide_room(&part, part.q);
-        for (int b = 0; b < packed_blocks(cols[c]); b++) rows_quantize_part(&part, part.x + b * QUANT_BLOCK, part.ld, 0, part.n, b, 1);
+        for (int b = 0; b < packed_blocks(cols[c]); b++)
+            rows_quantize_part(&part, part.x + b * QUANT_BLOCK, part.ld, 0, part.n, b, 1);
         assert_memory_equal(x.q, plain.q, blocks * QUANT_BLOCK);
         assert_memory_equal(x.sum, plain.sum, blocks * sizeof(*x.sum));
         assert_true(same(x.scale, plain.scale, (int)blocks));
@@ -242,11 +274,13 @@ int main(int count, char **argument)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(shapes, &narrow),
         cmocka_unit_test(tiles_in_c),
+        cmocka_unit_test(largest_sums),
         cmocka_unit_test(quantized_rows),
     };
     const struct CMUnitTest emulated[] = {
         /* it has the real tiles */
         cmocka_unit_test_prestate(shapes, &narrow),
+        cmocka_unit_test(largest_sums),
         cmocka_unit_test(quantized_rows),
     };
 
