@@ -233,11 +233,9 @@ static double tolerance_of(const struct bench_product *p)
 static double input_at(const struct bench_product *p, int row, int k)
 {
     float x = p->operands->x[(size_t)row * (size_t)p->operands->k + (size_t)k];
-    int blocks = packed_blocks(p->x.cols);
 
     if (p->x.half) return (double)widen_bf16(narrow_bf16(x));
-    if (!p->x.q) return (double)x;
-    return (double)p->x.scale[row * blocks + k / QUANT_BLOCK] * p->x.q[(size_t)row * (size_t)blocks * QUANT_BLOCK + (size_t)k];
+    return p->x.q ? (double)rows_input(&p->x, row, k) : (double)x;
 }
 
 struct worst {

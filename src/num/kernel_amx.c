@@ -258,7 +258,7 @@ static void product(float *y, size_t ldy, const struct rows *x, const int *index
                     int panels, void *scratch)
 {
     if (format_has_scales(w->format) && w->cols) {
-        BUG_ON(x->cols != w->cols || !x->q);
+        BUG_ON(x->cols != w->cols || !x->q || x->only_wide);
         product_bytes(y, ldy, x, index, n, w, first, panels, scratch);
         return;
     }

@@ -52,7 +52,7 @@ static void product(float *y, size_t ldy, const struct rows *x, const int *index
                     int panels, void *scratch)
 {
     (void)scratch;
-    BUG_ON(x->cols != w->cols || (format_has_scales(w->format) && !x->q));
+    BUG_ON(x->cols != w->cols || (format_has_scales(w->format) && (!x->q || x->only_wide)));
     for (int i = 0; i < n; i++)
         for (int p = 0; p < panels; p++) {
             int row = index ? index[i] : i;

@@ -25,7 +25,7 @@ static void product(float *y, size_t ldy, const struct rows *x, const int *index
         kernel_avx512.product(y, ldy, x, index, n, w, first, panels, scratch);
         return;
     }
-    BUG_ON(x->cols != w->cols || !x->q);
+    BUG_ON(x->cols != w->cols || !x->q || x->only_wide);
     if (n > 0) product_quant(y, ldy, x, index, n, w, first, panels, scratch);
 }
 

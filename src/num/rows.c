@@ -77,13 +77,22 @@ static void quantize_block(int8_t *q, float *scale, int32_t *sum, const float *x
     *sum = total;
 }
 
+static const uint8_t wide_order[4] = {0, 2, 1, 3}; /* of every four inputs in rows_wide; the other way round, too */
+
+float rows_input(const struct rows *r, int t, int k)
+{
+    size_t block = (size_t)t * (size_t)packed_blocks(r->cols) + (size_t)(k / QUANT_BLOCK);
+    int i = k % QUANT_BLOCK;
+
+    if (!r->wide) return r->scale[block] * (float)r->q[block * QUANT_BLOCK + (size_t)i];
+    return r->wide[block].scale * (float)r->wide[block].x[i / 4 * 4 + wide_order[i % 4]];
+}
+
 static void widen_block(struct rows_wide *to, const int8_t *q, float scale, int32_t sum)
 {
-    static const uint8_t order[4] = {0, 2, 1, 3};
-
     int pairs = ROWS_BIG;
 
-    for (int i = 0; i < QUANT_BLOCK; i++) to->x[i] = q[i / 4 * 4 + order[i % 4]];
+    for (int i = 0; i < QUANT_BLOCK; i++) to->x[i] = q[i / 4 * 4 + wide_order[i % 4]];
     for (int i = 0; i < QUANT_BLOCK; i += 2) pairs += q[i] * q[i + 1];
     to->scale = scale, to->start = -128 * sum, to->pairs = (float)(pairs + 128 * sum);
 }

@@ -60,6 +60,8 @@ static inline bool rows_wait(const struct rows *r)
 {
     return r->q || r->half;
 }
+/* Input k of row t as products with q8 weights take it; it is quantized. */
+float rows_input(const struct rows *r, int t, int k);
 /* What `wide` has of `blocks` blocks. */
 void rows_widen(struct rows_wide *to, const int8_t *q, const float *scale, const int32_t *sum, int blocks, enum isa isa);
 

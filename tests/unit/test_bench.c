@@ -120,6 +120,10 @@ static void test_bounds(void **state)
     double one = bench_prefill_flops(&tinyllama, 1, 1);
     assert_true(fabs(one / (2 * 1.034e9) - 1) < 0.005);
     assert_true(bench_prefill_flops(&tinyllama, 1, 512) < 512 * one && bench_prefill_flops(&tinyllama, 1, 512) > 440 * one);
+    /* 21 layers for all rows, of the last one their keys and values, and all else for one row */
+    double kv = 2 * 2048.0 * 256, layer = 2 * 2048.0 * 2048 + kv + 3 * 2048.0 * 5632, seen = 512 * 513 / 2;
+    double want = 2 * (512 * (21 * layer + kv) + layer - kv + 32000 * 2048.0) + 4 * 2048 * (21 * seen + 512);
+    assert_true(fabs(bench_prefill_flops(&tinyllama, 1, 512) / want - 1) < 1e-12);
     assert_true(fabs(bench_touched(4, 2, 1) - 0.5) < 1e-12);
     assert_true(fabs(bench_touched(4, 1, 2) - 0.4375) < 1e-12);
     assert_true(bench_touched(352, 176, 32) > 0.999999);
