@@ -64,7 +64,7 @@ double bench_head_weights(const struct shape *s);
 double bench_touched(int experts, int active, int sequences);
 /* Bytes of weights that a step of few rows reads, when the share `touched` of the FFNs is wanted by any of them.  Without the routers' and the cache's. */
 double bench_step_bytes(const struct shape *s, const enum format format[WEIGHT_PARTS], double touched);
-/* Multiplications and additions of a prompt of n tokens: products of all rows, the scores and mixtures of attention, the head once. */
+/* Multiplications and additions of a prompt of n tokens: products, the scores and mixtures of attention, the head once; in the last layer keys and values of all rows, and all else of one. */
 double bench_prefill_flops(const struct shape *s, double f, int n);
 
 /* --- bench.c: the run --- */

@@ -59,13 +59,14 @@ void forward_take_work(struct model *m, struct arena_taker *t)
         m->x = arena_take(t, rows * width, sizeof(float));
         m->h = arena_take(t, rows * width, sizeof(float));
         m->mixed = arena_take(t, rows * all, sizeof(float));
+        m->asked.key = arena_take(t, rows, sizeof(*m->asked.key));
+        m->asked.position = arena_take(t, rows, sizeof(*m->asked.position));
+        m->asked.session = arena_take(t, rows, sizeof(*m->asked.session));
     }
     m->q = arena_take(t, rows * q, sizeof(float));
     m->k = arena_take(t, rows * kv, sizeof(float));
     m->v = arena_take(t, rows * kv, sizeof(float));
     m->tiles = arena_take(t, rows, sizeof(*m->tiles));
-    m->asked = (struct asked_rows){arena_take(t, rows, sizeof(uint64_t)), arena_take(t, rows, sizeof(int32_t)),
-                                   arena_take(t, rows, sizeof(int32_t))};
     m->quantized = arena_take(t, rows_bytes(m->limits.rows, (int)(width > all ? width : all)), 1);
 }
 
@@ -118,6 +119,7 @@ static void norm_task(void *ctx, int i, int worker)
 
 static void count_product(struct model *m, int rows, const struct packed *w)
 {
+    if (rows == 0) return; /* then nothing was read */
     timing_product(m->timing,
                    (double)(packed_line_bytes(w->format, w->rows, w->cols) + packed_scale_bytes(w->format, w->rows, w->cols)),
                    rows, w->rows, w->cols);
@@ -247,7 +249,7 @@ static const float *part_of_bias(const float *bias, size_t first)
 }
 
 /* Queries, which are there, meet the cache. */
-static void look(struct attention *a)
+static void attend_all(struct attention *a)
 {
     struct model *m = a->m;
 
@@ -273,7 +275,7 @@ void forward_heads(struct model *m, int layer, const int32_t *position, const in
     share_rows(m, a.rows, queries_and_keys_task, &a);
     count_product(m, a.rows, &y->k);
     count_product(m, a.rows, &y->v);
-    look(&a);
+    attend_all(&a);
 }
 
 /* Half of forward_heads() of a model that is not split: keys and values of rows that may ask nothing. */
@@ -301,7 +303,7 @@ static void ask(struct model *m, int layer, const int32_t *position, const int32
 
     gemm_product(m->gemm, m->q, query_width(m), normed, &y->q, y->q_bias);
     share_rows(m, a.rows, queries_task, &a);
-    look(&a);
+    attend_all(&a);
 }
 
 static const struct packed *weights_of(const struct model *m, enum split_kind kind, int layer)
@@ -325,6 +327,53 @@ void forward_part(struct model *m, enum split_kind kind, int layer, const struct
     if (w->rows == 0) return;
     gemm_product(m->gemm, out, ld, in, w, NULL);
     count_product(m, in->n, w);
+}
+
+/* h = norm(x), as the products with Q, K and V want it. */
+static struct rows norm_before(struct model *m, int layer, int rows, const float *x, float *h)
+{
+    const struct block *y = &m->blocks[layer];
+    int D = m->shape.width;
+    struct rows normed = input(m, h, D, rows, y->q.format);
+    struct norm n = {.x = x, .out = h, .weight = y->attention_norm, .eps = m->shape.eps, .in = &normed, .rows = rows, .width = D};
+
+    share_rows(m, rows, norm_task, &n);
+    return normed;
+}
+
+/* The output projection of the rows in m->mixed: x += it, and h = norm(x) for the FFN. */
+static void output(struct model *m, int layer, int rows, float *x, float *h)
+{
+    const struct block *y = &m->blocks[layer];
+    int D = m->shape.width, Q = (int)mixed_width(&m->shape);
+    struct norm after = {.x = x, .out = h, .add = x, .weight = y->ffn_norm, .eps = m->shape.eps, .rows = rows, .width = D};
+    struct rows mixed;
+
+    if (m->limits.split) split_ask(m, SPLIT_OUT, layer, rows, NULL, NULL, m->mixed);
+    mixed = forward_input(m, m->mixed, Q, rows, SPLIT_OUT, layer);
+    forward_part(m, SPLIT_OUT, layer, &mixed, h, (size_t)D);
+    if (m->limits.split) split_take(m, SPLIT_OUT, rows, h, (size_t)D);
+    moe_progress(m->moe);
+    share_rows(m, rows, norm_task, &after);
+}
+
+void forward_attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h)
+{
+    const int32_t *position = b->position + first, *session = b->session + first;
+    size_t Q = mixed_width(&m->shape);
+    struct rows normed;
+
+    BUG_ON(!m->coordinator || first < 0 || rows < 0 || rows > m->limits.rows || first + rows > b->rows);
+    enum timing_section was = timing_enter(m->timing, TIME_ATTENTION);
+
+    normed = norm_before(m, layer, rows, x, h);
+    /* The rows of the other micro-batch move only while MPI is called. */
+    if (m->limits.split) split_ask(m, SPLIT_ATTEND, layer, rows, position, session, h);
+    forward_heads(m, layer, position, session, &normed, m->mixed, Q);
+    if (m->limits.split) split_take(m, SPLIT_ATTEND, rows, m->mixed, Q);
+    moe_progress(m->moe);
+    output(m, layer, rows, x, h);
+    timing_enter(m->timing, was);
 }
 
 /* ---- the last layer ---- */
@@ -356,48 +405,27 @@ static int keep_asked(struct model *m, const struct batch *b, int first, int row
     return n;
 }
 
-/* Attention of a layer.  `last`: all rows leave keys and values, and only those that are asked for go on, early if the model is not split; returns how many. */
-static int attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h, bool last)
+/* Of rows first .. first + rows - 1 of the last layer all leave keys and values, and those that are asked for move to the front and go on (of a split model behind its attention); returns how many. */
+static int attention_of_asked(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h)
 {
-    const struct shape *s = &m->shape;
-    const struct block *y = &m->blocks[layer];
-    const int32_t *position = b->position + first, *session = b->session + first;
-    int D = s->width, Q = (int)mixed_width(s);
-    struct rows normed = input(m, h, D, rows, y->q.format), mixed;
-    struct norm before = {.x = x, .out = h, .weight = y->attention_norm, .eps = s->eps, .in = &normed, .rows = rows, .width = D};
-    bool split = m->limits.split, early = last && !split && count_asked(b, first, rows) < rows;
+    size_t Q = mixed_width(&m->shape);
+    struct rows normed;
 
+    if (m->limits.split || count_asked(b, first, rows) == rows) {
+        forward_attention(m, layer, b, first, rows, x, h);
+        return keep_asked(m, b, first, rows, x, h);
+    }
     enum timing_section was = timing_enter(m->timing, TIME_ATTENTION);
 
-    BUG_ON(!m->coordinator || first < 0 || rows < 0 || rows > m->limits.rows || first + rows > b->rows);
-    /* The rows of the other micro-batch move only while MPI is called. */
-    share_rows(m, rows, norm_task, &before);
-    if (split) split_ask(m, SPLIT_ATTEND, layer, rows, position, session, h);
-    if (early) {
-        remember(m, layer, position, session, &normed);
-        rows = keep_asked(m, b, first, rows, x, h);
-        normed = forward_input(m, h, D, rows, SPLIT_ATTEND, layer);
-        ask(m, layer, m->asked.position + first, m->asked.session + first, &normed, m->mixed, (size_t)Q);
-    } else forward_heads(m, layer, position, session, &normed, m->mixed, (size_t)Q);
-    if (split) split_take(m, SPLIT_ATTEND, rows, m->mixed, (size_t)Q);
+    normed = norm_before(m, layer, rows, x, h);
+    remember(m, layer, b->position + first, b->session + first, &normed);
+    rows = keep_asked(m, b, first, rows, x, h);
+    normed = forward_input(m, h, m->shape.width, rows, SPLIT_ATTEND, layer);
+    ask(m, layer, m->asked.position + first, m->asked.session + first, &normed, m->mixed, Q);
     moe_progress(m->moe);
-    if (split) split_ask(m, SPLIT_OUT, layer, rows, NULL, NULL, m->mixed);
-    mixed = forward_input(m, m->mixed, Q, rows, SPLIT_OUT, layer);
-    forward_part(m, SPLIT_OUT, layer, &mixed, h, (size_t)D);
-    if (split) split_take(m, SPLIT_OUT, rows, h, (size_t)D);
-    moe_progress(m->moe);
-
-    struct norm after = {.x = x, .out = h, .add = x, .weight = y->ffn_norm, .eps = s->eps, .rows = rows, .width = D};
-
-    share_rows(m, rows, norm_task, &after);
-    if (last && !early) rows = keep_asked(m, b, first, rows, x, h);
+    output(m, layer, rows, x, h);
     timing_enter(m->timing, was);
     return rows;
-}
-
-void forward_attention(struct model *m, int layer, const struct batch *b, int first, int rows, float *x, float *h)
-{
-    attention(m, layer, b, first, rows, x, h, false);
 }
 
 status forward_failed(const struct model *m, struct err *e)
@@ -484,7 +512,6 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
     int first[] = {0, P == 2 ? T / 2 : T, T}, left[2] = {0};
     const uint64_t *key = b->key;
     size_t D = (size_t)m->shape.width;
-    bool last;
     status s = OK;
 
     BUG_ON(!m->coordinator || T > m->limits.rows);
@@ -497,10 +524,12 @@ status forward_parts(struct model *m, const struct batch *b, const struct routin
 
             if (l > 0 && (s = moe_end(m->moe, p, x, NULL, e))) return s;
             if (l == L) continue;
-            last = l == L - 1 && b->asked;
-            rows = left[p] = attention(m, l, b, first[p], rows, x, h, last);
+            if (l < L - 1 || !b->asked) forward_attention(m, l, b, first[p], rows, x, h);
+            else {
+                rows = left[p] = attention_of_asked(m, l, b, first[p], rows, x, h);
+                key = m->asked.key;
+            }
             if (forward_failed(m, e)) return e->code;
-            if (last) key = m->asked.key;
             s = moe_begin(m->moe, p, l, h, key ? key + first[p] : NULL, rows, how, e);
             if (s) return s;
         }

@@ -274,7 +274,8 @@ int moe_parts(const struct moe_work *w);
 int moe_share_row(const struct moe_share *s, int row); /* the first of its rows that is not before `row` */
 void moe_take_joined(struct moe *m, struct arena_taker *t, int neurons);
 void moe_join(struct moe *m, int layer);
-/* z of rows row .. row + rows - 1 and neurons first .. first + columns - 1 of a share, as the products gave it, into its place; `tile` may change. */
+/* z of rows row .. row + rows - 1 and neurons first .. first + columns - 1 of a share, as the products gave it, into its place; `tile` may change.
+ * Of z that is quantized or rounded: whole blocks. */
 void moe_work_keep(const struct moe_work *w, const struct moe_share *s, float *tile, size_t ld, int row, int rows, int first,
                    int columns);
 /* Rows first .. first + n - 1 of r. */

@@ -204,6 +204,7 @@ void moe_work_keep(const struct moe_work *w, const struct moe_share *s, float *t
     const struct expert *x = s->x;
     struct rows z = s->z;
 
+    BUG_ON(rows_wait(&z) && first % QUANT_BLOCK);
     for (int t = 0; t < rows; t++) {
         float *from = tile + (size_t)t * ld;
 

@@ -32,7 +32,7 @@ const char *gemm_describe(const struct gemm *g); /* "avx2, 2 threads" */
 void gemm_use_half(struct gemm *g, bool half, struct log *l);
 bool gemm_half(const struct gemm *g);
 /* Gives r the places in `memory` (rows_bytes(), aligned to 64) that products with weights of format f need: to be quantized for q8 and q4, rounded for bf16 with gemm_use_half(),
- * else none.  May be called for several formats.  true: there is a new one, so rows_quantize() or gemm_quantize() has to follow. */
+ * else none.  May be called for several formats.  true: something has to be filled that was not before, so rows_quantize() or gemm_quantize() of the rows as they were has to follow. */
 bool gemm_rows(const struct gemm *g, struct rows *r, enum format f, void *memory);
 /* Whether products of many of these rows spread every panel of weights for all rows of a task (kernel_quant_many.h).  Then a task should have up to SPREAD_ROWS, a multiple of 12:
  * more would leave the second cache. */

@@ -5,7 +5,7 @@
  *   q4  unsigned 4 bits times signed bytes into 16 bits: 8 products of at most 15 * 127 fit
  *   q8  bytes spread to 16 bits, pairs into 32 bits; with BYTE_DOTS (VNNI) four bytes into 32 bits at once
  *       with PAIR_SUMS (AVX2) and many rows by half of the multiplications: kernel_quant_many.h
- * What the weights' bias adds is known from the row alone, and taken off first. */
+ * What the weights' bias adds is known from the row alone, and taken off first (or last, kernel_quant_many.h). */
 #ifdef QUANT_TILES
 
 #include <stdbool.h>

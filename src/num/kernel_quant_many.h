@@ -14,7 +14,7 @@ enum {
     MANY_TILES = 12,  /* tiles of rows for which spreading a panel is worth it */
     MANY_NEAR = 8,    /* of them, the last ones: while they pass the next panel comes into the first cache */
     MANY_BLOCKS = 16, /* blocks of a panel that the first cache holds */
-    MANY_PAIRS = 0,   /* bytes from a spread block to: ROWS_BIG_BITS - the sum of w[k] w[k + 1], k even */
+    MANY_PAIRS = 0,   /* bytes from a spread block to: ROWS_BIG_BITS - the sum of w[k] w[k + 1], k even, bias and all */
     MANY_SCALE = LINE_BYTES,
     MANY_LINES = 2 * LINE_BYTES, /* for each line one of the even and one of the odd bytes, with their bias, as 16 bits */
     MANY_BLOCK = MANY_LINES + QUANT_BLOCK / 4 * 2 * LINE_BYTES,

@@ -24,14 +24,14 @@ struct rows {
     const float *x; /* row t at x + t * ld */
     size_t ld;
     int n, cols;
-    /* Set by rows_quantize(), else NULL.  Blocks of 32 inputs as in packed.h: x ~ scale * q, scale = max |x| / 127, q = x * (1 / scale) rounded to even.
+    /* Set by rows_quantize(), all or only `wide`, else NULL.  Blocks of 32 inputs as in packed.h: x ~ scale * q, scale = max |x| / 127, q = x * (1 / scale) rounded to even.
      * A block that holds an infinity or a NaN has the scale NaN, which every product of its row then is. */
     enum isa isa;           /* the level whose instructions quantize, which this processor has; all give the same bits */
     int8_t *q;              /* [n][blocks * 32], zeros behind cols; aligned to 32 */
     float *scale;           /* [n][blocks] */
     int32_t *sum;           /* [n][blocks] of the q of a block: weights are stored with a bias */
     struct rows_wide *wide; /* [n][blocks], or NULL: place given by rows_wide_room(); the same once more */
-    bool only_wide;         /* q, scale and sum are not filled: no product that these rows go into reads them */
+    bool only_wide;         /* q, scale and sum need not be filled: no product that these rows go into reads them */
     /* Place given by half_room() of half.h, else NULL: x as bfloat16, [n][half_ld()], zeros behind cols up to whole blocks; aligned to 64. */
     uint16_t *half;
 };
@@ -48,7 +48,7 @@ void rows_quantize(struct rows *r, int first, int n);
 /* The same for blocks block .. block + blocks - 1 only, of rows that come block by block, from wherever they are: inputs block * 32 .. of row first + t at x + t * ld. */
 void rows_quantize_part(struct rows *r, const float *x, size_t ld, int first, int n, int block, int blocks);
 /* Where part `part` of `parts` of n rows begins (n for part = parts): nearly equal parts of whole tiles of rows, be they of 4 or 6, or at levels with larger ones of 8 or 16.
- * Of no more rows than `most`, a multiple of 48, if parts * most >= n. */
+ * Of no more rows than `most`, a multiple of 48 (of 12 below AVX-512), if parts * most >= n. */
 static inline int rows_cut(int n, int parts, int part, enum isa isa)
 {
     const int tile = isa < ISA_AVX512 ? 12 : 48, at = (n + tile - 1) / tile * part / parts * tile;

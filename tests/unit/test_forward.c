@@ -397,6 +397,55 @@ static void a_batch_of_sessions_is_each_of_them_alone(void **state)
     opened_close(&o);
 }
 
+/* Of a prompt in two chunks some rows of the first are asked for, or none, in a session that has nothing yet: they are what they are when all are, and so is all of the second, which reads the cache. */
+static void rows_that_are_not_asked_for_are_remembered(void **state)
+{
+    static const char *const toys[] = {"tests/golden/toy-llama", "tests/golden/toy-qwen2" /* has biases */};
+    static float whole[ROWS * WIDTH], some[ROWS * WIDTH], zeros[WIDTH];
+    enum { N = 60, CHUNK = 49, ASKS = 3 };
+    int32_t ids[N], position[N], session[N];
+    const struct routing all = {.route = ROUTE_ALL};
+    struct err e;
+
+    (void)state;
+    for (int i = 0; i < 2 * 2; i++) { /* as it is stored, and q8 */
+        struct model_limits limits = {.rows = N, .sessions = 1 + 2 * ASKS, .positions = 64};
+        struct opened o;
+
+        for (int p = 0; p < WEIGHT_PARTS && i % 2; p++) limits.precision.part[p] = 1 + FORMAT_Q8;
+        opened_open(&o, toys[i / 2], limits, 2);
+        size_t D = (size_t)o.shape.width;
+        random_ids(ids, N, o.shape.vocab, 8);
+        run_rows(o.model, ids, 0, N, 0, whole);
+        for (int s = 1; s <= 2 * ASKS; s++) {
+            bool asked[N] = {false};
+            struct batch b = {.rows = CHUNK, .token = ids, .position = position, .session = session, .asked = asked};
+
+            for (int t = 0; t < N; t++) position[t] = t, session[t] = s;
+            for (int t = 0; t < CHUNK; t++) asked[t] = s % ASKS == 0 ? false : s % ASKS == 1 ? t % 9 == 4 : t == CHUNK - 1;
+            memset(some, 0, sizeof(some));
+            struct timing none = {0}, every = {0};
+
+            timing_start(&none, 0);
+            model_time(o.model, &none);
+            if (forward_parts(o.model, &b, &all, 1 + (s > ASKS), some, &e)) fail_msg("%s", e.text);
+            if (s % ASKS == 0) { /* nobody asks: without queries and outputs in the last layer */
+                timing_start(&every, 0);
+                model_time(o.model, &every);
+                run_rows(o.model, ids, 0, CHUNK, 0, whole);
+                assert_true(every.flops[TIME_ATTENTION] - none.flops[TIME_ATTENTION] >
+                            4.0 * CHUNK * o.shape.width * o.shape.heads * o.shape.head_dim);
+            }
+            model_time(o.model, NULL);
+            for (size_t t = 0; t < CHUNK; t++)
+                assert_memory_equal(some + t * D, asked[t] ? whole + t * D : zeros, D * sizeof(float));
+            run_rows(o.model, ids, CHUNK, N - CHUNK, s, some + CHUNK * D);
+            assert_memory_equal(some + CHUNK * D, whole + CHUNK * D, (N - CHUNK) * D * sizeof(float));
+        }
+        opened_close(&o);
+    }
+}
+
 /* Two parts may cut a session: any number of rows, on top of what the session has already. */
 static void a_session_cut_in_two_is_the_session(void **state)
 {
@@ -454,6 +503,7 @@ int main(void)
         cmocka_unit_test(a_narrow_cache_is_near),
         cmocka_unit_test(narrow_weights_in_pieces_too),
         cmocka_unit_test(a_batch_of_sessions_is_each_of_them_alone),
+        cmocka_unit_test(rows_that_are_not_asked_for_are_remembered),
         cmocka_unit_test(a_session_cut_in_two_is_the_session),
         cmocka_unit_test(an_empty_batch_is_fine),
     };

@@ -3,6 +3,7 @@
 #include "../check.h"
 #include "../moe_world.h"
 #include "moe/labels.h"
+#include "moe/moe_internal.h"
 #include "moe/route.h"
 #include "num/ops.h"
 
@@ -421,8 +422,8 @@ static void test_fine_experts(void **state)
 {
     static const struct shape fine[] = {
         {40, 17, 300, 640, 0}, {30, 13, 65, 330, 0}, {66, 20, 33, 66, 0}, {9, 4, 80, 250, 37},
-        {3, 2, 48, 180, 0},    {90, 70, 130, 540, 0} /* enough multiplications for three threads with few rows */};
-    static const int row_counts[] = {1, 3, 9, 70, 130};
+        {2, 1, 48, 620, 0},    {90, 70, 130, 540, 0} /* enough multiplications for three threads with few rows */};
+    static const int row_counts[] = {1, 3, 9, 70, 107};
     enum { MOST = 130, WIDTH = 300 };
     float *h = world_alloc(MOST * WIDTH, sizeof(float)), *x = world_alloc(MOST * WIDTH, sizeof(float)),
           *want = world_alloc(MOST * WIDTH, sizeof(float));
@@ -670,6 +671,54 @@ static void test_neurons(void **state)
     }
 }
 
+/* Quantized neurons are kept as floats, too, for all who read them: memory that holds no numbers before changes nothing. */
+static void test_floats_of_quantized(void **state)
+{
+    static const enum route routes[] = {ROUTE_NEURONS, ROUTE_GRAM, ROUTE_PAPER, ROUTE_GRAM_VARIABLE};
+    enum { LONE = 2 /* shape without shared neurons */, MOST = 256 };
+    const double gain[LAYERS] = {0};
+    float h[ROWS * WIDTH_MAX], x[2][ROWS * WIDTH_MAX];
+    int32_t place[ROWS];
+    struct err e = {0};
+
+    (void)state;
+    for (int f = FORMAT_Q8; f <= FORMAT_Q4; f++) {
+        struct shape s = shapes[LONE];
+        struct bench b;
+        double sum[2][MOST], square[2][MOST];
+        uint16_t sample[2][ROWS * MOST];
+
+        s.shared = 0;
+        bench_open(&b, &s, ROWS, true, 1);
+        b.w->format = (enum format)f;
+        b.limits.notes = true, b.limits.sample = ROWS;
+        b.cost = moe_cost(&b.p, 0, LAYERS, s.experts, s.width, s.neurons, b.limits);
+        bench_repack(&b);
+        world_rows(h, ROWS, s.width, 12);
+        for (size_t i = 0; i < sizeof(routes) / sizeof(*routes); i++) {
+            struct routing how = {.route = routes[i], .scale = 1, .gain = gain};
+
+            for (int bad = 0; bad < 2; bad++) {
+                memset(b.m->z, bad ? 0xff : 0, b.m->z_bytes);
+                fill(x[bad], ROWS * s.width, 0.25f);
+                step(&b, 0, 1, h, ROWS, &how, x[bad], NULL);
+            }
+            for (int j = 0; j < ROWS * s.width; j++) assert_true(isfinite(x[1][j]));
+            assert_memory_equal(x[0], x[1], (size_t)(ROWS * s.width) * sizeof(float));
+        }
+        for (int t = 0; t < ROWS; t++) place[t] = t;
+        for (int bad = 0; bad < 2; bad++) {
+            bench_repack(&b); /* with no sums yet */
+            memset(b.m->z, bad ? 0xff : 0, b.m->z_bytes);
+            assert_int_equal(moe_note(b.m, 0, h, place, ROWS, x[bad], &e), OK);
+            assert_int_equal(moe_notes(b.m, 0, 1, sum[bad], square[bad], sample[bad], &e), OK);
+        }
+        for (int j = 0; j < b.w->layer[0].expert[1].gate.rows; j++)
+            assert_true(square[0][j] > 0 && sum[0][j] == sum[1][j] && square[0][j] == square[1][j]);
+        bench_close(&b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -677,6 +726,7 @@ int main(void)
         cmocka_unit_test(test_all_active_is_dense),  cmocka_unit_test(test_oracles),     cmocka_unit_test(test_grid_is_exact),
         cmocka_unit_test(test_not_finite_and_empty), cmocka_unit_test(test_memory),      cmocka_unit_test(test_limit_of_sums),
         cmocka_unit_test(test_fine_experts),         cmocka_unit_test(test_merged_sums), cmocka_unit_test(test_neurons),
+        cmocka_unit_test(test_floats_of_quantized),
     };
 
     return cmocka_run_group_tests_name("moe", tests, NULL, NULL);
