@@ -78,9 +78,10 @@ void *arena_take(struct arena_taker *t, size_t n, size_t size)
     return p;
 }
 
-void arena_huge_pages(struct arena *a)
+void arena_huge_pages(struct arena *a, size_t from)
 {
-    madvise(a->base, a->limit, MADV_HUGEPAGE); /* refused where the kernel has none */
+    from = round_up(from, 4096);
+    if (from < a->limit) madvise(a->base + from, a->limit - from, MADV_HUGEPAGE); /* refused where the kernel has none */
 }
 
 void arena_freeze(struct arena *a)

@@ -35,8 +35,8 @@ struct arena_taker {
 };
 void *arena_take(struct arena_taker *t, size_t n, size_t size);
 
-/* A wish for huge pages, for what is read from one end to the other: fewer misses of the TLB.  Touched memory is then counted in pieces of 2 MiB. */
-void arena_huge_pages(struct arena *a);
+/* A wish for huge pages behind the first `from` bytes, for what all of is read or written again and again: fewer misses of the TLB.  Touched memory is then counted in pieces of 2 MiB. */
+void arena_huge_pages(struct arena *a, size_t from);
 void arena_freeze(struct arena *a);
 size_t arena_used(const struct arena *a);
 

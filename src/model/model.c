@@ -298,7 +298,8 @@ status model_open(struct model **out, const char *directory, const struct shape 
                         .coordinator = is_coordinator(rank, limits),
                         .part = split_part(s, limits, rank, p->ranks),
                         .exchange = x};
-    forward_take_cache(m, &t);
+    forward_take_cache(m, &t); /* of which only the pages of positions that are taken are touched */
+    arena_huge_pages(a, arena_used(a));
     take_work(m, &t);
     forward_take_work(m, &t);
     if (t.failed) return e->code;
@@ -312,7 +313,7 @@ status model_open(struct model **out, const char *directory, const struct shape 
     if (limits.train) transposed_take(m, p, &transposed);
     if (limits.adapt) trained_take(m, p, &transposed);
     if ((code = arena_open(&m->packed, "weights", matrices.bytes + transposed.bytes, e))) goto fail;
-    arena_huge_pages(m->packed);
+    arena_huge_pages(m->packed, 0);
     m->weights.memory = m->packed;
     if ((code = model_bind(m, p, directory, e))) goto fail;
     transposed.arena = m->packed;
