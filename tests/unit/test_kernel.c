@@ -124,7 +124,7 @@ static void check_shapes(const struct kernel *k, enum format f, int step)
 {
     static const int cols[] = {1, 2, 3, 7, 16, 31, 33, 64, 100, 255, 257, 320, 511, 777, 1061};
     static const int out[] = {1, 16, 17, 50, 130};
-    static const int rows[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13,  14,        15,
+    static const int rows[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13,  14,       15,
                                16, 17, 18, 19, 20, 25, 28, 45, 46, 47, 50, 64, 107, MOST_ROWS};
     const int shapes = (int)(sizeof(cols) / sizeof(*cols) * sizeof(out) / sizeof(*out)), heights = sizeof(rows) / sizeof(*rows);
     struct rng r;
