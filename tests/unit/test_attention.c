@@ -98,6 +98,23 @@ static void definition(float *out, const float *q, const float *k, const float *
     for (int i = 0; i < d; i++) out[i] = o[i] * (1.0f / total);
 }
 
+/* Rows of q and out, dense, at these positions. */
+static void run_at(const struct problem *p, const struct kernel *k, const float *q, const int32_t *position, int rows, float *out)
+{
+    size_t width = (size_t)p->heads * (size_t)p->kv.head_dim;
+
+    attend(&(struct attend){.kernel = k,
+                            .kv = &p->kv,
+                            .q = q,
+                            .out = out,
+                            .ldq = width,
+                            .ldo = width,
+                            .position = position,
+                            .rows = rows,
+                            .heads = p->heads},
+           p->scratch, p->room);
+}
+
 /* Rows first .. first + rows - 1, which are at the positions of their numbers. */
 static void run(const struct problem *p, const struct kernel *k, int first, int rows, float *out)
 {
@@ -105,16 +122,7 @@ static void run(const struct problem *p, const struct kernel *k, int first, int 
     int32_t position[ATTEND_ROWS];
 
     for (int t = 0; t < rows; t++) position[t] = first + t;
-    attend(&(struct attend){.kernel = k,
-                            .kv = &p->kv,
-                            .q = p->q + (size_t)first * width,
-                            .out = out + (size_t)first * width,
-                            .ldq = width,
-                            .ldo = width,
-                            .position = position,
-                            .rows = rows,
-                            .heads = p->heads},
-           p->scratch, p->room);
+    run_at(p, k, p->q + (size_t)first * width, position, rows, out + (size_t)first * width);
 }
 
 static void run_all(const struct problem *p, const struct kernel *k, int at_once, float *out)
@@ -135,16 +143,7 @@ static void check_gaps(const struct problem *p, const float *want)
         memcpy(q + (size_t)rows * width, p->q + (size_t)t * width, width * sizeof(float));
         position[rows++] = t;
     }
-    attend(&(struct attend){.kernel = kernel_for(isa_best()),
-                            .kv = &p->kv,
-                            .q = q,
-                            .out = out,
-                            .ldq = width,
-                            .ldo = width,
-                            .position = position,
-                            .rows = rows,
-                            .heads = p->heads},
-           p->scratch, p->room);
+    run_at(p, kernel_for(isa_best()), q, position, rows, out);
     for (int r = 0; r < rows; r++)
         assert_memory_equal(out + (size_t)r * width, want + (size_t)position[r] * width, width * sizeof(float));
     free(q);
